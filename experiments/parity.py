@@ -1,0 +1,49 @@
+"""Replays a recording of the reference implementation and reports differences.
+
+    python -m experiments.parity FILE.npz [--dtype=float32] [--tolerance=1e-4]
+
+Prints, for each recorded quantity, the largest absolute difference and the
+largest difference relative to the quantity's largest magnitude. Exits with 1
+if any relative difference is above the tolerance.
+"""
+
+import jax
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from trm_jax import parity
+
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float64", ["float64", "float32"], "Arithmetic of the replay."
+)
+_TOLERANCE = flags.DEFINE_float(
+  "tolerance", 1e-4, "Largest relative difference allowed.", lower_bound=0
+)
+
+
+def main(argv: list[str]) -> int:
+  """Replays `argv[1]`."""
+  path = cli.only_argument(argv, "FILE.npz")
+  if _DTYPE.value == "float64":
+    jax.config.update("jax_enable_x64", True)
+  table = Table("quantity", "absolute", "relative", box=None)
+  worst = 0.0
+  for name, absolute, relative in parity.replay(
+    parity.Recording(path), _DTYPE.value
+  ):
+    worst = max(worst, relative)
+    style = "red" if relative > _TOLERANCE.value else None
+    table.add_row(name, f"{absolute:.2e}", f"{relative:.2e}", style=style)
+  Console(width=100).print(table)
+  agrees = worst <= _TOLERANCE.value
+  print(
+    f"{'agrees' if agrees else 'DIFFERS'}: largest relative difference "
+    f"{worst:.2e}, tolerance {_TOLERANCE.value:.0e}, {_DTYPE.value}"
+  )
+  return 0 if agrees else 1
+
+
+if __name__ == "__main__":
+  cli.run(main)

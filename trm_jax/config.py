@@ -1,0 +1,298 @@
+"""From an experiment's ConfigDict to frozen, checked settings.
+
+A `ConfigDict` ends here: everything below is given frozen dataclasses. Each
+section of a config is one dataclass, whose attributes document its fields.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from trm_jax.core.halting import HaltingConfig
+from trm_jax.core.losses import TOKEN_LOSSES
+from trm_jax.core.network import ModelConfig
+from trm_jax.data import sudoku
+from trm_jax.data.task import Task
+from trm_jax.errors import UserError
+from trm_jax.optim import OptimConfig
+
+REFILLS = ("queue", "discard")
+TASKS = {"sudoku": sudoku.SudokuData}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The training loop.
+
+  Attributes:
+    steps: optimizer steps, which are supervision steps, in all.
+    batch_size: global batch, over all devices and processes.
+    steps_per_dispatch: optimizer steps scanned into one call of the device.
+    refill: "queue" hands each halted slot the next puzzle and wastes none;
+      "discard" draws a full batch every step and throws away the rows of
+      running slots, as the reference does.
+    loss: token loss, "stablemax" or "softmax".
+    augment: whether puzzles are augmented, on the device.
+    log_every: optimizer steps between rows of metrics.
+    seed: seed of the weights, the order, the augmentation and the halting.
+  """
+
+  steps: int = 50_000
+  batch_size: int = 768
+  steps_per_dispatch: int = 10
+  refill: str = "queue"
+  loss: str = "stablemax"
+  augment: bool = True
+  log_every: int = 100
+  seed: int = 0
+
+  def __post_init__(self):
+    _require_positive(
+      self, "steps", "batch_size", "steps_per_dispatch", "log_every"
+    )
+    _require_choice(self, "refill", REFILLS)
+    _require_choice(self, "loss", TOKEN_LOSSES)
+    _require_multiple(self, self.steps_per_dispatch, "steps", "log_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Evaluation on the moving average of the weights, at a fixed depth.
+
+  Attributes:
+    every: optimizer steps between evaluations.
+    puzzles: how many test puzzles, drawn with `seed`; 0 means all of them.
+    depth: supervision steps given to each puzzle.
+    batch_size: puzzles evaluated at once.
+    seed: seed of the choice of puzzles.
+  """
+
+  every: int = 5_000
+  puzzles: int = 0
+  depth: int = 16
+  batch_size: int = 768
+  seed: int = 0
+
+  def __post_init__(self):
+    _require_positive(self, "every", "depth", "batch_size")
+    if self.puzzles < 0:
+      raise ValueError(f"puzzles={self.puzzles}: must be 0 (all) or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """What is kept of a run.
+
+  Attributes:
+    every: optimizer steps between checkpoints; each evaluation adds one.
+    keep: how many of the latest are kept, besides the best.
+  """
+
+  every: int = 1_000
+  keep: int = 2
+
+  def __post_init__(self):
+    _require_positive(self, "every", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How devices are laid out.
+
+  Attributes:
+    data: devices that share the batch; -1 means all that `model` leaves.
+    model: devices that share each weight matrix.
+  """
+
+  data: int = -1
+  model: int = 1
+
+  def __post_init__(self):
+    _require_positive(self, "model")
+    if self.data != -1 and self.data < 1:
+      raise ValueError(f"data={self.data}: must be positive, or -1 for 'rest'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A whole experiment: one attribute per section of its config."""
+
+  data: sudoku.SudokuData
+  model: ModelConfig
+  halting: HaltingConfig
+  optim: OptimConfig
+  train: TrainConfig
+  eval: EvalConfig
+  checkpoint: CheckpointConfig
+  mesh: MeshConfig
+
+  def __post_init__(self):
+    dispatch = self.train.steps_per_dispatch
+    for name, every in (
+      ("eval.every", self.eval.every),
+      ("checkpoint.every", self.checkpoint.every),
+    ):
+      if every % dispatch:
+        raise UserError(
+          f"config.{name}={every}: must be a multiple of "
+          f"config.train.steps_per_dispatch={dispatch}, for state is only "
+          "seen between dispatches"
+        )
+
+  @property
+  def task(self) -> Task:
+    """The task family that the data belongs to."""
+    return sudoku.task(self.data.size)
+
+
+def read(config: Mapping[str, Any]) -> Experiment:
+  """Checks a config and freezes it.
+
+  Args:
+    config: an experiment's config: a `ConfigDict`, or the nested dict read
+      back from a run's `config.json`. Sections may be missing; their
+      defaults then hold.
+
+  Returns:
+    The experiment.
+
+  Raises:
+    UserError: naming the field, its value and what was expected.
+  """
+  sections = {name: dict(section) for name, section in config.items()}
+  names = [field.name for field in dataclasses.fields(Experiment)]
+  _refuse_unknown("config", sections, names)
+  data = sections.pop("data", {})
+  task_name = data.pop("task", "sudoku")
+  if task_name not in TASKS:
+    raise UserError(
+      f"config.data.task={task_name!r}: must be one of {', '.join(TASKS)}"
+    )
+  settings = _build(TASKS[task_name], "data", data)
+  task = sudoku.task(settings.size)
+  fixed = {
+    "vocab_size": task.vocab_size,
+    "seq_len": task.seq_len,
+    "num_puzzle_ids": task.num_puzzle_ids,
+  }
+  model = _build(ModelConfig, "model", sections.pop("model", {}), fixed)
+  return Experiment(
+    data=settings,
+    model=model,
+    **{
+      name: _build(cls, name, sections.get(name, {}))
+      for name, cls in (
+        ("halting", HaltingConfig),
+        ("optim", OptimConfig),
+        ("train", TrainConfig),
+        ("eval", EvalConfig),
+        ("checkpoint", CheckpointConfig),
+        ("mesh", MeshConfig),
+      )
+    },
+  )
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+  """Names the fields in which two nested configs differ, with both values."""
+  ours, theirs = _flatten(ours), _flatten(theirs)
+  missing = "(missing)"
+  return [
+    f"{name}: {theirs.get(name, missing)!r} there, "
+    f"{ours.get(name, missing)!r} here"
+    for name in sorted(ours.keys() | theirs.keys())
+    if ours.get(name, missing) != theirs.get(name, missing)
+  ]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      flat.update(_flatten(value, f"{prefix}{name}."))
+    else:
+      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def _build(
+  cls: type,
+  section: str,
+  values: Mapping[str, Any],
+  fixed: Mapping[str, Any] = types.MappingProxyType({}),
+):
+  """Makes one section's dataclass; `fixed` are fields the config can't set."""
+  hints = typing.get_type_hints(cls)
+  allowed = [f.name for f in dataclasses.fields(cls) if f.name not in fixed]
+  _refuse_unknown(f"config.{section}", values, allowed)
+  typed = {
+    name: _convert(f"config.{section}.{name}", value, hints[name])
+    for name, value in values.items()
+  }
+  try:
+    return cls(**typed, **fixed)
+  except ValueError as error:
+    raise UserError(f"config.{section}.{error}") from error
+
+
+def _refuse_unknown(where: str, names, allowed: list[str]):
+  for name in names:
+    if name not in allowed:
+      close = difflib.get_close_matches(name, allowed, n=1)
+      hint = f"did you mean {close[0]!r}?" if close else (
+        f"it has {', '.join(sorted(allowed))}"
+      )  # fmt: skip
+      raise UserError(f"{where} has no field {name!r}: {hint}")
+
+
+def _convert(where: str, value: Any, hint: Any) -> Any:
+  """Checks a value's type; an int may stand for a float, a list for a tuple."""
+  options = typing.get_args(hint) if _is_union(hint) else (hint,)
+  for option in options:
+    if option is type(None) and value is None:
+      return None
+    if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
+      parts = typing.get_args(option)
+      if len(parts) == len(value):
+        return tuple(
+          _convert(f"{where}[{i}]", part, parts[i])
+          for i, part in enumerate(value)
+        )
+    if option is float and type(value) is int:
+      return float(value)
+    if isinstance(option, type) and type(value) is option:
+      return value
+  expected = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+  raise UserError(
+    f"{where}={value!r}: must be {expected}, not {type(value).__name__}"
+  )
+
+
+def _is_union(hint: Any) -> bool:
+  return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _require_positive(settings: Any, *names: str):
+  for name in names:
+    if getattr(settings, name) < 1:
+      raise ValueError(f"{name}={getattr(settings, name)}: must be at least 1")
+
+
+def _require_choice(settings: Any, name: str, allowed: tuple[str, ...]):
+  if getattr(settings, name) not in allowed:
+    raise ValueError(
+      f"{name}={getattr(settings, name)!r}: must be one of "
+      f"{', '.join(allowed)}"
+    )
+
+
+def _require_multiple(settings: Any, dispatch: int, *names: str):
+  for name in names:
+    if getattr(settings, name) % dispatch:
+      raise ValueError(
+        f"{name}={getattr(settings, name)}: must be a multiple of "
+        f"steps_per_dispatch={dispatch}"
+      )

@@ -1,0 +1,191 @@
+"""The carry: which puzzle each batch slot holds, how far it is, when it halts.
+
+Training spends one optimizer step per supervision step. A slot keeps its
+puzzle until it halts, then takes a new one. Everything starts halted, so the
+first step fills every slot.
+"""
+
+import dataclasses
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from trm_jax.core import network, recursion
+from trm_jax.core.network import Latents, ModelConfig, Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class HaltingConfig:
+  """How long a puzzle may stay in its slot during training.
+
+  Attributes:
+    max_steps: supervision steps after which a slot always halts.
+    exploration: probability, per slot and step, that halting is put off until
+      a number of steps drawn uniformly from [2, max_steps].
+  """
+
+  max_steps: int = 16
+  exploration: float = 0.1
+
+  def __post_init__(self):
+    if self.max_steps < 1:
+      raise ValueError(f"max_steps={self.max_steps}: must be at least 1")
+    if not 0 <= self.exploration <= 1:
+      raise ValueError(
+        f"exploration={self.exploration}: must be a probability in [0, 1]"
+      )
+
+
+@flax.struct.dataclass
+class Puzzles:
+  """A batch of puzzles.
+
+  Attributes:
+    inputs: int32 `[B, S]`, tokens of the questions.
+    labels: int32 `[B, S]`, tokens of the answers; `losses.IGNORE_LABEL` where
+      there is nothing to learn.
+    puzzle_ids: int32 `[B]`, rows of the puzzle table.
+  """
+
+  inputs: jax.Array
+  labels: jax.Array
+  puzzle_ids: jax.Array
+
+
+@flax.struct.dataclass
+class Carry:
+  """What one supervision step hands to the next.
+
+  Attributes:
+    latents: `y, z`, `[B, L, D]`.
+    steps: int32 `[B]`, supervision steps spent on the slot's puzzle.
+    halted: bool `[B]`, whether the slot takes a new puzzle next.
+    puzzles: what the slots hold.
+  """
+
+  latents: Latents
+  steps: jax.Array
+  halted: jax.Array
+  puzzles: Puzzles
+
+
+@flax.struct.dataclass
+class Outputs:
+  """What a supervision step predicts.
+
+  Attributes:
+    logits: `[B, S, V]` in the model's dtype.
+    q_halt: `[B]`, logit of "the answer is right", at least float32.
+    q_continue: `[B]`, logit of "going on is better", at least float32.
+  """
+
+  logits: jax.Array
+  q_halt: jax.Array
+  q_continue: jax.Array
+
+
+def initial_carry(batch: int, config: ModelConfig) -> Carry:
+  """A carry whose slots are all halted and empty."""
+  latents = jnp.zeros(
+    (batch, config.length, config.width), jnp.dtype(config.dtype)
+  )
+  tokens = jnp.zeros((batch, config.seq_len), jnp.int32)
+  zeros = jnp.zeros((batch,), jnp.int32)
+  return Carry(
+    latents=Latents(y=latents, z=latents),
+    steps=zeros,
+    halted=jnp.ones((batch,), bool),
+    puzzles=Puzzles(inputs=tokens, labels=tokens, puzzle_ids=zeros),
+  )
+
+
+def refill(carry: Carry, incoming: Puzzles, initial: Latents) -> Carry:
+  """Gives every halted slot its incoming puzzle and the initial latents.
+
+  Args:
+    carry: the carry of the last step.
+    incoming: one puzzle per slot; those of running slots are ignored.
+    initial: `y, z` to start from, broadcast to `[B, L, D]`.
+
+  Returns:
+    The carry to take a step from; `halted` still tells who was refilled.
+  """
+
+  def where_halted(new, old):
+    mask = carry.halted.reshape((-1,) + (1,) * (old.ndim - 1))
+    return jnp.where(mask, new, old)
+
+  return carry.replace(
+    latents=jax.tree.map(where_halted, initial, carry.latents),
+    steps=where_halted(jnp.zeros_like(carry.steps), carry.steps),
+    puzzles=jax.tree.map(where_halted, incoming, carry.puzzles),
+  )
+
+
+def supervise(
+  weights: Weights,
+  puzzle_rows: jax.Array,
+  latents: Latents,
+  inputs: jax.Array,
+  config: ModelConfig,
+) -> tuple[Latents, Outputs]:
+  """Embeds, recurses once and reads both heads.
+
+  Args:
+    weights: `Params.weights`.
+    puzzle_rows: `[B, E]`, rows of the puzzle table.
+    latents: `y, z`, `[B, L, D]`.
+    inputs: int32 `[B, S]`.
+    config: the model.
+
+  Returns:
+    The refined latents, and what was read from them.
+  """
+  x = network.embed(weights, puzzle_rows, inputs, config)
+  latents = recursion.supervision_step(weights, latents, x, config)
+  q_halt, q_continue = network.read_halting(weights, latents.y, config)
+  logits = network.read_answer(weights, latents.y, config)
+  return latents, Outputs(logits=logits, q_halt=q_halt, q_continue=q_continue)
+
+
+def draw_minimum_steps(
+  key: jax.Array, batch: int, halting: HaltingConfig
+) -> jax.Array:
+  """Steps before which a slot may not halt, int32 `[B]`, drawn per slot."""
+  explore_key, steps_key = jax.random.split(key)
+  explore = jax.random.bernoulli(explore_key, halting.exploration, (batch,))
+  longest = max(halting.max_steps, 2)
+  steps = jax.random.randint(steps_key, (batch,), 2, longest + 1)
+  return jnp.where(explore, steps, 0)
+
+
+def finish_step(
+  carry: Carry,
+  latents: Latents,
+  q_halt: jax.Array,
+  minimum_steps: jax.Array,
+  halting: HaltingConfig,
+) -> Carry:
+  """Counts the step and decides which slots halt.
+
+  A slot halts at `max_steps`, or when `q_halt > 0`, but not before its
+  minimum. The last step halts whatever the minimum, which never exceeds it.
+
+  Args:
+    carry: the refilled carry that the step started from.
+    latents: what the step returned; passed on without gradient.
+    q_halt: `[B]` halting logits of the step.
+    minimum_steps: int32 `[B]`.
+    halting: the rule's settings.
+
+  Returns:
+    The carry for the next step.
+  """
+  steps = carry.steps + 1
+  halted = (steps >= halting.max_steps) | (q_halt > 0)
+  if halting.max_steps > 1:
+    halted &= steps >= minimum_steps
+  return carry.replace(
+    latents=jax.lax.stop_gradient(latents), steps=steps, halted=halted
+  )
