@@ -8,7 +8,7 @@ if any relative difference is above the tolerance.
 """
 
 import jax
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 

@@ -14,13 +14,13 @@ from typing import Any
 from trm_jax.core.halting import HaltingConfig
 from trm_jax.core.losses import TOKEN_LOSSES
 from trm_jax.core.network import ModelConfig
-from trm_jax.data import sudoku
+from trm_jax.data.sudoku import board, builder
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
 from trm_jax.optim import OptimConfig
 
 REFILLS = ("queue", "discard")
-TASKS = {"sudoku": sudoku.SudokuData}
+TASKS = {"sudoku": builder.SudokuData}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ class MeshConfig:
 class Experiment:
   """A whole experiment: one attribute per section of its config."""
 
-  data: sudoku.SudokuData
+  data: builder.SudokuData
   model: ModelConfig
   halting: HaltingConfig
   optim: OptimConfig
@@ -145,7 +145,7 @@ class Experiment:
   @property
   def task(self) -> Task:
     """The task family that the data belongs to."""
-    return sudoku.task(self.data.size)
+    return board.task(self.data.size)
 
 
 def read(config: Mapping[str, Any]) -> Experiment:
@@ -172,7 +172,7 @@ def read(config: Mapping[str, Any]) -> Experiment:
       f"config.data.task={task_name!r}: must be one of {', '.join(TASKS)}"
     )
   settings = _build(TASKS[task_name], "data", data)
-  task = sudoku.task(settings.size)
+  task = board.task(settings.size)
   fixed = {
     "vocab_size": task.vocab_size,
     "seq_len": task.seq_len,
@@ -194,28 +194,6 @@ def read(config: Mapping[str, Any]) -> Experiment:
       )
     },
   )
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-  """Names the fields in which two nested configs differ, with both values."""
-  ours, theirs = _flatten(ours), _flatten(theirs)
-  missing = "(missing)"
-  return [
-    f"{name}: {theirs.get(name, missing)!r} there, "
-    f"{ours.get(name, missing)!r} here"
-    for name in sorted(ours.keys() | theirs.keys())
-    if ours.get(name, missing) != theirs.get(name, missing)
-  ]
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping):
-      flat.update(_flatten(value, f"{prefix}{name}."))
-    else:
-      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-  return flat
 
 
 def _build(
@@ -284,8 +262,7 @@ def _require_positive(settings: Any, *names: str):
 def _require_choice(settings: Any, name: str, allowed: tuple[str, ...]):
   if getattr(settings, name) not in allowed:
     raise ValueError(
-      f"{name}={getattr(settings, name)!r}: must be one of "
-      f"{', '.join(allowed)}"
+      f"{name}={getattr(settings, name)!r}: must be one of {', '.join(allowed)}"
     )
 
 

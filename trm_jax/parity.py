@@ -17,7 +17,7 @@ import numpy as np
 
 from trm_jax import train
 from trm_jax.config import TrainConfig
-from trm_jax.core import halting, losses, network, recursion
+from trm_jax.core import halting, losses, recursion
 from trm_jax.core.halting import HaltingConfig, Puzzles
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.data.task import Task
@@ -127,6 +127,8 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
 
   mixer = "mlp" if recording.config.get("mlp_t", False) else "attention"
   positions = choose("pos_encodings", _POSITIONS)
+  if (mixer, positions) == ("mlp", "rotary"):
+    positions = "none"  # the reference ignores them without attention
   try:
     model = ModelConfig(
       vocab_size=get("vocab_size"),
@@ -137,8 +139,7 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
       heads=get("num_heads"),
       expansion=get("expansion"),
       mixer=mixer,
-      # The reference ignores rotary positions where there is no attention.
-      positions="none" if (mixer, positions) == ("mlp", "rotary") else positions,
+      positions=positions,
       rope_theta=recording.config.get("rope_theta", 10000.0),
       norm_eps=recording.config.get("rms_norm_eps", 1e-5),
       puzzle_emb_ndim=get("puzzle_emb_ndim"),
@@ -286,9 +287,7 @@ def _compare_gradients(
     yield _compare(recording, name, learned.row_gradients)
 
 
-def _puzzles(
-  recording: Recording, where: str, recipe: train.Recipe
-) -> Puzzles:
+def _puzzles(recording: Recording, where: str, recipe: train.Recipe) -> Puzzles:
   batch, tokens = recipe.train.batch_size, recipe.model.seq_len
   arrays = {
     "inputs": recording.array(f"{where}/inputs", (batch, tokens)),

@@ -83,6 +83,7 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, h: jax.Array) -> jax.Array:
+    """Maps `[..., fan_in]` to `[..., features]`."""
     fan_in = h.shape[-1]
     init = self.kernel_init or _fan_in(fan_in)
     shape = (fan_in, self.features)
@@ -107,6 +108,7 @@ class SwiGLU(nn.Module):
 
   @nn.compact
   def __call__(self, h: jax.Array) -> jax.Array:
+    """Maps `[..., width]` to `[..., width]`."""
     width = h.shape[-1]
     gate_up = self.param(
       "gate_up", _fan_in(width), (width, 2, self.inner), self.param_dtype
@@ -129,6 +131,7 @@ class Attention(nn.Module):
   def __call__(
     self, h: jax.Array, rotary: tuple[jax.Array, jax.Array] | None
   ) -> jax.Array:
+    """Maps `[B, L, D]` to `[B, L, D]`, rotating q and k where asked to."""
     width = h.shape[-1]
     head_dim = width // self.heads
     qkv = self.param(
@@ -164,9 +167,7 @@ def rotary_table(
   return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(
-  heads: jax.Array, rotary: tuple[jax.Array, jax.Array]
-) -> jax.Array:
+def rotate(heads: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Rotates `[B, L, H, K]` by position, pairing first with second half."""
   cos, sin = rotary
   wide = heads.astype(cos.dtype)

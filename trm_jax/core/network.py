@@ -79,15 +79,14 @@ class ModelConfig:
   param_dtype: str = "float32"
 
   def __post_init__(self):
-    for name in (
-      "vocab_size seq_len num_puzzle_ids width layers heads expansion "
-      "inner_multiple rope_theta cycles latent_steps norm_eps"
-    ).split():
-      if not getattr(self, name) > 0:
-        raise ValueError(f"{name}={getattr(self, name)}: must be positive")
-    for name in ("puzzle_emb_ndim", "puzzle_emb_len"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+    for name, value in vars(self).items():
+      if isinstance(value, str):
+        continue
+      if name.startswith("puzzle_emb"):  # 0 has a meaning there
+        if value < 0:
+          raise ValueError(f"{name}={value}: must not be negative")
+      elif not value > 0:
+        raise ValueError(f"{name}={value}: must be positive")
     for name, allowed in (
       ("mixer", MIXERS),
       ("positions", POSITIONS),
@@ -96,8 +95,7 @@ class ModelConfig:
     ):
       if getattr(self, name) not in allowed:
         raise ValueError(
-          f"{name}={getattr(self, name)!r}: must be one of "
-          f"{', '.join(allowed)}"
+          f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}"
         )
     if self.mixer == "attention" and self.width % (2 * self.heads):
       raise ValueError(
@@ -215,6 +213,11 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
   )
 
 
+def shapes(config: ModelConfig) -> Params:
+  """What `init` returns, as `jax.ShapeDtypeStruct`s, without the work."""
+  return jax.eval_shape(lambda: init(jax.random.key(0), config))
+
+
 def embed(
   weights: Weights,
   puzzle_rows: jax.Array,
@@ -314,7 +317,7 @@ def read_halting(
 
 def count_weights(params: Params) -> int:
   """Trained weights of the network, without the puzzle table."""
-  return sum(leaf.size for leaf in jax.tree.leaves(params.weights))
+  return sum(math.prod(w.shape) for w in jax.tree.leaves(params.weights))
 
 
 def _token_mlp(config: ModelConfig) -> layers.SwiGLU:

@@ -1,8 +1,8 @@
 """Recursion: an answer refined by scans of one small network.
 
-    latent step        z <- net(z + y + x)
-    cycle              n latent steps, then y <- net(y + z)
-    supervision step   T cycles; only the last one carries gradient
+latent step        z <- net(z + y + x)
+cycle              n latent steps, then y <- net(y + z)
+supervision step   T cycles; only the last one carries gradient
 """
 
 from collections.abc import Callable

@@ -90,9 +90,7 @@ def layout(config: ModelConfig) -> Iterator[Entry]:
         f"{there}.self_attn.o_proj.weight", (*here, "mixer", "out"),
         (width, width), (*heads, width),
       )  # fmt: skip
-    yield from _swiglu(
-      f"{there}.mlp", (*here, "mlp"), width, config.mlp_inner
-    )
+    yield from _swiglu(f"{there}.mlp", (*here, "mlp"), width, config.mlp_inner)
 
 
 def params_from_reference(
@@ -111,10 +109,9 @@ def params_from_reference(
     UserError: naming an array that is missing, or whose shape is not the
       model's.
   """
-  shapes = jax.eval_shape(
-    lambda key: network.init(key, config), jax.random.key(0)
+  tree = jax.tree.map(
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.shapes(config)
   )
-  tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
   for entry in layout(config):
     if entry.name not in arrays:
       raise UserError(

@@ -1,0 +1,171 @@
+"""Times training and inference of a config, on puzzles made up on the spot.
+
+    python -m experiments.benchmark --config=FILE.py[:variant] [--seconds=10]
+        [--depth=16] [--peak_tflops=989] [--json]
+
+Prints, for training and for inference, the time to compile, steps and puzzles
+a second, achieved FLOP/s by the analytic count, and peak memory; with
+--peak_tflops (the published dense peak of all devices together) the share of
+it that is used, MFU. Reads no data: the time depends on shapes alone.
+"""
+
+import json
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from trm_jax import config as config_lib
+from trm_jax import evaluate, fit, sharding, train
+from trm_jax.config import Experiment
+from trm_jax.core import flops
+from trm_jax.data.task import Split
+
+_CONFIG = cli.define_config()
+_SECONDS = flags.DEFINE_float(
+  "seconds", 10.0, "Time to measure each for.", lower_bound=0.1
+)
+_DEPTH = flags.DEFINE_integer(
+  "depth", 16, "Supervision steps of inference.", lower_bound=1
+)
+_PEAK = flags.DEFINE_float(
+  "peak_tflops", None, "Peak TFLOP/s of all devices together.", lower_bound=0
+)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")
+
+
+def main(argv: list[str]) -> int:
+  """Benchmarks what `--config` describes."""
+  cli.no_arguments(argv)
+  experiment = config_lib.read(cli.config_values(_CONFIG))
+  program = fit.build(experiment)
+  split = _made_up(experiment)
+  measured = {
+    "training": _measure_training(experiment, program, split),
+    "inference": _measure_inference(experiment, program, split),
+  }
+  device = jax.devices()[0].device_kind
+  if _JSON.value:
+    print(json.dumps({"device": device, **measured}))
+    return 0
+  names = list(measured["training"])
+  table = Table("", *measured, title=f"{jax.device_count()} x {device}")
+  for name in names:
+    table.add_row(name, *(f"{row[name]:,.4g}" for row in measured.values()))
+  Console().print(table)
+  return 0
+
+
+def _made_up(experiment: Experiment) -> Split:
+  """Random tokens of the task's shape."""
+  task, rows = experiment.task, 1024
+  random = np.random.default_rng(0)
+  tokens = random.integers(1, task.vocab_size, (2, rows, task.seq_len))
+  inputs, labels = tokens.astype(np.uint8)
+  return Split(inputs, labels, np.zeros(rows, np.int32))
+
+
+def _measure_training(
+  experiment: Experiment, program: fit.Program, split: Split
+) -> dict[str, float]:
+  table = fit.stage(split, program.mesh)
+  state = program.init()
+  started = time.perf_counter()
+  compiled = program.dispatch.lower(state, table).compile()
+  compile_seconds = time.perf_counter() - started
+
+  def call():
+    nonlocal state
+    state, metrics = compiled(state, table)
+    return metrics
+
+  steps = experiment.train.steps_per_dispatch
+  return _figures(
+    compile_seconds,
+    _seconds_a_call(call) / steps,
+    experiment.train.batch_size,
+    flops.training_step(experiment.model),
+    compiled,
+  )
+
+
+def _measure_inference(
+  experiment: Experiment, program: fit.Program, split: Split
+) -> dict[str, float]:
+  batch, depth = experiment.eval.batch_size, _DEPTH.value
+  rows = np.arange(batch) % len(split)
+  by_batch = sharding.by_batch(program.mesh)
+  puzzles = train.as_puzzles(
+    *sharding.put(
+      (split.inputs[rows], split.labels[rows], split.puzzle_ids[rows]), by_batch
+    )
+  )
+  counted = sharding.put(np.ones(batch, bool), by_batch)
+  params = program.init().averaged_params
+  started = time.perf_counter()
+  compiled = evaluate.score_batch.lower(
+    params, puzzles, counted, depth, experiment.model, experiment.task
+  ).compile()
+  compile_seconds = time.perf_counter() - started
+  return _figures(
+    compile_seconds,
+    _seconds_a_call(lambda: compiled(params, puzzles, counted)) / depth,
+    batch / depth,  # a puzzle is done after `depth` steps
+    flops.inference(experiment.model, depth),
+    compiled,
+  )
+
+
+def _seconds_a_call(call: Callable[[], Any]) -> float:
+  """Mean seconds of a call, over `--seconds`, after one to warm up."""
+  jax.block_until_ready(call())
+  started, calls = time.perf_counter(), 0
+  while time.perf_counter() - started < _SECONDS.value:
+    jax.block_until_ready(call())
+    calls += 1
+  return (time.perf_counter() - started) / calls
+
+
+def _figures(
+  compile_seconds: float,
+  step_seconds: float,
+  puzzles_a_step: float,
+  flops_a_puzzle: int,
+  compiled: Any,
+) -> dict[str, float]:
+  puzzles = puzzles_a_step / step_seconds
+  figures = {
+    "compile, s": compile_seconds,
+    "supervision steps/s": 1 / step_seconds,
+    "puzzles/s": puzzles,
+    "achieved TFLOP/s": puzzles * flops_a_puzzle / 1e12,
+    "program's temporaries, GiB": _temporaries(compiled) / 2**30,
+    "peak memory, GiB": _peak_bytes() / 2**30,
+  }
+  if _PEAK.value:
+    figures["MFU, %"] = 100 * figures["achieved TFLOP/s"] / _PEAK.value
+  return figures
+
+
+def _temporaries(compiled: Any) -> float:
+  analysis = compiled.memory_analysis()
+  return analysis.temp_size_in_bytes if analysis else float("nan")
+
+
+def _peak_bytes() -> float:
+  """Peak memory so far: the device's, or on a CPU the process's."""
+  stats = jax.devices()[0].memory_stats()
+  if stats and "peak_bytes_in_use" in stats:
+    return stats["peak_bytes_in_use"]
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+  cli.run(main)

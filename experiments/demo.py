@@ -1,0 +1,73 @@
+"""The whole journey in some minutes: generate, train, evaluate, draw, save.
+
+    python -m experiments.demo [--workdir=runs/demo]
+
+Generates 6x6 Sudoku puzzles, trains a small TRM on the CPU, evaluates puzzles
+that it has never seen at depths 1 to 32, draws accuracy against depth and
+FLOPs, and saves the weights. Interrupted, it goes on where it stopped.
+"""
+
+import importlib
+import time
+
+from absl import flags
+from rich.console import Console
+
+from experiments import cli, progress, report
+from trm_jax import config as config_lib
+from trm_jax import fit, plots
+from trm_jax.export import weights
+from trm_jax.run_folder import RunFolder, write_json
+
+DEPTHS = (1, 2, 4, 8, 16, 32)
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the run.")
+
+
+def main(argv: list[str]) -> int:
+  """Does all of it."""
+  cli.no_arguments(argv)
+  started = time.perf_counter()
+  config = importlib.import_module("configs.demo").get_config().to_dict()
+  folder = RunFolder(_WORKDIR.value)
+  config["data"]["cache_dir"] = str(folder.path / "data")
+  experiment = config_lib.read(config)
+  folder.claim(config, overrides={})
+  with Console().status("generating puzzles, each with exactly one solution"):
+    training, held_out = report.load_splits(experiment)
+  with progress.Bar(experiment.train.steps) as bar:
+    bar.say(report.describe(experiment, training, held_out))
+    try:
+      fit.fit(experiment, folder, training, held_out, bar)
+    except fit.Stopped as stopped:
+      bar.say("stopped; everything is saved. The same command goes on")
+      return 128 + stopped.signal
+  step, state, program = fit.restore_for_inference(experiment, folder, "best")
+  records = report.evaluate_depths(
+    experiment, program, state.averaged_params, held_out, DEPTHS
+  )
+  title = report.title(experiment, step)
+  report.print_depths(records, title)
+  made = {
+    "accuracy against depth": folder.plots / "depth.png",
+    "learning curves": folder.plots / "learning.png",
+    "weights": folder.path / "weights.safetensors",
+    "scores": folder.result,
+  }
+  plots.depth_curve(records, made["accuracy against depth"], title)
+  report.plot_learning([folder], made["learning curves"])
+  weights.save_weights(
+    made["weights"],
+    state.averaged_params,
+    config,
+    {"step": step, "scores": records},
+  )
+  write_json(made["scores"], {"checkpoint": step, "depths": records})
+  for what, path in made.items():
+    print(f"{what + ':':24s}{path}")
+  print(f"took {time.perf_counter() - started:.0f} s")
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,31 @@
+"""Draws learning curves of one or many runs.
+
+    python -m experiments.plot DIR [DIR ...] [--out=FILE.png]
+
+By default the picture goes to `plots/learning.png` in the first run's folder.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli, report
+from trm_jax.errors import UserError
+from trm_jax.run_folder import RunFolder
+
+_OUT = flags.DEFINE_string("out", "", "The PNG to write.")
+
+
+def main(argv: list[str]) -> int:
+  """Plots the runs named in `argv`."""
+  if not argv[1:]:
+    raise UserError("expected one or more run folders")
+  folders = [RunFolder(path) for path in argv[1:]]
+  picture = pathlib.Path(_OUT.value or folders[0].plots / "learning.png")
+  report.plot_learning(folders, picture)
+  print(f"wrote {picture}")
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)

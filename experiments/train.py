@@ -1,0 +1,74 @@
+"""Trains a model, or goes on where an earlier run of the folder stopped.
+
+    python -m experiments.train --config=configs/sudoku_extreme.py[:variant] \
+        --workdir=DIR [--config.optim.lr=2e-4 ...]
+
+Any field of the config can be changed on the command line. Running the same
+command again resumes from the last checkpoint, bit for bit; another config in
+the same folder is refused. SIGTERM or Ctrl-C saves first and exits with 128
+plus the signal's number. Several processes: give each --coordinator,
+--num_processes and --process_id (on TPU pods and Slurm, --distributed alone).
+"""
+
+import jax
+from absl import flags
+
+from experiments import cli, progress, report
+from trm_jax import config as config_lib
+from trm_jax import fit
+from trm_jax.run_folder import RunFolder, write_json
+
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
+_TENSORBOARD = flags.DEFINE_bool(
+  "tensorboard", False, "Write TensorBoard files too (extra 'tensorboard')."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Join the processes that the cluster names."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", "", "host:port of process 0; implies --distributed."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Processes in all.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this is, from 0.", lower_bound=0
+)
+
+
+def main(argv: list[str]) -> int:
+  """Trains what `--config` says in `--workdir`."""
+  cli.no_arguments(argv)
+  if _DISTRIBUTED.value or _COORDINATOR.value:
+    jax.distributed.initialize(
+      _COORDINATOR.value or None, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
+  leader = jax.process_index() == 0
+  config = cli.config_values(_CONFIG)
+  experiment = config_lib.read(config)
+  fit.build(experiment)  # refuses what the devices cannot do, before writing
+  folder = RunFolder(_WORKDIR.value)
+  if leader:
+    folder.claim(config, cli.config_overrides("config"))
+  training, held_out = report.load_splits(experiment)
+  with progress.Bar(experiment.train.steps, quiet=not leader) as bar:
+    bar.say(report.describe(experiment, training, held_out))
+    try:
+      records = fit.fit(
+        experiment, folder, training, held_out, bar, _TENSORBOARD.value
+      )
+    except fit.Stopped as stopped:
+      bar.say(
+        f"stopped by a signal; everything is saved up to step {stopped.step}. "
+        "The same command goes on from there"
+      )
+      return 128 + stopped.signal
+    if leader and records:
+      write_json(folder.result, {"checkpoint": "last", "depths": records})
+    bar.say(f"finished; see {folder.path}")
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)

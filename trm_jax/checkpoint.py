@@ -1,0 +1,174 @@
+"""Checkpoints of any pytree, through Orbax: the latest few and the best.
+
+A checkpoint is written to a temporary folder and renamed when complete, so a
+process killed at any moment leaves either a whole checkpoint or none.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from trm_jax.errors import UserError
+
+_policies = ocp.training.preservation_policies
+
+
+class Checkpoints:
+  """The checkpoints of one run; use it as a context manager.
+
+  Args:
+    directory: where they live, one numbered folder each.
+    keep: how many of the latest are kept.
+    best_metric: metric whose largest value marks the best, kept as well.
+  """
+
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    keep: int = 1,
+    best_metric: str = "exact_accuracy",
+  ):
+    self._directory = directory
+    self._best_metric = best_metric
+    best = _policies.BestN(
+      get_metric_fn=lambda metrics: metrics[best_metric],
+      n=1,
+      keep_checkpoints_without_metrics=False,
+    )
+    self._orbax = ocp.training.Checkpointer(
+      directory.absolute(),
+      preservation_policy=_policies.AnyPreservationPolicy(
+        [_policies.LatestN(keep), best]
+      ),
+      # What a killed process left half-written is of no use to anyone.
+      cleanup_tmp_directories=True,
+    )
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_):
+    self._orbax.close()
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps of all complete checkpoints, ascending."""
+    return sorted(found.step for found in self._orbax.checkpoints)
+
+  @property
+  def latest(self) -> int | None:
+    """Step of the latest complete checkpoint."""
+    return max(self.steps, default=None)
+
+  @property
+  def best(self) -> int | None:
+    """Step of the checkpoint with the best metric, the latest of equals."""
+    scored = [
+      (found.metrics[self._best_metric], found.step)
+      for found in self._orbax.checkpoints
+      if found.metrics
+    ]
+    return max(scored)[1] if scored else None
+
+  def find(self, which: str) -> int:
+    """The step meant by "best", "last" or a number.
+
+    Raises:
+      UserError: naming the checkpoints that there are.
+    """
+    if not self.steps:
+      raise UserError(f"{self._directory} holds no complete checkpoint")
+    if which == "last":
+      return self.steps[-1]
+    if which == "best":
+      # A run too short to have been evaluated has only its last.
+      return self.steps[-1] if self.best is None else self.best
+    if not which.isdigit() or int(which) not in self.steps:
+      raise UserError(
+        f"checkpoint {which!r}: must be 'best', 'last' or one of the steps "
+        f"{', '.join(map(str, self.steps))}"
+      )
+    return int(which)
+
+  def save(
+    self, step: int, state: Any, metrics: dict[str, float] | None = None
+  ):
+    """Starts saving in the background, after any save still under way.
+
+    Args:
+      step: the checkpoint's number; one that exists already is left alone.
+      state: a tree of arrays. They may be donated once this returns.
+      metrics: scores of this state, by which the best is chosen.
+
+    Raises:
+      UserError: if this or the save before it could not be written.
+    """
+    if step in self.steps:
+      return
+    try:
+      self._orbax.save_async(step, state, force=True, metrics=metrics)
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._unwritten(error) from error
+
+  def wait(self):
+    """Waits until everything is written.
+
+    Raises:
+      UserError: if it could not be.
+    """
+    try:
+      self._orbax.wait()
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._unwritten(error) from error
+
+  def restore(self, step: int, abstract: Any) -> Any:
+    """Loads a checkpoint straight into its place on the devices.
+
+    Args:
+      step: which one.
+      abstract: the state as `jax.ShapeDtypeStruct`s with shardings, which need
+        not be those it was saved with.
+
+    Returns:
+      The state.
+
+    Raises:
+      UserError: if it is damaged or belongs to another model.
+    """
+    try:
+      return self._orbax.load(step, abstract)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      others = [s for s in self.steps if s != step]
+      advice = (
+        f"delete that folder to go back to step {max(others)}"
+        if others
+        else "there is no other one to go back to"
+      )
+      raise UserError(
+        f"checkpoint {self._directory / str(step)} cannot be read; {advice}. "
+        f"Cause: {_first_line(error)}"
+      ) from error
+
+  def _unwritten(self, error: Exception) -> UserError:
+    return UserError(
+      f"a checkpoint could not be written to {self._directory}: "
+      f"{_first_line(error)}. The last complete one is step {self.latest}"
+    )
+
+
+def abstract_state(tree: Any, shardings: Any) -> Any:
+  """A tree of shapes, dtypes and shardings, to restore into."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    tree,
+    shardings,
+  )
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0][:300]

@@ -1,0 +1,120 @@
+"""Random symmetries of puzzles: pure JAX, one puzzle at a time, invertible."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trm_jax.data.sudoku import geometry
+
+
+@flax.struct.dataclass
+class Symmetry:
+  """A symmetry of the board, as data.
+
+  Attributes:
+    cells: int32 [L]; cell i of the image shows cell `cells[i]`.
+    digits: int32 [V]; token t of the original becomes `digits[t]`. Padding
+      and blank map to themselves.
+  """
+
+  cells: jax.Array
+  digits: jax.Array
+
+
+def sample_symmetry(key: jax.Array, size: int) -> Symmetry:
+  """Draws a symmetry of the Sudoku board, uniform over the group.
+
+  Digits are relabelled; bands, rows in a band, stacks and columns in a stack
+  trade places; where a box is square, the board is transposed half the time.
+
+  Args:
+    key: a typed PRNG key.
+    size: cells along one side of the board.
+
+  Returns:
+    The symmetry.
+  """
+  height, width = geometry.BOXES[size]
+  bands, stacks = size // height, size // width
+  # One draw for all: it compiles and runs far faster than one a choice.
+  draws = jax.random.bits(key, (1 + size + bands + size + stacks + size,))
+  flip, digits, *axes = jnp.split(
+    draws, np.cumsum([1, size, bands, size, stacks])
+  )
+  rows = _permute_lines(axes[0], axes[1].reshape(bands, height))
+  columns = _permute_lines(axes[2], axes[3].reshape(stacks, width))
+  cells = rows[:, None] * size + columns[None, :]
+  if height == width:
+    cells = jnp.where(flip[0] >> 31, cells.T, cells)
+  digits = jnp.concatenate([jnp.arange(2), _permutation(digits) + 2])
+  return Symmetry(cells.reshape(-1), digits)
+
+
+def _permute_lines(group_draws, line_draws):
+  """Permutes groups of lines, and the lines within each group.
+
+  Args:
+    group_draws: uint32 [G].
+    line_draws: uint32 [G, lines in a group].
+
+  Returns:
+    int32 [lines], which line is shown in each place.
+  """
+  group = _permutation(group_draws)[:, None]
+  line = _permutation(line_draws)
+  return (group * line.shape[-1] + line).reshape(-1)
+
+
+def _permutation(draws):
+  """Turns uint32 draws into permutations along the last axis, int32."""
+  # The rank of each number is a permutation. Comparing all pairs is far
+  # cheaper than sorting so few numbers, and a tie goes to the earlier one.
+  count = draws.shape[-1]
+  first, second = draws[..., :, None], draws[..., None, :]
+  is_tied = first == second
+  earlier = np.tril(np.ones((count, count), bool), -1)
+  is_tied &= np.broadcast_to(earlier, is_tied.shape)
+  before = (second < first) | is_tied
+  return before.sum(-1, dtype=jnp.int32)
+
+
+def apply(symmetry: Symmetry, tokens: jax.Array) -> jax.Array:
+  """Maps a grid to its image.
+
+  Args:
+    symmetry: the symmetry.
+    tokens: integers [L].
+
+  Returns:
+    The image, of the dtype of `tokens` [L].
+  """
+  return symmetry.digits[tokens[symmetry.cells]].astype(tokens.dtype)
+
+
+def inverse(symmetry: Symmetry) -> Symmetry:
+  """Returns the symmetry that undoes this one."""
+  return Symmetry(_invert(symmetry.cells), _invert(symmetry.digits))
+
+
+def _invert(permutation):
+  places = jnp.arange(permutation.shape[0], dtype=permutation.dtype)
+  return jnp.zeros_like(permutation).at[permutation].set(places)
+
+
+def sudoku(
+  key: jax.Array, inputs: jax.Array, labels: jax.Array, *, size: int
+) -> tuple[jax.Array, jax.Array]:
+  """Shows one puzzle and its answer under the same random symmetry.
+
+  Args:
+    key: a typed PRNG key.
+    inputs: uint8 [L], the puzzle's tokens.
+    labels: uint8 [L], the answer's tokens.
+    size: cells along one side of the board.
+
+  Returns:
+    The images of `inputs` and `labels`.
+  """
+  symmetry = sample_symmetry(key, size)
+  return apply(symmetry, inputs), apply(symmetry, labels)

@@ -1,0 +1,222 @@
+"""A Sudoku solver in pure Python, built on bit sets.
+
+A state of the search is one integer a digit, whose bits are the cells where
+that digit may still stand. Whole-board questions ("which cells have a single
+candidate?") then take a handful of integer operations.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from trm_jax.data.sudoku import geometry
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a search found.
+
+  Attributes:
+    solutions: solutions found, at most the limit asked for.
+    guesses: positions where singles no longer helped and the solver had to
+      try the candidates of a cell. The search is exhaustive up to the limit,
+      so for a puzzle with one solution (and a limit of 2) the number does not
+      depend on the order of trying; 0 means that singles suffice.
+    answer: uint8 [L] tokens of the first solution, or None.
+  """
+
+  solutions: int
+  guesses: int
+  answer: np.ndarray | None
+
+
+def solve(puzzle: np.ndarray, limit: int = 2) -> Result:
+  """Searches for solutions.
+
+  Propagates naked and hidden singles, then branches on a cell with the fewest
+  candidates.
+
+  Args:
+    puzzle: integers [L], the tokens of the puzzle.
+    limit: solutions to find before stopping.
+
+  Returns:
+    The number of solutions, the guesses needed, and the first solution.
+  """
+  board = Bitboard.of(round(len(puzzle) ** 0.5))
+  givens = [0] * board.size
+  for cell, token in enumerate(puzzle):
+    if token > 1:
+      givens[token - 2] |= 1 << cell
+  found, guesses = board.search(board.candidates(givens), limit)
+  answer = board.tokens(found[0]) if found else None
+  return Result(len(found), guesses, answer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bitboard:
+  """Bit sets of one board size, and the search over them.
+
+  Attributes:
+    size: cells along one side of the board.
+    full: every cell.
+    units: each row, column and box.
+    peers: for each cell, the other cells that share a unit with it.
+  """
+
+  size: int
+  full: int
+  units: tuple[int, ...]
+  peers: tuple[int, ...]
+
+  @classmethod
+  @functools.cache
+  def of(cls, size: int) -> "Bitboard":
+    """Builds the bit sets of a size, once."""
+    units = tuple(
+      sum(1 << int(cell) for cell in unit) for unit in geometry.units(size)
+    )
+    peers = []
+    for cell in range(size * size):
+      bit = 1 << cell
+      shared = 0
+      for unit in units:
+        shared |= unit if unit & bit else 0
+      peers.append(shared & ~bit)
+    return cls(size, (1 << size * size) - 1, units, tuple(peers))
+
+  def candidates(self, givens: list[int]) -> list[int]:
+    """Where each digit may stand, by the givens' own cells and peers.
+
+    Args:
+      givens: for each digit, the cells where it is given.
+
+    Returns:
+      For each digit, the cells where it may stand.
+    """
+    filled = 0
+    for cells in givens:
+      filled |= cells
+    boards = []
+    for cells in givens:
+      seen = 0
+      for cell in bits(cells):
+        seen |= self.peers[cell]
+      boards.append((self.full & ~filled | cells) & ~seen)
+    return boards
+
+  def search(
+    self, boards: list[int], limit: int, rng: np.random.Generator | None = None
+  ) -> tuple[list[list[int]], int]:
+    """Finds up to `limit` solutions.
+
+    Args:
+      boards: for each digit, the cells where it may stand.
+      limit: solutions to find before stopping.
+      rng: shuffles the order in which digits are tried; None keeps it.
+
+    Returns:
+      The solutions, as boards, and the guesses made.
+    """
+    found, guesses, states = [], 0, [(boards, 0)]
+    while states and len(found) < limit:
+      boards, settled = states.pop()
+      settled = self._propagate(boards, settled)
+      if settled is None:
+        continue
+      if settled == self.full:
+        found.append(boards)
+        continue
+      guesses += 1
+      cell = self._hardest_pressed(boards)
+      digits = [digit for digit, board in enumerate(boards) if board & cell]
+      if rng is not None:
+        rng.shuffle(digits)
+      for digit in digits:
+        tried = [board & ~cell for board in boards]
+        tried[digit] |= cell
+        states.append((tried, settled))
+    return found, guesses
+
+  def _propagate(self, boards: list[int], settled: int) -> int | None:
+    """Follows naked and hidden singles in place.
+
+    `settled` are the cells whose digit is already struck from their peers.
+    Returns them at the fixed point, or None on a contradiction.
+    """
+    while True:
+      once = twice = 0
+      for board in boards:
+        twice |= once & board
+        once |= board
+      if once != self.full:
+        return None  # a cell has no candidate
+      naked = once & ~twice & ~settled
+      if naked:
+        for digit, board in enumerate(boards):
+          for cell in bits(board & naked):
+            board &= ~self.peers[cell]
+          boards[digit] = board
+        settled |= naked
+      elif settled == self.full:
+        return settled
+      else:
+        hidden = self._reduce_hidden_singles(boards, settled)
+        if hidden is None:
+          return None
+        if not hidden:
+          return settled
+
+  def _reduce_hidden_singles(self, boards, settled):
+    """Strikes other digits where a digit has one place left in a unit.
+
+    Returns whether there was such a place, or None if a digit has no place.
+    """
+    found = False
+    for digit in range(self.size):
+      board = boards[digit]
+      for unit in self.units:
+        places = board & unit
+        if places & (places - 1):
+          continue
+        if not places:
+          return None
+        if places & settled:
+          continue
+        found = True
+        for other in range(self.size):
+          if other != digit:
+            boards[other] &= ~places
+        settled |= places
+    return found
+
+  def _hardest_pressed(self, boards):
+    """The first cell among those with the fewest candidates, above one."""
+    at_least = [self.full] + [0] * self.size
+    for board in boards:
+      for count in range(self.size, 0, -1):
+        at_least[count] |= at_least[count - 1] & board
+    for count in range(2, self.size + 1):
+      cells = at_least[count]
+      if count < self.size:
+        cells &= ~at_least[count + 1]
+      if cells:
+        return cells & -cells
+    raise AssertionError("every cell is settled")
+
+  def tokens(self, boards: list[int]) -> np.ndarray:
+    """Writes boards with one digit a cell as uint8 [L] tokens."""
+    tokens = np.zeros(self.size * self.size, np.uint8)
+    for digit, board in enumerate(boards):
+      for cell in bits(board):
+        tokens[cell] = digit + 2
+    return tokens
+
+
+def bits(number: int):
+  """Yields the places of the bits that are set, lowest first."""
+  while number:
+    lowest = number & -number
+    yield lowest.bit_length() - 1
+    number ^= lowest

@@ -1,0 +1,275 @@
+"""The training loop: restore, then step, log, evaluate and save until done."""
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from trm_jax import checkpoint, evaluate, metrics, sharding, train
+from trm_jax.config import Experiment
+from trm_jax.core.halting import Puzzles
+from trm_jax.data.task import Split
+from trm_jax.errors import UserError
+from trm_jax.run_folder import RunFolder
+
+
+class Watcher(Protocol):
+  """Somebody who looks on: a progress bar, or nobody."""
+
+  def say(self, message: str) -> None:
+    """A sentence worth a line of its own."""
+    ...
+
+  def advance(self, step: int, row: metrics.Row) -> None:
+    """Training has reached `step`; `row` is its latest record."""
+    ...
+
+
+class Stopped(Exception):  # noqa: N818 - no error: the run was asked to stop
+  """The run was asked to stop, and has saved.
+
+  Attributes:
+    step: where it stopped.
+    signal: the signal that asked for it.
+  """
+
+  def __init__(self, step: int, signal_number: int):
+    super().__init__(f"stopped at step {step}")
+    self.step = step
+    self.signal = signal_number
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A run's compiled parts and where their arrays live.
+
+  Attributes:
+    mesh: the devices.
+    recipe: what a step does.
+    abstract: the state's shapes, dtypes and shardings.
+    init: makes a fresh state, already sharded.
+    dispatch: `(state, table) -> (state, metrics)`; donates the state.
+  """
+
+  mesh: Mesh
+  recipe: train.Recipe
+  abstract: train.TrainState
+  init: Callable[[], train.TrainState]
+  dispatch: Callable[[train.TrainState, Puzzles], Any]
+
+
+def build(experiment: Experiment) -> Program:
+  """Lays the experiment out over the devices and prepares its functions.
+
+  Raises:
+    UserError: if the devices do not suit the config.
+  """
+  recipe = train.Recipe.of(experiment)
+  mesh = sharding.make_mesh(experiment.mesh.data, experiment.mesh.model)
+  sharding.check_batch(
+    "config.train.batch_size", experiment.train.batch_size, mesh
+  )
+  sharding.check_batch(
+    "config.eval.batch_size", experiment.eval.batch_size, mesh
+  )
+  shapes = jax.eval_shape(lambda: train.init_state(recipe))
+  placed = sharding.shardings(shapes, mesh)
+  whole = sharding.replicated(mesh)
+
+  def dispatch(state, table):
+    return train.train_steps(state, table, recipe)
+
+  return Program(
+    mesh=mesh,
+    recipe=recipe,
+    abstract=checkpoint.abstract_state(shapes, placed),
+    init=jax.jit(lambda: train.init_state(recipe), out_shardings=placed),
+    dispatch=jax.jit(
+      dispatch,
+      in_shardings=(placed, whole),
+      out_shardings=(placed, whole),
+      donate_argnums=0,
+    ),
+  )
+
+
+def stage(split: Split, mesh: Mesh) -> Puzzles:
+  """A whole split onto every device, as stored (uint8 tokens)."""
+  table = Puzzles(
+    inputs=split.inputs, labels=split.labels, puzzle_ids=split.puzzle_ids
+  )
+  return sharding.put(table, sharding.replicated(mesh))
+
+
+def fit(
+  experiment: Experiment,
+  folder: RunFolder,
+  training: Split,
+  held_out: Split | None,
+  watcher: Watcher,
+  tensorboard: bool = False,
+) -> list[evaluate.Record]:
+  """Trains to the end, from wherever the folder's last checkpoint stands.
+
+  Args:
+    experiment: what to do.
+    folder: where to keep it; claimed by the caller.
+    training: training puzzles.
+    held_out: puzzles for evaluation, or `None` for no evaluation.
+    watcher: told of progress; only the first process should speak.
+    tensorboard: whether to write TensorBoard files as well.
+
+  Returns:
+    The last evaluation, one record per depth; empty without `held_out`.
+
+  Raises:
+    Stopped: after a signal, once everything is saved.
+    UserError: if training diverged, or a checkpoint cannot be read or written.
+  """
+  program = build(experiment)
+  table = stage(training, program.mesh)
+  leader = jax.process_index() == 0
+  with (
+    checkpoint.Checkpoints(
+      folder.checkpoints, experiment.checkpoint.keep
+    ) as checkpoints,
+    contextlib.ExitStack() as closing,
+  ):
+    state = restore_or_init(program, checkpoints, watcher)
+    step = int(state.step)
+    if leader:
+      board = folder.path / "tensorboard" if tensorboard else None
+      writer = metrics.Writer(folder.metrics, step, board)
+      closing.callback(writer.close)
+
+    def record(step: int, split: str, row: metrics.Row):
+      if leader:
+        writer.write(step, split, row)
+
+    def on_training_row(step: int, row: metrics.Row):
+      record(step, "train", row)
+      watcher.advance(step, row)
+
+    log = metrics.TrainingLog(experiment.train.log_every, on_training_row)
+    stop_requested = closing.enter_context(_stop_signals())
+
+    def evaluate_now(state) -> list[evaluate.Record]:
+      started = time.perf_counter()
+      records = evaluate.evaluate(
+        state.averaged_params,
+        held_out,
+        experiment.model,
+        experiment.task,
+        depth=experiment.eval.depth,
+        batch_size=experiment.eval.batch_size,
+        mesh=program.mesh,
+      )
+      seconds = time.perf_counter() - started
+      log.pause(seconds)
+      record(step, "test", records[-1] | {"seconds": seconds})
+      watcher.say(describe(step, records[-1]))
+      return records
+
+    records: list[evaluate.Record] = []
+    last = experiment.train.steps
+    while step < last:
+      state, dispatched = program.dispatch(state, table)
+      step += experiment.train.steps_per_dispatch
+      log.push(step, dispatched)
+      scores = None
+      if held_out and (step % experiment.eval.every == 0 or step == last):
+        log.flush()  # stops here, before anything is kept, if not finite
+        records = evaluate_now(state)
+        scores = records[-1]
+      stop = stop_requested(step)
+      due = step == last or step % experiment.checkpoint.every == 0
+      if due or scores or stop:
+        started = time.perf_counter()
+        log.flush()
+        checkpoints.save(step, state, scores)
+        log.pause(time.perf_counter() - started)
+      if stop and step < last:
+        checkpoints.wait()
+        raise Stopped(step, stop)
+    checkpoints.wait()
+    if held_out and not records:  # resumed after its last step
+      records = evaluate_now(state)
+  return records
+
+
+def restore_or_init(
+  program: Program, checkpoints: checkpoint.Checkpoints, watcher: Watcher
+) -> train.TrainState:
+  """The state of the latest checkpoint, or a fresh one."""
+  if checkpoints.latest is None:
+    return program.init()
+  state = checkpoints.restore(checkpoints.latest, program.abstract)
+  watcher.say(f"resumed from the checkpoint of step {checkpoints.latest}")
+  return state
+
+
+def restore_for_inference(
+  experiment: Experiment, folder: RunFolder, which: str
+) -> tuple[int, train.TrainState, Program]:
+  """A run's state at "best", "last" or a step, laid out over the devices.
+
+  Raises:
+    UserError: if there is no such checkpoint, or it cannot be read.
+  """
+  if not folder.checkpoints.is_dir():
+    raise UserError(f"{folder.path} holds no checkpoint yet: train first")
+  program = build(experiment)
+  with checkpoint.Checkpoints(folder.checkpoints) as checkpoints:
+    step = checkpoints.find(which)
+    return step, checkpoints.restore(step, program.abstract), program
+
+
+def describe(step: int, record: evaluate.Record) -> str:
+  """One evaluation in a line."""
+  return (
+    f"step {step}: exact {record['exact_accuracy']:.1%} "
+    f"± {record['exact_accuracy_se']:.1%}, "
+    f"cells {record['cell_accuracy']:.1%}, "
+    f"legal {record['legal_rate']:.1%}, "
+    f"halting head right {record['q_accuracy']:.1%}, "
+    f"mean steps {record['mean_steps']:.1f} "
+    f"({record['puzzles']} puzzles, depth {record['depth']})"
+  )
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[int], int | None]]:
+  """Turns SIGTERM and Ctrl-C into a question asked between dispatches.
+
+  Several processes must stop at the same step: there JAX's coordination
+  service, which listens to SIGTERM by itself, agrees on one.
+  """
+  if jax.process_count() > 1:
+
+    def agreed(step: int) -> int | None:
+      reached = multihost_utils.reached_preemption_sync_point(step)
+      return signal.SIGTERM if reached else None
+
+    yield agreed
+    return
+  received: list[int] = []
+
+  def remember(number, frame):
+    del frame
+    received.append(number)
+    if len(received) > 1:  # asked twice: stop without saving
+      raise KeyboardInterrupt
+
+  signals = (signal.SIGTERM, signal.SIGINT)
+  previous = {number: signal.signal(number, remember) for number in signals}
+  try:
+    yield lambda step: received[0] if received else None
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)

@@ -1,0 +1,147 @@
+"""A run's folder: what it was made with, what it measured, what it made.
+
+It holds
+
+    config.json      the resolved config      metrics.jsonl   one row a record
+    overrides.json   what the command changed result.json     the last scores
+    checkpoints/     see checkpoint.py        plots/          pictures
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import filelock
+
+from trm_jax.errors import UserError
+
+# Where a run happens, not what it computes: these may change on resuming.
+_PLACES = (("mesh",), ("data", "cache_dir"))
+
+
+class RunFolder:
+  """One run's folder.
+
+  Args:
+    path: the folder; made by `claim`.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    if not str(path):
+      raise UserError("--workdir is missing: name a folder for the run")
+    self.path = pathlib.Path(path)
+    self._lock = filelock.FileLock(self.path / ".lock")
+
+  checkpoints = property(lambda self: self.path / "checkpoints")
+  metrics = property(lambda self: self.path / "metrics.jsonl")
+  plots = property(lambda self: self.path / "plots")
+  result = property(lambda self: self.path / "result.json")
+
+  def claim(self, config: Mapping[str, Any], overrides: Mapping[str, Any]):
+    """Takes the folder for a run, new or resumed, until the process ends.
+
+    Args:
+      config: the resolved config as plain values.
+      overrides: what the command line changed in it.
+
+    Raises:
+      UserError: if the folder cannot be written, another process holds it, or
+        it was made with another config; then nothing in it is changed.
+    """
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._lock.acquire(timeout=0)
+    except filelock.Timeout:
+      raise UserError(
+        f"{self.path}: another process is training in this folder"
+      ) from None
+    except OSError as error:
+      raise UserError(
+        f"{self.path}: cannot write to this folder ({error.strerror}); choose "
+        "another --workdir"
+      ) from error
+    config = json.loads(json.dumps(config))  # as it will be read back
+    if (self.path / "config.json").exists():
+      theirs = self.read_config()
+      found = differences(_computed(config), _computed(theirs))
+      if found:
+        self.release()
+        raise UserError(
+          f"{self.path} was made with another config; use another --workdir, "
+          "or the same settings. They differ in\n  " + "\n  ".join(found)
+        )
+      return
+    write_json(self.path / "overrides.json", overrides)
+    write_json(self.path / "config.json", config)
+
+  def release(self):
+    """Lets others claim the folder."""
+    self._lock.release()
+
+  def read_config(self) -> dict[str, Any]:
+    """The config that the run was made with.
+
+    Raises:
+      UserError: if there is none, or it is not JSON.
+    """
+    path = self.path / "config.json"
+    try:
+      return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+      raise UserError(
+        f"{self.path} is not a run folder: it has no config.json"
+      ) from None
+    except (OSError, ValueError) as error:
+      raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def write_json(path: pathlib.Path, value: Any):
+  """Writes JSON so that a reader sees the old file or the new, never half.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  unfinished = path.with_name(path.name + ".tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    unfinished.replace(path)
+  except OSError as error:
+    raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def differences(
+  ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> list[str]:
+  """Names the fields in which two nested configs differ, with both values."""
+  ours, theirs = _flatten(ours), _flatten(theirs)
+  missing = "(missing)"
+  return [
+    f"{name}: {theirs.get(name, missing)!r} there, "
+    f"{ours.get(name, missing)!r} here"
+    for name in sorted(ours.keys() | theirs.keys())
+    if ours.get(name, missing) != theirs.get(name, missing)
+  ]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      flat.update(_flatten(value, f"{prefix}{name}."))
+    else:
+      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config without the fields that say where a run happens."""
+  kept = {name: dict(section) for name, section in config.items()}
+  for section, *fields in _PLACES:
+    if not fields:
+      kept.pop(section, None)
+    for field in fields:
+      kept.get(section, {}).pop(field, None)
+  return kept

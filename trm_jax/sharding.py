@@ -1,0 +1,117 @@
+"""Where arrays live: the mesh, and ordered rules from paths to shardings.
+
+A mesh has two axes: "data" shares the batch, "model" shares weight matrices.
+Rules are tried in order and the first whose pattern is found in an array's
+path wins. An axis that does not divide its dimension is dropped, so that the
+same rules serve a laptop and a pod.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trm_jax.errors import UserError
+
+RULES: tuple[tuple[str, P], ...] = (
+  (r"carry/", P("data")),
+  (r"puzzle_table$", P(("data", "model"), None)),
+  (r"/gate_up$", P(None, None, "model")),
+  (r"/down$", P("model", None)),
+  (r"/qkv$", P(None, None, "model", None)),
+  (r"/out$", P("model", None, None)),
+  (r"", P()),
+)
+
+
+def make_mesh(data: int = -1, model: int = 1) -> Mesh:
+  """Lays out all devices of all processes.
+
+  Args:
+    data: devices that share the batch; -1 for all that `model` leaves.
+    model: devices that share each weight matrix.
+
+  Returns:
+    A mesh with axes ("data", "model").
+
+  Raises:
+    UserError: if the numbers do not fit the devices there are.
+  """
+  devices = jax.device_count()
+  if data == -1 and devices % model == 0:
+    data = devices // model
+  if data * model != devices:
+    raise UserError(
+      f"config.mesh asks for data={data} x model={model}, but there are "
+      f"{devices} devices; their product must be {devices} (data=-1 takes "
+      "what model leaves)"
+    )
+  return jax.make_mesh(
+    (data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2
+  )
+
+
+def check_batch(name: str, batch: int, mesh: Mesh):
+  """Refuses a batch that the data axis does not divide."""
+  ways = mesh.shape["data"]
+  if batch % ways:
+    below, above = batch // ways * ways, -(-batch // ways) * ways
+    near = f"{below} or {above}" if below else f"{above}"
+    raise UserError(
+      f"{name}={batch}: must be a multiple of the {ways} devices on the data "
+      f"axis; try {near}"
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, P())
+
+
+def by_batch(mesh: Mesh) -> NamedSharding:
+  """The leading axis is shared over "data"."""
+  return NamedSharding(mesh, P("data"))
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+  """The sharding of every array of a tree, by `RULES`.
+
+  Args:
+    tree: arrays or `jax.ShapeDtypeStruct`s.
+    mesh: the devices.
+
+  Returns:
+    The same tree of `NamedSharding`.
+  """
+
+  def of(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+    return NamedSharding(mesh, _fit(spec, leaf.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+  """Host arrays onto devices; each process places only what is its own."""
+
+  def place(array):
+    array = np.asarray(array)
+    return jax.make_array_from_callback(
+      array.shape, sharding, lambda index: array[index]
+    )
+
+  return jax.tree.map(place, tree)
+
+
+def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+  """Drops the axes of a spec that do not divide the array's dimensions."""
+  kept = []
+  for size, axes in zip(shape, spec, strict=False):
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    ways = np.prod([mesh.shape[name] for name in names], dtype=int)
+    kept.append(axes if size % ways == 0 else None)
+  return P(*kept)
