@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
       puzzle_emb_len=1,
       cycles=2,
       latent_steps=3,
+      remat="dots",
       dtype="float32",
       param_dtype="float32",
     )

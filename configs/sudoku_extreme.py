@@ -60,6 +60,7 @@ def get_config(variant: str = "mlp") -> ml_collections.ConfigDict:
       puzzle_emb_len=16,
       cycles=3,
       latent_steps=6,
+      remat="dots",
       dtype="bfloat16",
       param_dtype="float32",
     )
@@ -120,8 +121,16 @@ def _shrink(config: ml_collections.ConfigDict):
     dtype="float32",
   )
   config.optim.update(
-    lr=1e-3, weight_decay=0.1, warmup_steps=100, puzzle_lr=1e-3, ema=0.99
+    lr=2e-3,
+    weight_decay=0.1,
+    warmup_steps=100,
+    schedule="cosine",
+    puzzle_lr=1e-3,
+    puzzle_weight_decay=0.1,
+    ema=0.99,
   )
-  config.train.update(steps=5_000, batch_size=64, log_every=20)
-  config.eval.update(every=500, puzzles=512, batch_size=128)
+  config.train.update(
+    steps=3_200, batch_size=64, steps_per_dispatch=5, log_every=20
+  )
+  config.eval.update(every=800, puzzles=256, batch_size=128)
   config.checkpoint.every = 100

@@ -117,8 +117,10 @@ class SwiGLU(nn.Module):
       "down", _fan_in(self.inner), (self.inner, width), self.param_dtype
     )
     hidden = jnp.einsum("...d,dgf->...gf", h, gate_up.astype(h.dtype))
-    gate, up = hidden[..., 0, :], hidden[..., 1, :]
-    return (jax.nn.silu(gate) * up) @ down.astype(h.dtype)
+    # Split, not sliced: its gradient is one concatenation, not padded sums.
+    gate, up = jnp.split(hidden, 2, axis=-2)
+    inner = jnp.squeeze(jax.nn.silu(gate) * up, -2)
+    return inner @ down.astype(h.dtype)
 
 
 class Attention(nn.Module):

@@ -27,6 +27,7 @@ Weights = dict[str, Any]
 
 MIXERS = ("mlp", "attention")
 POSITIONS = ("none", "rotary", "learned")
+REMATS = ("none", "dots", "full")
 DTYPES = ("bfloat16", "float32", "float64")
 
 
@@ -52,6 +53,9 @@ class ModelConfig:
     cycles: T, of which only the last carries gradient.
     latent_steps: n, updates of `z` in a cycle.
     norm_eps: epsilon of `rms_norm`.
+    remat: what the backward pass keeps: "none" everything, "dots" only matrix
+      products (norms and activations are computed anew: less memory traffic,
+      and a third faster on a CPU), "full" only the latents between steps.
     dtype: dtype of the activations.
     param_dtype: dtype of the weights.
 
@@ -75,6 +79,7 @@ class ModelConfig:
   cycles: int = 3
   latent_steps: int = 6
   norm_eps: float = 1e-5
+  remat: str = "dots"
   dtype: str = "bfloat16"
   param_dtype: str = "float32"
 
@@ -90,6 +95,7 @@ class ModelConfig:
     for name, allowed in (
       ("mixer", MIXERS),
       ("positions", POSITIONS),
+      ("remat", REMATS),
       ("dtype", DTYPES),
       ("param_dtype", DTYPES),
     ):

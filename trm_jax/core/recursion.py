@@ -54,8 +54,7 @@ def supervision_step(
 
   Returns:
     The refined `Latents`. Its gradient with respect to `weights` and `x` is
-    that of the last cycle; with respect to the incoming latents it is zero
-    whenever T > 1.
+    that of the last cycle alone, and zero with respect to `latents`.
   """
   chex.assert_equal_shape([latents.y, latents.z, x])
   table = network.rotary(config)
@@ -71,4 +70,16 @@ def supervision_step(
     return cycle(net_of(frozen), latents, still_x, config.latent_steps), None
 
   latents, _ = jax.lax.scan(silent_cycle, latents, length=config.cycles - 1)
-  return cycle(net_of(weights), latents, x, config.latent_steps)
+  net = _rematerialised(net_of(weights), config.remat)
+  return cycle(net, latents, x, config.latent_steps)
+
+
+def _rematerialised(net: Net, remat: str) -> Net:
+  """Chooses what the backward pass keeps of `net` and what it computes anew."""
+  if remat == "none":
+    return net
+  policy = {
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+  }[remat]
+  return jax.checkpoint(net, policy=policy)
