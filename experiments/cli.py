@@ -1,13 +1,20 @@
 """What every program here shares: short errors, flags and configs."""
 
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from trm_jax.errors import UserError
+
+# Flags defined here belong to the program that asks for them: --help shows
+# the program's own flags only.
+flags.disclaim_key_flags()
 
 
 def run(main: Callable[[list[str]], int | None]):
@@ -18,16 +25,40 @@ def run(main: Callable[[list[str]], int | None]):
     try:
       return main(argv)
     except UserError as error:
-      print(f"error: {error}", file=sys.stderr)
-      return 2
+      return _fail(str(error))
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr)
+      return 130
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      return _fail(
+        "out of memory: try a smaller config.train.batch_size and "
+        "config.eval.batch_size, config.model.remat='full' or more devices. "
+        f"Cause: {str(error).splitlines()[0][:200]}"
+      )
 
   app.run(guarded, flags_parser=_parse_flags)
 
 
+def say(message: str):
+  """Prints a sentence at once, even where the output goes to a file."""
+  print(message, flush=True)
+
+
 def define_config() -> flags.FlagHolder:
   """The flag `--config=FILE.py[:variant]` and its `--config.x.y=value`."""
-  return config_flags.DEFINE_config_file(
+  flag = config_flags.DEFINE_config_file(
     "config", None, "The experiment, FILE.py or FILE.py:variant."
+  )
+  flags.declare_key_flag("config")
+  return flag
+
+
+def define_skip_bad_rows() -> flags.FlagHolder[bool]:
+  """The flag `--skip_bad_rows` of the programs that read csv files."""
+  return flags.DEFINE_bool(
+    "skip_bad_rows", False, "Leave out bad rows of csv files and count them."
   )
 
 
@@ -37,7 +68,14 @@ def config_values(flag: flags.FlagHolder) -> dict[str, Any]:
     raise UserError(
       "--config is missing: name a file such as configs/sudoku_extreme.py"
     )
-  return flag.value.to_dict()
+  try:
+    return flag.value.to_dict()
+  except OSError as error:  # the file could not be loaded
+    raise UserError(_fault(error)) from error
+  except AttributeError as error:
+    raise UserError(
+      f"--config={_config_path()}: get_config() must return a ConfigDict"
+    ) from error
 
 
 def config_overrides(name: str) -> dict[str, Any]:
@@ -69,14 +107,79 @@ def whole_numbers(text: str, flag: str) -> list[int]:
   return numbers
 
 
+def _fail(message: str) -> int:
+  print(f"error: {message}", file=sys.stderr)
+  return 2
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
-  except (
-    flags.Error, UserError, ValueError, AttributeError, KeyError, TypeError,
-    OSError, SyntaxError,
-  ) as error:  # fmt: skip
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    print(f"error: {text[0]}", file=sys.stderr)
-    print(f"       see python {argv[0]} --help", file=sys.stderr)
-    sys.exit(2)
+  except SystemExit:  # --help was printed, which absl counts as a failure
+    sys.exit(0)
+  except Exception as error:  # a config file is Python: it may raise anything
+    spec = sys.modules["__main__"].__spec__
+    program = f"-m {spec.name}" if spec else argv[0]
+    status = _fail(_fault(error))
+    print(f"       see python {program} --help", file=sys.stderr)
+    sys.exit(status)
+
+
+def _fault(error: BaseException) -> str:
+  """What is wrong with the flags, or with the config file, in a line."""
+  causes = [error]
+  while cause := causes[-1].__cause__ or causes[-1].__context__:
+    causes.append(cause)
+  for cause in causes:
+    place = _place_in_config(cause)
+    if place:
+      return f"{str(cause) or type(cause).__name__} ({place})"
+  text = str(error)
+  if "failure to load" in text:  # ml_collections tells of it on first use
+    path = _config_path()
+    if not os.path.isfile(path):
+      return f"--config={path}: there is no such file"
+    return f"--config={path}: {causes[-1]}"
+  if isinstance(error, SyntaxError):
+    return f"the config file is not Python: {text}"
+  if "Error whilst parsing config file" in text:
+    return f"--config={_config_path()}: {causes[-1]}"
+  if "get_config" in text:
+    return f"--config={_config_path()}: the file has no function get_config()"
+  if isinstance(error, (KeyError, AttributeError)):
+    return _unknown_field(str(error.args[0]))
+  return text.strip().splitlines()[0] if text else type(error).__name__
+
+
+def _unknown_field(text: str) -> str:
+  """Says which override names no field.
+
+  Args:
+    text: of ml_collections: the field in quotes, then perhaps a hint in a
+      second line.
+  """
+  name, *hint = text.splitlines()
+  name = name.strip("'\"")
+  override = next(
+    (a for a in sys.argv[1:] if name in a.split("=")[0].split(".")), "--config"
+  )
+  hint = hint or ["Only fields that the config file sets can be changed."]
+  return f"{override}: the config has no field {name!r}. {hint[0]}"
+
+
+def _place_in_config(error: BaseException) -> str | None:
+  """Where in the config file an error arose, if it arose there."""
+  place = None
+  for frame, line in traceback.walk_tb(error.__traceback__):
+    if frame.f_globals.get("__name__") == "config_config":  # ml_collections'
+      place = f"{frame.f_code.co_filename}, line {line}"
+  return place
+
+
+def _config_path() -> str:
+  """The file of `--config`, as on the command line."""
+  for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+    name, _, value = argument.lstrip("-").partition("=")
+    if name == "config":
+      return (value or following).split(":")[0]
+  return ""

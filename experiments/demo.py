@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
   folder.claim(config, overrides={})
   with Console().status("generating puzzles, each with exactly one solution"):
     training, held_out = report.load_splits(experiment)
+  assert held_out, "the demo's config names a test split"
   with progress.Bar(experiment.train.steps) as bar:
     bar.say(report.describe(experiment, training, held_out))
     try:

@@ -2,6 +2,7 @@
 
     python -m experiments.evaluate --workdir=DIR [--depth=1,2,4,8,16,32]
         [--checkpoint=best|last|STEP] [--puzzles=N] [--data=FILE.csv]
+        [--skip_bad_rows]
 
 Prints a table, and writes `result.json` and `plots/depth.png` in the folder.
 """
@@ -27,6 +28,8 @@ _PUZZLES = flags.DEFINE_integer(
 )  # fmt: skip
 _DATA = flags.DEFINE_string("data", "", "Test on this file instead.")
 
+_SKIP_BAD_ROWS = cli.define_skip_bad_rows()
+
 
 def main(argv: list[str]) -> int:
   """Evaluates the run in `--workdir`."""
@@ -34,15 +37,20 @@ def main(argv: list[str]) -> int:
   depths = cli.whole_numbers(_DEPTH.value, "depth")
   folder = RunFolder(_WORKDIR.value)
   experiment = config_lib.read(folder.read_config())
+  data = experiment.data
   if _DATA.value:
-    data = dataclasses.replace(experiment.data, test=_DATA.value)
-    experiment = dataclasses.replace(experiment, data=data)
-  puzzles = _PUZZLES.value
-  puzzles = experiment.eval.puzzles if puzzles is None else puzzles
-  split = report.load_test(experiment, puzzles)
+    # Generated puzzles must avoid those of training; a file stands alone.
+    train = data.train if _DATA.value == "generate" else ""
+    data = dataclasses.replace(data, train=train, test=_DATA.value)
+  if _SKIP_BAD_ROWS.value:
+    data = dataclasses.replace(data, skip_bad_rows=True)
+  experiment = dataclasses.replace(experiment, data=data)
   step, state, program = fit.restore_for_inference(
     experiment, folder, _CHECKPOINT.value
   )
+  puzzles = _PUZZLES.value
+  puzzles = experiment.eval.puzzles if puzzles is None else puzzles
+  split = report.load_test(experiment, puzzles, cli.say)
   records = report.evaluate_depths(
     experiment, program, state.averaged_params, split, depths
   )

@@ -21,6 +21,8 @@ def main(argv: list[str]) -> int:
   if not argv[1:]:
     raise UserError("expected one or more run folders")
   folders = [RunFolder(path) for path in argv[1:]]
+  if _OUT.value and not _OUT.value.endswith(".png"):
+    raise UserError(f"--out={_OUT.value}: the name must end in .png")
   picture = pathlib.Path(_OUT.value or folders[0].plots / "learning.png")
   report.plot_learning(folders, picture)
   print(f"wrote {picture}")

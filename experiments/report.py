@@ -1,7 +1,7 @@
 """What programs load, and how they put an experiment into words and tables."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import Progress
@@ -17,16 +17,39 @@ from trm_jax.fit import Program
 from trm_jax.run_folder import RunFolder
 
 
-def load_splits(experiment: Experiment) -> tuple[Split, Split | None]:
-  """Training puzzles, and the part of the test set to evaluate on."""
+def load_splits(
+  experiment: Experiment, say: Callable[[str], None] = lambda message: None
+) -> tuple[Split, Split | None]:
+  """Training puzzles, and the part of the test set to evaluate on.
+
+  Args:
+    experiment: names the data.
+    say: told what takes long before it starts, and of rows left out.
+
+  Returns:
+    The training split, and the held-out one if the config has any.
+  """
+  _prepare(experiment, say)
   training = builder.load(experiment.data, "train")
   if not experiment.data.test:
     return training, None
-  return training, load_test(experiment, experiment.eval.puzzles)
+  return training, _draw_test(experiment, experiment.eval.puzzles)
 
 
-def load_test(experiment: Experiment, puzzles: int) -> Split:
+def load_test(
+  experiment: Experiment, puzzles: int, say: Callable[[str], None]
+) -> Split:
   """A part of the test set, drawn with the config's seed; 0 for all."""
+  _prepare(experiment, say)
+  return _draw_test(experiment, puzzles)
+
+
+def _prepare(experiment: Experiment, say: Callable[[str], None]):
+  for note in builder.prepare(experiment.data, say):
+    say(f"note: {note}")
+
+
+def _draw_test(experiment: Experiment, puzzles: int) -> Split:
   rows = evaluate.choose_rows(
     builder.num_rows(experiment.data, "test"), puzzles, experiment.eval.seed
   )

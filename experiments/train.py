@@ -1,7 +1,7 @@
 """Trains a model, or goes on where an earlier run of the folder stopped.
 
-    python -m experiments.train --config=configs/sudoku_extreme.py[:variant] \
-        --workdir=DIR [--config.optim.lr=2e-4 ...]
+    python -m experiments.train --config=FILE.py[:variant] --workdir=DIR
+        [--config.optim.lr=2e-4 ...] [--skip_bad_rows]
 
 Any field of the config can be changed on the command line. Running the same
 command again resumes from the last checkpoint, bit for bit; another config in
@@ -16,10 +16,12 @@ from absl import flags
 from experiments import cli, progress, report
 from trm_jax import config as config_lib
 from trm_jax import fit
+from trm_jax.errors import UserError
 from trm_jax.run_folder import RunFolder, write_json
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
+_SKIP_BAD_ROWS = cli.define_skip_bad_rows()
 _TENSORBOARD = flags.DEFINE_bool(
   "tensorboard", False, "Write TensorBoard files too (extra 'tensorboard')."
 )
@@ -41,18 +43,21 @@ def main(argv: list[str]) -> int:
   """Trains what `--config` says in `--workdir`."""
   cli.no_arguments(argv)
   if _DISTRIBUTED.value or _COORDINATOR.value:
-    jax.distributed.initialize(
-      _COORDINATOR.value or None, _NUM_PROCESSES.value, _PROCESS_ID.value
-    )
+    _join()
   leader = jax.process_index() == 0
   config = cli.config_values(_CONFIG)
+  overrides = cli.config_overrides("config")
+  if _SKIP_BAD_ROWS.value:
+    config.setdefault("data", {})["skip_bad_rows"] = True
+    overrides["data.skip_bad_rows"] = True
   experiment = config_lib.read(config)
   fit.build(experiment)  # refuses what the devices cannot do, before writing
   folder = RunFolder(_WORKDIR.value)
   if leader:
-    folder.claim(config, cli.config_overrides("config"))
-  training, held_out = report.load_splits(experiment)
-  with progress.Bar(experiment.train.steps, quiet=not leader) as bar:
+    folder.claim(config, overrides)
+  bar = progress.Bar(experiment.train.steps, quiet=not leader)
+  training, held_out = report.load_splits(experiment, bar.say)
+  with bar:
     bar.say(report.describe(experiment, training, held_out))
     try:
       records = fit.fit(
@@ -68,6 +73,19 @@ def main(argv: list[str]) -> int:
       write_json(folder.result, {"checkpoint": "last", "depths": records})
     bar.say(f"finished; see {folder.path}")
   return 0
+
+
+def _join():
+  """Joins the other processes."""
+  try:
+    jax.distributed.initialize(
+      _COORDINATOR.value or None, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
+  except (ValueError, RuntimeError) as error:
+    raise UserError(
+      f"the processes cannot be joined: {str(error).splitlines()[0]} Give "
+      "each --coordinator, --num_processes and --process_id"
+    ) from error
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ A checkpoint is written to a temporary folder and renamed when complete, so a
 process killed at any moment leaves either a whole checkpoint or none.
 """
 
+import json
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from trm_jax.errors import UserError
@@ -20,16 +22,21 @@ class Checkpoints:
 
   Args:
     directory: where they live, one numbered folder each.
-    keep: how many of the latest are kept.
+    keep: how many of the latest are kept. `None` is for readers, who change
+      nothing: a half-written checkpoint may belong to a run still going on.
     best_metric: metric whose largest value marks the best, kept as well.
+
+  Raises:
+    UserError: if the folder cannot be used, or a score in it is damaged.
   """
 
   def __init__(
     self,
     directory: pathlib.Path,
-    keep: int = 1,
+    keep: int | None = None,
     best_metric: str = "exact_accuracy",
   ):
+    _check_scores(directory)
     self._directory = directory
     self._best_metric = best_metric
     best = _policies.BestN(
@@ -37,14 +44,17 @@ class Checkpoints:
       n=1,
       keep_checkpoints_without_metrics=False,
     )
-    self._orbax = ocp.training.Checkpointer(
-      directory.absolute(),
-      preservation_policy=_policies.AnyPreservationPolicy(
-        [_policies.LatestN(keep), best]
-      ),
-      # What a killed process left half-written is of no use to anyone.
-      cleanup_tmp_directories=True,
-    )
+    try:
+      self._orbax = ocp.training.Checkpointer(
+        directory.absolute(),
+        preservation_policy=_policies.AnyPreservationPolicy(
+          [_policies.LatestN(keep), best]
+        ),
+        # What a killed process left half-written is of no use to anyone.
+        cleanup_tmp_directories=keep is not None,
+      )
+    except OSError as error:
+      raise UserError(f"cannot use {directory}: {error.strerror}") from error
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -137,19 +147,37 @@ class Checkpoints:
     Raises:
       UserError: if it is damaged or belongs to another model.
     """
+    # Shapes come first: a whole checkpoint of another model must not be
+    # called damaged, for the advice is then to delete it.
+    wanted = _described(abstract)
+    try:
+      there = _described(self._orbax.metadata(step).metadata)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      raise self._damaged(step, _first_line(error)) from error
+    if not wanted.keys() & there.keys():
+      raise self._damaged(step, "its list of arrays cannot be read")
+    if there != wanted:
+      raise UserError(
+        f"checkpoint {self._directory / str(step)} is of another model than "
+        f"the config describes: {_differences(there, wanted)}. If config.json "
+        "was edited, undo that"
+      )
     try:
       return self._orbax.load(step, abstract)
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-      others = [s for s in self.steps if s != step]
-      advice = (
-        f"delete that folder to go back to step {max(others)}"
-        if others
-        else "there is no other one to go back to"
-      )
-      raise UserError(
-        f"checkpoint {self._directory / str(step)} cannot be read; {advice}. "
-        f"Cause: {_first_line(error)}"
-      ) from error
+    except Exception as error:
+      raise self._damaged(step, _first_line(error)) from error
+
+  def _damaged(self, step: int, cause: str) -> UserError:
+    others = [s for s in self.steps if s != step]
+    advice = (
+      f"delete that folder to go back to step {max(others)}"
+      if others
+      else "there is no other one to go back to"
+    )
+    return UserError(
+      f"checkpoint {self._directory / str(step)} is damaged; {advice}. "
+      f"Cause: {cause}"
+    )
 
   def _unwritten(self, error: Exception) -> UserError:
     return UserError(
@@ -169,6 +197,49 @@ def abstract_state(tree: Any, shardings: Any) -> Any:
   )
 
 
-def _first_line(error: Exception) -> str:
+def _check_scores(directory: pathlib.Path):
+  """Refuses a damaged score by name: Orbax would not say whose it is."""
+  for path in sorted(directory.glob("*/metrics/metrics")):
+    try:
+      json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+      raise UserError(
+        f"{path} is damaged ({error}); delete that file to go on without the "
+        "score of this checkpoint"
+      ) from error
+
+
+def _differences(there: dict[str, str], wanted: dict[str, str]) -> str:
+  """The first arrays in which two described trees differ."""
+  names = sorted(
+    name
+    for name in there.keys() | wanted.keys()
+    if there.get(name) != wanted.get(name)
+  )
+  first = [
+    f"{name} is {there.get(name, 'missing')}, not {wanted.get(name, 'there')}"
+    for name in names[:3]
+  ]
+  more = [f"{len(names) - 3} more"] if names[3:] else []
+  return "; ".join(first + more)
+
+
+def _described(tree: Any) -> dict[str, str]:
+  """Path of each array -> its dtype and shape."""
+  leaves = jax.tree_util.tree_leaves_with_path(
+    tree, is_leaf=lambda node: hasattr(node, "shape")
+  )
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): (
+      f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    )
+    for path, leaf in leaves
+  }
+
+
+def _first_line(error: BaseException) -> str:
+  """The first line of what an error began with: Orbax wraps it in pages."""
+  while error.__cause__ or error.__context__:
+    error = error.__cause__ or error.__context__
   text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0][:300]
+  return text.splitlines()[0][:200]

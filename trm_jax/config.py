@@ -162,6 +162,11 @@ def read(config: Mapping[str, Any]) -> Experiment:
   Raises:
     UserError: naming the field, its value and what was expected.
   """
+  if not isinstance(config, Mapping):
+    raise UserError(f"the config is {config!r:.80}: it must have sections")
+  for name, section in config.items():
+    if not isinstance(section, Mapping):
+      raise UserError(f"config.{name}={section!r:.80}: must be a section")
   sections = {name: dict(section) for name, section in config.items()}
   names = [field.name for field in dataclasses.fields(Experiment)]
   _refuse_unknown("config", sections, names)

@@ -144,18 +144,16 @@ def _batches(
     rows = np.arange(first, min(first + batch_size, len(split)))
     padded = np.zeros(batch_size, np.int64)
     padded[: len(rows)] = rows
-    puzzles, counted = sharding.put(
+    inputs, labels, puzzle_ids, counted = sharding.put(
       (
-        Puzzles(
-          inputs=split.inputs[padded],
-          labels=split.labels[padded],
-          puzzle_ids=split.puzzle_ids[padded],
-        ),
+        split.inputs[padded],
+        split.labels[padded],
+        split.puzzle_ids[padded],
         np.arange(batch_size) < len(rows),
       ),
       sharding.by_batch(mesh),
     )
-    puzzles = as_puzzles(puzzles.inputs, puzzles.labels, puzzles.puzzle_ids)
+    puzzles = as_puzzles(inputs, labels, puzzle_ids)
     yield puzzles, counted, len(rows)
 
 

@@ -101,10 +101,8 @@ def build(experiment: Experiment) -> Program:
 
 def stage(split: Split, mesh: Mesh) -> Puzzles:
   """A whole split onto every device, as stored (uint8 tokens)."""
-  table = Puzzles(
-    inputs=split.inputs, labels=split.labels, puzzle_ids=split.puzzle_ids
-  )
-  return sharding.put(table, sharding.replicated(mesh))
+  arrays = (split.inputs, split.labels, split.puzzle_ids)
+  return Puzzles(*sharding.put(arrays, sharding.replicated(mesh)))
 
 
 def fit(
@@ -159,7 +157,9 @@ def fit(
     log = metrics.TrainingLog(experiment.train.log_every, on_training_row)
     stop_requested = closing.enter_context(_stop_signals())
 
-    def evaluate_now(state) -> list[evaluate.Record]:
+    def evaluate_now(
+      state: train.TrainState, held_out: Split
+    ) -> list[evaluate.Record]:
       started = time.perf_counter()
       records = evaluate.evaluate(
         state.averaged_params,
@@ -185,7 +185,7 @@ def fit(
       scores = None
       if held_out and (step % experiment.eval.every == 0 or step == last):
         log.flush()  # stops here, before anything is kept, if not finite
-        records = evaluate_now(state)
+        records = evaluate_now(state, held_out)
         scores = records[-1]
       stop = stop_requested(step)
       due = step == last or step % experiment.checkpoint.every == 0
@@ -199,7 +199,7 @@ def fit(
         raise Stopped(step, stop)
     checkpoints.wait()
     if held_out and not records:  # resumed after its last step
-      records = evaluate_now(state)
+      records = evaluate_now(state, held_out)
   return records
 
 

@@ -1,5 +1,6 @@
 """Records of a run: rows of JSON, read from the device one dispatch late."""
 
+import contextlib
 import json
 import pathlib
 import time
@@ -61,7 +62,10 @@ class Writer:
 
   def close(self):
     """Closes the files."""
-    self._file.close()
+    # Rows are flushed as they come, so only one whose writing has failed, and
+    # was reported, can fail here once more.
+    with contextlib.suppress(OSError):
+      self._file.close()
     if self._board:
       self._board.close()
 
@@ -74,16 +78,23 @@ def read(path: pathlib.Path) -> Iterator[Row]:
   """
   if not path.exists():
     return
-  lines = path.read_text().splitlines()
+  try:
+    lines = path.read_text(errors="replace").splitlines()
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror}") from error
   for number, line in enumerate(lines, start=1):
     try:
       row = json.loads(line)
       if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         raise ValueError("not an object with a whole 'step'")
+      if not isinstance(row.get("split"), str):
+        raise ValueError("not an object with a 'split'")
     except ValueError as error:
       if number == len(lines):
         return
-      raise UserError(f"{path}, line {number}: {error}") from error
+      raise UserError(
+        f"{path}, line {number} is damaged ({error}); mend or delete that line"
+      ) from error
     yield row
 
 

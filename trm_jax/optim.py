@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 SCHEDULES = ("constant", "cosine")
 
@@ -128,7 +129,7 @@ def scale_by_adam_atan2(
 
   def update(updates, state, params=None):
     del params
-    count = optax.safe_increment(state.count)
+    count = jnp.asarray(optax.safe_increment(state.count))
     mu = optax.tree.update_moment(updates, state.mu, b1, 1)
     nu = optax.tree.update_moment(updates, state.nu, b2, 2)
 
@@ -162,7 +163,7 @@ def sign_sgd_rows(
   table: jax.Array,
   ids: jax.Array,
   gradients: jax.Array,
-  learning_rate: jax.Array | float,
+  learning_rate: ArrayLike,
   weight_decay: float,
 ) -> jax.Array:
   """Sign-SGD with decoupled decay on the rows that a batch touched.

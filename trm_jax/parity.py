@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from trm_jax import train
 from trm_jax.config import TrainConfig
@@ -305,7 +306,7 @@ def _puzzles(recording: Recording, where: str, recipe: train.Recipe) -> Puzzles:
   return Puzzles(**{k: jnp.asarray(v, jnp.int32) for k, v in arrays.items()})
 
 
-def _compare(recording: Recording, name: str, ours: jax.Array) -> Difference:
+def _compare(recording: Recording, name: str, ours: ArrayLike) -> Difference:
   mine = np.asarray(ours, np.float64)
   theirs = recording.array(name, mine.shape).astype(np.float64)
   if not mine.size:

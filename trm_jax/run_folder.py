@@ -42,6 +42,9 @@ class RunFolder:
   def claim(self, config: Mapping[str, Any], overrides: Mapping[str, Any]):
     """Takes the folder for a run, new or resumed, until the process ends.
 
+    A folder in which nothing was trained yet takes any config: a command that
+    failed early, for a mistyped path say, can be mended and given again.
+
     Args:
       config: the resolved config as plain values.
       overrides: what the command line changed in it.
@@ -55,7 +58,13 @@ class RunFolder:
       self._lock.acquire(timeout=0)
     except filelock.Timeout:
       raise UserError(
-        f"{self.path}: another process is training in this folder"
+        f"{self.path}: another process is training in this folder; stop it, "
+        "or choose another --workdir"
+      ) from None
+    except (FileExistsError, NotADirectoryError):
+      raise UserError(
+        f"{self.path}: a file is in the way of this folder; choose another "
+        "--workdir"
       ) from None
     except OSError as error:
       raise UserError(
@@ -63,18 +72,29 @@ class RunFolder:
         "another --workdir"
       ) from error
     config = json.loads(json.dumps(config))  # as it will be read back
-    if (self.path / "config.json").exists():
-      theirs = self.read_config()
-      found = differences(_computed(config), _computed(theirs))
-      if found:
-        self.release()
-        raise UserError(
-          f"{self.path} was made with another config; use another --workdir, "
-          "or the same settings. They differ in\n  " + "\n  ".join(found)
-        )
-      return
-    write_json(self.path / "overrides.json", overrides)
-    write_json(self.path / "config.json", config)
+    try:
+      if self._has_trained() and (self.path / "config.json").exists():
+        self._refuse_other(config)
+        return
+      write_json(self.path / "overrides.json", overrides)
+      write_json(self.path / "config.json", config)
+    except UserError:
+      self.release()
+      raise
+
+  def _has_trained(self) -> bool:
+    """Whether the folder holds a measurement or a checkpoint."""
+    measured = self.metrics.exists() and self.metrics.stat().st_size > 0
+    return measured or any(self.checkpoints.glob("[0-9]*"))
+
+  def _refuse_other(self, config: Mapping[str, Any]):
+    """Refuses a config that would not go on with this folder's run."""
+    found = differences(_computed(config), _computed(self.read_config()))
+    if found:
+      raise UserError(
+        f"{self.path} was made with another config; use another --workdir, "
+        "or the same settings. They differ in\n  " + "\n  ".join(found)
+      )
 
   def release(self):
     """Lets others claim the folder."""
@@ -84,17 +104,25 @@ class RunFolder:
     """The config that the run was made with.
 
     Raises:
-      UserError: if there is none, or it is not JSON.
+      UserError: if there is none, or it is damaged.
     """
     path = self.path / "config.json"
     try:
-      return json.loads(path.read_text())
+      config = json.loads(path.read_text())
+      if not isinstance(config, dict):
+        raise ValueError("not an object of sections")
+      if not all(isinstance(section, dict) for section in config.values()):
+        raise ValueError("a section is not an object")
+      return config
     except (FileNotFoundError, NotADirectoryError):
       raise UserError(
         f"{self.path} is not a run folder: it has no config.json"
       ) from None
     except (OSError, ValueError) as error:
-      raise UserError(f"{path} cannot be read: {error}") from error
+      raise UserError(
+        f"{path} is damaged ({error}); put back the config that the run was "
+        "made with, or use another --workdir"
+      ) from error
 
 
 def write_json(path: pathlib.Path, value: Any):
@@ -109,6 +137,7 @@ def write_json(path: pathlib.Path, value: Any):
     unfinished.write_text(json.dumps(value, indent=2) + "\n")
     unfinished.replace(path)
   except OSError as error:
+    unfinished.unlink(missing_ok=True)
     raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 

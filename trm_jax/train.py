@@ -8,10 +8,10 @@ It knows neither mesh nor files; `trm_jax/fit.py` is the loop around it.
 
 import dataclasses
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from trm_jax import optim
 from trm_jax.config import Experiment, TrainConfig
@@ -45,8 +45,7 @@ class Recipe:
     )
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   """All that a run needs to go on, bit for bit.
 
   Attributes:
@@ -74,8 +73,7 @@ class TrainState:
     return self.params.replace(weights=self.ema)
 
 
-@flax.struct.dataclass
-class Learned:
+class Learned(struct.PyTreeNode):
   """By-products of a training step, for inspection.
 
   Attributes:

@@ -7,9 +7,9 @@ first step fills every slot.
 
 import dataclasses
 
-import flax
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from trm_jax.core import network, recursion
 from trm_jax.core.network import Latents, ModelConfig, Weights
@@ -37,8 +37,7 @@ class HaltingConfig:
       )
 
 
-@flax.struct.dataclass
-class Puzzles:
+class Puzzles(struct.PyTreeNode):
   """A batch of puzzles.
 
   Attributes:
@@ -53,8 +52,7 @@ class Puzzles:
   puzzle_ids: jax.Array
 
 
-@flax.struct.dataclass
-class Carry:
+class Carry(struct.PyTreeNode):
   """What one supervision step hands to the next.
 
   Attributes:
@@ -70,8 +68,7 @@ class Carry:
   puzzles: Puzzles
 
 
-@flax.struct.dataclass
-class Outputs:
+class Outputs(struct.PyTreeNode):
   """What a supervision step predicts.
 
   Attributes:

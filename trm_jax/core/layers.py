@@ -6,6 +6,7 @@ may be called inside a raw `jax.lax.scan` without leaking a tracer.
 """
 
 import math
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -64,6 +65,11 @@ def inner_width(expansion: float, width: int, multiple: int) -> int:
   return -(-exact // multiple) * multiple
 
 
+def apply(module: nn.Module, weights: Any, *inputs: Any) -> jax.Array:
+  """Applies a layer of this file to its weights."""
+  return cast(jax.Array, module.apply({"params": weights}, *inputs))
+
+
 class Linear(nn.Module):
   """`h @ kernel (+ bias)` with weights cast to the dtype of `h`.
 
@@ -92,7 +98,7 @@ class Linear(nn.Module):
     if self.use_bias:
       shape = (self.features,)
       bias = self.param("bias", self.bias_init, shape, self.param_dtype)
-      out = out + bias.astype(h.dtype)
+      out = out + jnp.broadcast_to(bias.astype(h.dtype), out.shape)
     return out
 
 

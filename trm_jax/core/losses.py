@@ -48,7 +48,8 @@ def token_loss(logits: jax.Array, labels: jax.Array, kind: str) -> jax.Array:
   logits = logits.astype(layers.at_least_float32(logits.dtype))
   log_probs = {"stablemax": log_stablemax, "softmax": jax.nn.log_softmax}[kind]
   # A comparison, not a gather: its gradient is then no scatter.
-  picked = labels[..., None] == jnp.arange(logits.shape[-1])  # [B, S, V]
+  tokens = jnp.arange(logits.shape[-1])[None, None]
+  picked = labels[..., None] == tokens  # [B, S, V]
   total = jnp.sum(jnp.where(picked, log_probs(logits), 0), axis=(1, 2))
   return -total / jnp.maximum(count_labels(labels), 1)
 

@@ -17,9 +17,9 @@ import math
 from typing import Any
 
 import chex
-import flax
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from trm_jax.core import layers
 
@@ -142,8 +142,7 @@ class ModelConfig:
     return layers.inner_width(self.expansion, self.length, self.inner_multiple)
 
 
-@flax.struct.dataclass
-class Latents:
+class Latents(struct.PyTreeNode):
   """What recursion refines: the answer `y` and the scratchpad `z`.
 
   Both `[B, L, D]` during recursion, and `[D]` each as initial values.
@@ -153,8 +152,7 @@ class Latents:
   z: jax.Array
 
 
-@flax.struct.dataclass
-class Params:
+class Params(struct.PyTreeNode):
   """A model's arrays, in three parts because three rules update them.
 
   Attributes:
@@ -287,18 +285,17 @@ def apply_blocks(
   chex.assert_shape(h, (None, config.length, config.width))
   for i in range(config.layers):
     block = weights["blocks"][f"block_{i}"]
-    mixer = {"params": block["mixer"]}
     if config.mixer == "mlp":
       # Surprising but so in the reference: the norm after token mixing runs
       # over the tokens as well.
       tokens_last = jnp.swapaxes(h, 1, 2)  # [B, D, L]
-      mixed = _token_mlp(config).apply(mixer, tokens_last)
+      mixed = layers.apply(_token_mlp(config), block["mixer"], tokens_last)
       h = layers.rms_norm(tokens_last + mixed, eps=config.norm_eps)
       h = jnp.swapaxes(h, 1, 2)
     else:
-      mixed = _attention(config).apply(mixer, h, table)
+      mixed = layers.apply(_attention(config), block["mixer"], h, table)
       h = layers.rms_norm(h + mixed, eps=config.norm_eps)
-    out = _mlp(config).apply({"params": block["mlp"]}, h)
+    out = layers.apply(_mlp(config), block["mlp"], h)
     h = layers.rms_norm(h + out, eps=config.norm_eps)
   return h
 
@@ -307,16 +304,15 @@ def read_answer(
   weights: Weights, y: jax.Array, config: ModelConfig
 ) -> jax.Array:
   """Logits of every puzzle token, `[B, S, V]` in `config.dtype`."""
-  head = {"params": weights["lm_head"]}
-  return _lm_head(config).apply(head, y[:, config.prefix :])
+  tokens = y[:, config.prefix :]
+  return layers.apply(_lm_head(config), weights["lm_head"], tokens)
 
 
 def read_halting(
   weights: Weights, y: jax.Array, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
   """Logits of (halt, continue), `[B]` each, in at least float32."""
-  head = {"params": weights["q_head"]}
-  q = _q_head(config).apply(head, y[:, 0])
+  q = layers.apply(_q_head(config), weights["q_head"], y[:, 0])
   q = q.astype(layers.at_least_float32(q.dtype))
   return q[:, 0], q[:, 1]
 

@@ -9,15 +9,15 @@ puzzles.
 import functools
 import math
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+from flax import struct
+from jax.typing import ArrayLike
 
 _ROUNDS = 8
 
 
-@flax.struct.dataclass
-class Cursor:
+class Cursor(struct.PyTreeNode):
   """A place in the endless stream of puzzles.
 
   Attributes:
@@ -34,7 +34,7 @@ def start() -> Cursor:
   return Cursor(jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.int32))
 
 
-def advance(cursor: Cursor, count: jax.Array, num_rows: int) -> Cursor:
+def advance(cursor: Cursor, count: ArrayLike, num_rows: int) -> Cursor:
   """Moves a cursor forward. The position wraps, so it never overflows.
 
   Args:
@@ -54,7 +54,10 @@ def advance(cursor: Cursor, count: jax.Array, num_rows: int) -> Cursor:
 
 
 def take(
-  cursor: Cursor, offsets: jax.Array, seed: jax.Array, num_rows: int
+  cursor: Cursor,
+  offsets: ArrayLike,
+  seed: ArrayLike,
+  num_rows: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Looks up puzzles ahead of a cursor.
 
@@ -76,7 +79,10 @@ def take(
 
 @functools.partial(jax.jit, static_argnames="num_rows")
 def shuffled_row(
-  seed: jax.Array, epoch: jax.Array, position: jax.Array, num_rows: int
+  seed: ArrayLike,
+  epoch: ArrayLike,
+  position: ArrayLike,
+  num_rows: int,
 ) -> jax.Array:
   """Says which row an epoch shows at a position.
 

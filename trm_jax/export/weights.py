@@ -53,6 +53,7 @@ def save_weights(
     unfinished.write_bytes(save(arrays, metadata))
     unfinished.replace(path)
   except OSError as error:
+    unfinished.unlink(missing_ok=True)
     raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
@@ -71,16 +72,16 @@ def load_weights(path: pathlib.Path) -> tuple[Params, dict[str, Any]]:
       metadata = file.metadata() or {}
       arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(f"{path} cannot be read: {error}") from error
+    raise UserError(f"{path} cannot be read as safetensors: {error}") from error
   if metadata.get("format") != FORMAT:
     raise UserError(
       f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}"
     )
   try:
     config = json.loads(metadata["config"])
+    model = config_lib.read(config).model
   except (KeyError, ValueError) as error:
     raise UserError(f"{path}: its config cannot be read: {error}") from error
-  model = config_lib.read(config).model
   return _assemble(path, arrays, model), config
 
 
@@ -88,16 +89,20 @@ def _assemble(
   path: pathlib.Path, arrays: dict[str, np.ndarray], model: ModelConfig
 ) -> Params:
   expected = network.shapes(model)
-  shapes = {name: leaf.shape for name, leaf in _named(expected)}
-  for name in sorted(shapes.keys() | arrays.keys()):
-    there = arrays[name].shape if name in arrays else "missing"
-    wanted = shapes.get(name, "absent")
-    if there != wanted:
+  wanted = {name: _kind(leaf) for name, leaf in _named(expected)}
+  there = {name: _kind(array) for name, array in arrays.items()}
+  for name in sorted(wanted.keys() | there.keys()):
+    if there.get(name) != wanted.get(name):
       raise UserError(
-        f"{path}: array {name!r} is {there}, but its config makes it {wanted}"
+        f"{path}: array {name!r} is {there.get(name, 'missing')}, but its "
+        f"config makes it {wanted.get(name, 'absent')}"
       )
   leaves = [jnp.asarray(arrays[name]) for name, _ in _named(expected)]
   return jax.tree.unflatten(jax.tree.structure(expected), leaves)
+
+
+def _kind(array: Any) -> str:
+  return f"{np.dtype(array.dtype).name}{list(array.shape)}"
 
 
 def _named(params: Params) -> list[tuple[str, Any]]:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable
 
 import huggingface_hub
 import numpy as np
@@ -29,7 +30,7 @@ from trm_jax.data.sudoku.rows import (
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 
-__all__ = ["Sudoku", "SudokuData", "load", "num_rows", "read_csv"]
+__all__ = ["Sudoku", "SudokuData", "load", "num_rows", "prepare", "read_csv"]
 
 HUB_REPOSITORY = "sapientinc/sudoku-extreme"
 
@@ -124,6 +125,26 @@ class SudokuData:
         f"to {most}."
       )
     object.__setattr__(self, name, (low, high))  # a list would not be hashable
+
+
+def prepare(
+  settings: SudokuData, say: Callable[[str], None] = logging.info
+) -> list[str]:
+  """Makes the dataset, if it is not there yet.
+
+  Args:
+    settings: what the dataset is made of.
+    say: told in a sentence, before it starts, of work that may take a minute.
+
+  Returns:
+    Sentences that its users should read: how many rows of a file were left
+    out and why, and what was not checked.
+
+  Raises:
+    UserError: the dataset cannot be prepared.
+  """
+  metadata = _prepare(settings, say).info.metadata
+  return list((metadata or {}).get("notes", []))
 
 
 def load(
@@ -230,17 +251,21 @@ class Sudoku(tfds.core.GeneratorBasedBuilder):
       supervised_keys=("inputs", "labels"),
       # Batches are shuffled by the reader, so rows may keep their order.
       disable_shuffling=True,
+      metadata=tfds.core.MetadataDict(),  # "notes", for `prepare`
     )
 
   def _split_generators(self, dl_manager):
     del dl_manager  # the files are at hand
     settings, files = self.builder_config.settings, self.builder_config.files
     splits = {}
+    notes = []
     for split in files:  # train comes first
       if files[split] == "generate":
         splits[split] = _generated(settings, split, splits.get("train"))
       else:
-        splits[split] = _selected(settings, split, files[split])
+        splits[split], more = _selected(settings, split, files[split])
+        notes += more
+    self.info.metadata["notes"] = notes
     return {
       split: self._generate_examples(rows) for split, rows in splits.items()
     }
@@ -284,9 +309,13 @@ def _generated(settings: SudokuData, split: str, train: Rows | None) -> Rows:
   )
 
 
-def _selected(settings: SudokuData, split: str, path: str) -> Rows:
-  """Reads a csv file and chooses the rows of a split."""
+def _selected(
+  settings: SudokuData, split: str, path: str
+) -> tuple[Rows, list[str]]:
+  """Reads a csv file and chooses the rows of a split; adds notes on them."""
   rows = read_csv(path, settings.size, settings.skip_bad_rows)
+  count = len(rows) + len(rows.skipped)
+  notes = []
   hardest = rows.ratings.max()
   rows = rows.take(rows.ratings >= settings.min_rating)
   if not len(rows):
@@ -305,17 +334,25 @@ def _selected(settings: SudokuData, split: str, path: str) -> Rows:
     rows = rows.take(np.sort(chosen))
   if not rows.unique:
     if len(rows) <= UNIQUE_ROWS:
-      return drop_ambiguous(rows, settings.skip_bad_rows)
-    logging.warning(
-      "%s: %d rows are too many to look for second solutions; their answers "
-      "are legal and keep the givens.",
-      path,
-      len(rows),
+      rows = drop_ambiguous(rows, settings.skip_bad_rows)
+    else:
+      notes.append(
+        f"{path}: {len(rows):,} rows are too many to look for second "
+        f"solutions; their answers are legal and keep the givens."
+      )
+  if rows.skipped:
+    notes.append(
+      f"{path}: {len(rows.skipped):,} bad rows of {count:,} were left out. "
+      f"The first: {' | '.join(rows.skipped[:3])}"
     )
-  return rows
+  for note in notes:
+    logging.warning("%s", note)
+  return rows, notes
 
 
-def _prepare(settings: SudokuData) -> Sudoku:
+def _prepare(
+  settings: SudokuData, say: Callable[[str], None] = logging.info
+) -> Sudoku:
   """Returns the prepared dataset, making it if it is not there yet."""
   files = _files(settings)
   config = SudokuConfig(
@@ -328,7 +365,7 @@ def _prepare(settings: SudokuData) -> Sudoku:
   try:
     builder = _builder(config, folder)
     if not builder.data_path.exists():
-      logging.info("preparing %s", builder.data_path)
+      say(_what_is_prepared(files))
       tfds.disable_progress_bar()
       try:
         # TFDS writes to a folder of its own and renames it when complete, so
@@ -346,6 +383,17 @@ def _prepare(settings: SudokuData) -> Sudoku:
       f"cache_dir to a folder with free space that you may write to."
     ) from error
   return builder
+
+
+def _what_is_prepared(files: dict[str, str]) -> str:
+  sources = [
+    f"{split} generated" if source == "generate" else f"{split} from {source}"
+    for split, source in files.items()
+  ]
+  return (
+    f"preparing the puzzles, once ({', '.join(sources)}); to check that each "
+    f"has one solution can take a minute"
+  )
 
 
 def _builder(config: SudokuConfig, folder: str | None) -> Sudoku:

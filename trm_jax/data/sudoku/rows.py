@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from absl import logging
 
 from trm_jax.data.sudoku import board
 from trm_jax.data.sudoku.uniqueness import has_second_solution
@@ -81,8 +80,7 @@ def read_csv(
   Args:
     path: the file; `.gz` at the end of its name means that it is compressed.
     size: cells along one side of the board.
-    skip_bad_rows: whether to leave bad rows out, with a warning in the log,
-      instead of refusing the file.
+    skip_bad_rows: whether to leave bad rows out instead of refusing the file.
     check_unique: whether to refuse puzzles with a second solution, too. None
       checks files of up to `UNIQUE_ROWS` rows, which takes seconds for a
       thousand hard puzzles and close to a minute for the most; larger files
@@ -111,18 +109,8 @@ def read_csv(
   rows = dataclasses.replace(rows, skipped=tuple(faults))
   if check_unique or (check_unique is None and len(rows) <= UNIQUE_ROWS):
     rows = drop_ambiguous(rows, skip_bad_rows)
-  if rows.skipped:
-    logging.warning(
-      "%s: skipped %d bad rows of %d. The first: %s",
-      path,
-      len(rows.skipped),
-      len(rows.skipped) + len(rows),
-      " | ".join(rows.skipped[:3]),
-    )
   if not len(rows):
-    raise UserError(
-      f"{path}: every row is bad. The first: {_refusal(rows.skipped[0])}"
-    )
+    raise UserError(f"{path}: every row is bad. The first: {rows.skipped[0]}")
   return rows
 
 
@@ -153,7 +141,10 @@ def drop_ambiguous(rows: Rows, skip_bad_rows: bool) -> Rows:
 
 
 def _refusal(fault: str) -> str:
-  return f"{fault}. Mend the row, or set skip_bad_rows=True to leave it out."
+  return (
+    f"{fault}. Mend the row, or leave out all bad rows with --skip_bad_rows "
+    f"(skip_bad_rows=True)."
+  )
 
 
 def _blocks(path: str) -> Iterator[tuple[list[list[str]], list[int]]]:
@@ -200,7 +191,7 @@ def _check(
   length = size * size
   faults = {}  # index of the record -> what is wrong with it, first fault wins
   for index, record in enumerate(records):
-    fault = _fault_in_text(record, length)
+    fault = _fault_in_text(record, size)
     if fault:
       faults[index] = fault
   good = [index for index in range(len(records)) if index not in faults]
@@ -251,16 +242,18 @@ def _check(
   return rows.take(kept), texts
 
 
-def _fault_in_text(record: Sequence[str], length: int) -> str | None:
+def _fault_in_text(record: Sequence[str], size: int) -> str | None:
   if len(record) != len(COLUMNS):
     return (
       f"{len(record)} columns; expected {len(COLUMNS)}: {','.join(COLUMNS)}"
     )
   _, question, answer, rating = record
-  if len(question) != length:
-    return f"question: {len(question)} characters; expected {length}"
-  if len(answer) != length:
-    return f"answer: {len(answer)} characters; expected {length}"
+  for column, grid in (("question", question), ("answer", answer)):
+    if len(grid) != size * size:
+      return (
+        f"{column}: {len(grid)} characters; expected {size * size}, as a "
+        f"{size}x{size} board has"
+      )
   # int() would also take "1_000", " 7" and numbers beyond the stored int32.
   if not (rating.isdecimal() and len(rating) < 10):
     return f"rating: {rating!r} is not a whole number; expected 0 or more"

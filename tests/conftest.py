@@ -1,0 +1,86 @@
+"""Eight CPU devices, strict arithmetic, and a tiny experiment to share."""
+
+import dataclasses
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trm_jax import train
+from trm_jax.config import TrainConfig
+from trm_jax.core.halting import HaltingConfig, Puzzles
+from trm_jax.core.network import ModelConfig
+from trm_jax.data.sudoku import board, generate
+from trm_jax.data.task import Split
+from trm_jax.optim import OptimConfig
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+DATA = pathlib.Path(__file__).parent / "data"
+
+
+def tiny_model(**changes) -> ModelConfig:
+  """A model for 4x4 Sudoku that compiles and runs in no time."""
+  task = board.task(4)
+  settings = dict(
+    vocab_size=task.vocab_size,
+    seq_len=task.seq_len,
+    width=16,
+    layers=1,
+    heads=2,
+    expansion=2.0,
+    inner_multiple=8,
+    puzzle_emb_ndim=16,
+    puzzle_emb_len=1,
+    cycles=2,
+    latent_steps=2,
+    dtype="float32",
+  )
+  return ModelConfig(**(settings | changes))
+
+
+@pytest.fixture(scope="session")
+def recipe() -> train.Recipe:
+  return train.Recipe(
+    model=tiny_model(),
+    halting=HaltingConfig(max_steps=4),
+    optim=OptimConfig(
+      lr=2e-3, weight_decay=0.1, warmup_steps=5, puzzle_lr=1e-3, ema=0.9
+    ),
+    train=TrainConfig(steps=40, batch_size=16, steps_per_dispatch=4),
+    task=board.task(4),
+  )
+
+
+@pytest.fixture(scope="session")
+def split() -> Split:
+  """Forty 4x4 puzzles."""
+  inputs, labels, _ = generate.generate(4, 40, seed=0, givens=(5, 8))
+  return Split(inputs, labels, np.zeros(len(inputs), np.int32))
+
+
+@pytest.fixture(scope="session")
+def table(split) -> Puzzles:
+  return Puzzles(
+    inputs=jnp.asarray(split.inputs),
+    labels=jnp.asarray(split.labels),
+    puzzle_ids=jnp.asarray(split.puzzle_ids),
+  )
+
+
+@pytest.fixture(scope="session")
+def compiled_steps(recipe):
+  """`train_steps` of the shared recipe on one device, compiled once."""
+  return jax.jit(lambda state, table: train.train_steps(state, table, recipe))
+
+
+def with_train(recipe: train.Recipe, **changes) -> train.Recipe:
+  """The recipe with another training section."""
+  changed = dataclasses.replace(recipe.train, **changes)
+  return dataclasses.replace(recipe, train=changed)
