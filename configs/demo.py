@@ -57,7 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.train = ml_collections.ConfigDict(
     dict(
-      steps=1800,
+      steps=1500,
       batch_size=64,
       steps_per_dispatch=5,
       refill="queue",
@@ -68,8 +68,8 @@ def get_config() -> ml_collections.ConfigDict:
     )
   )
   config.eval = ml_collections.ConfigDict(
-    dict(every=300, puzzles=0, depth=16, batch_size=128, seed=0)
+    dict(every=500, puzzles=0, depth=16, batch_size=128, seed=0)
   )
-  config.checkpoint = ml_collections.ConfigDict(dict(every=300, keep=1))
+  config.checkpoint = ml_collections.ConfigDict(dict(every=250, keep=1))
   config.mesh = ml_collections.ConfigDict(dict(data=-1, model=1))
   return config

@@ -21,7 +21,9 @@ def run(main: Callable[[list[str]], int | None]):
   """Runs a program; what its user can mend is told in a line, status 2."""
 
   def guarded(argv: list[str]) -> int | None:
-    logging.set_verbosity(logging.ERROR)
+    # What is logged as an error is raised as well, and Orbax logs a full disk
+    # in a thousand lines.
+    logging.set_verbosity(logging.FATAL)
     try:
       return main(argv)
     except UserError as error:

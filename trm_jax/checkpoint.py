@@ -59,8 +59,12 @@ class Checkpoints:
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_):
-    self._orbax.close()
+  def __exit__(self, kind, *_):
+    try:
+      self._orbax.close()
+    except (OSError, ValueError, RuntimeError) as error:
+      if kind is None:  # else an error is on its way already
+        raise self._unwritten(error) from error
 
   @property
   def steps(self) -> list[int]:
@@ -180,9 +184,11 @@ class Checkpoints:
     )
 
   def _unwritten(self, error: Exception) -> UserError:
+    where = f"step {self.latest}" if self.steps else "the beginning"
     return UserError(
-      f"a checkpoint could not be written to {self._directory}: "
-      f"{_first_line(error)}. The last complete one is step {self.latest}"
+      f"a checkpoint could not be written to {self._directory}; once there is "
+      f"space, the same command goes on from {where}. "
+      f"Cause: {_first_line(error)}"
     )
 
 
@@ -242,4 +248,6 @@ def _first_line(error: BaseException) -> str:
   while error.__cause__ or error.__context__:
     error = error.__cause__ or error.__context__
   text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0][:200]
+  line = text.splitlines()[0]
+  # A long path is often in the middle, and the reason at the end.
+  return line if len(line) < 200 else f"{line[:90]} ... {line[-100:]}"

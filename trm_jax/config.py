@@ -162,17 +162,18 @@ def read(config: Mapping[str, Any]) -> Experiment:
   Raises:
     UserError: naming the field, its value and what was expected.
   """
-  if not isinstance(config, Mapping):
+  # A ConfigDict is no Mapping by type.
+  if not hasattr(config, "items"):
     raise UserError(f"the config is {config!r:.80}: it must have sections")
   for name, section in config.items():
-    if not isinstance(section, Mapping):
+    if not hasattr(section, "items"):
       raise UserError(f"config.{name}={section!r:.80}: must be a section")
   sections = {name: dict(section) for name, section in config.items()}
   names = [field.name for field in dataclasses.fields(Experiment)]
   _refuse_unknown("config", sections, names)
   data = sections.pop("data", {})
   task_name = data.pop("task", "sudoku")
-  if task_name not in TASKS:
+  if not isinstance(task_name, str) or task_name not in TASKS:
     raise UserError(
       f"config.data.task={task_name!r}: must be one of {', '.join(TASKS)}"
     )

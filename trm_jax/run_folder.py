@@ -7,6 +7,7 @@ It holds
     checkpoints/     see checkpoint.py        plots/          pictures
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -85,7 +86,8 @@ class RunFolder:
   def _has_trained(self) -> bool:
     """Whether the folder holds a measurement or a checkpoint."""
     measured = self.metrics.exists() and self.metrics.stat().st_size > 0
-    return measured or any(self.checkpoints.glob("[0-9]*"))
+    saved = any(path.name.isdigit() for path in self.checkpoints.glob("*"))
+    return measured or saved
 
   def _refuse_other(self, config: Mapping[str, Any]):
     """Refuses a config that would not go on with this folder's run."""
@@ -137,7 +139,8 @@ def write_json(path: pathlib.Path, value: Any):
     unfinished.write_text(json.dumps(value, indent=2) + "\n")
     unfinished.replace(path)
   except OSError as error:
-    unfinished.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      unfinished.unlink()
     raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -1,0 +1,1 @@
+"""Puzzles: data sets, tokens, verifiers, augmentation and batch order."""

@@ -1,5 +1,6 @@
 """Weights as safetensors: a flat set of arrays, with the config inside."""
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -53,7 +54,8 @@ def save_weights(
     unfinished.write_bytes(save(arrays, metadata))
     unfinished.replace(path)
   except OSError as error:
-    unfinished.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      unfinished.unlink()
     raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 

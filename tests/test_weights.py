@@ -1,0 +1,116 @@
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_model
+from safetensors.numpy import load_file, save_file
+
+from trm_jax.core import network
+from trm_jax.errors import UserError
+from trm_jax.export.weights import load_weights, save_weights
+
+CONFIG = {
+  "data": {"size": 4, "train": "generate", "test": "", "givens": [5, 8]},
+  "model": {
+    "width": 16, "layers": 1, "heads": 2, "expansion": 2.0,
+    "inner_multiple": 8, "puzzle_emb_ndim": 16, "puzzle_emb_len": 1,
+    "cycles": 2, "latent_steps": 2, "dtype": "float32",
+  },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def params():
+  return network.init(jax.random.key(0), tiny_model())
+
+
+@pytest.fixture
+def path(params, tmp_path):
+  path = tmp_path / "deep" / "weights.safetensors"
+  save_weights(path, params, CONFIG, {"step": 7})
+  return path
+
+
+def _rewrite(path, arrays=None, **changes):
+  """Saves the file again with other arrays or metadata."""
+  metadata = {"format": "trm_jax/1", "config": json.dumps(CONFIG)} | changes
+  save_file(load_file(path) if arrays is None else arrays, path, metadata)
+
+
+def test_a_round_trip_keeps_every_bit(path, params):
+  loaded, config = load_weights(path)
+  assert config == CONFIG
+  assert jax.tree.structure(loaded) == jax.tree.structure(params)
+  for ours, theirs in zip(
+    jax.tree.leaves(params), jax.tree.leaves(loaded), strict=True
+  ):
+    assert ours.dtype == theirs.dtype
+    assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+def test_bfloat16_weights_survive(tmp_path):
+  params = network.init(jax.random.key(1), tiny_model(param_dtype="bfloat16"))
+  config = CONFIG | {"model": CONFIG["model"] | {"param_dtype": "bfloat16"}}
+  save_weights(tmp_path / "w.safetensors", params, config, {})
+  loaded, _ = load_weights(tmp_path / "w.safetensors")
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_a_truncated_file_is_refused(path, kept):
+  path.write_bytes(path.read_bytes()[:kept])
+  with pytest.raises(UserError, match=r"weights\.safetensors cannot be read"):
+    load_weights(path)
+
+
+def test_foreign_files_are_refused(path, tmp_path):
+  with pytest.raises(UserError, match="cannot be read"):
+    load_weights(tmp_path / "none.safetensors")
+  _rewrite(path, format="pt")
+  with pytest.raises(UserError, match="format is 'pt', expected 'trm_jax/1'"):
+    load_weights(path)
+  save_file(load_file(path), path)
+  with pytest.raises(UserError, match="format is None"):
+    load_weights(path)
+
+
+@pytest.mark.parametrize("config", ["{", "[1]", '{"model": {"wdith": 3}}'])
+def test_a_damaged_config_is_refused(path, config):
+  _rewrite(path, config=config)
+  with pytest.raises(UserError, match=r"safetensors: its config cannot be"):
+    load_weights(path)
+
+
+def test_edited_arrays_are_refused_by_name(path):
+  arrays = load_file(path)
+  name = "weights/embed/tokens"
+  for edited, words in (
+    ({k: v for k, v in arrays.items() if k != name}, "missing"),
+    (arrays | {name: arrays[name][:-1]}, r"float32\[5, 16\]"),
+    (arrays | {name: arrays[name].astype(np.float16)}, r"float16\[6, 16\]"),
+  ):
+    _rewrite(path, edited)
+    with pytest.raises(UserError, match=rf"'{name}' is {words}.*\[6, 16\]"):
+      load_weights(path)
+  _rewrite(path, arrays | {"more": arrays[name]})
+  with pytest.raises(UserError, match="'more' is .* makes it absent"):
+    load_weights(path)
+
+
+def test_a_failed_write_leaves_the_old_file(path, params, monkeypatch):
+  before = path.read_bytes()
+
+  def half(self, content):
+    with self.open("wb") as file:
+      file.write(content[:100])
+    raise OSError(28, os.strerror(28))
+
+  monkeypatch.setattr(type(path), "write_bytes", half)
+  with pytest.raises(UserError, match="cannot write .*No space left"):
+    save_weights(path, params, CONFIG, {})
+  assert path.read_bytes() == before
+  assert [p.name for p in path.parent.iterdir()] == [path.name]
+  with pytest.raises(UserError, match="cannot write"):
+    save_weights(path / "below.safetensors", params, CONFIG, {})
