@@ -35,7 +35,8 @@ def _by_hand(params, split, recipe, depth):
   )
   for _ in range(depth):
     latents, outputs = step(latents)
-    yield np.argmax(outputs.logits, -1), np.asarray(outputs.q_halt)
+    answers = np.argmax(np.asarray(outputs.logits), -1)
+    yield answers, np.asarray(outputs.q_halt)
 
 
 def test_every_depth_equals_running_to_it(trained, split, recipe):
@@ -72,7 +73,7 @@ def test_every_depth_equals_running_to_it(trained, split, recipe):
             for i, d in enumerate(used)]  # fmt: skip
     assert record["halted_exact_accuracy"] == pytest.approx(np.mean(kept))
     legal = recipe.task.is_solution(split.inputs, jnp.asarray(answers))
-    assert record["legal_rate"] == pytest.approx(np.mean(legal))
+    assert record["legal_rate"] == pytest.approx(float(np.mean(legal)))
 
 
 def test_the_chosen_part_is_seeded_and_without_repeats():

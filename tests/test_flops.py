@@ -47,7 +47,9 @@ def test_count_agrees_with_xla_on_an_unrolled_program(mixer):
   arguments = (shapes.weights, Latents(y=latents, z=latents), rows, inputs)
 
   def counted(function):
-    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+    return (
+      jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+    )
 
   forward = batch * flops.inference(config, 1)
   assert counted(step) == pytest.approx(forward, rel=0.02)

@@ -34,7 +34,9 @@ def test_refill_replaces_halted_slots_and_only_those():
   np.testing.assert_array_equal(carry.steps, [0, 2, 3, 0])
   np.testing.assert_array_equal(carry.puzzles.puzzle_ids, [2, 1, 1, 2])
   np.testing.assert_array_equal(carry.puzzles.inputs[:, 0], [2, 1, 1, 2])
-  np.testing.assert_array_equal(carry.latents.y[:, 0, 0], [0.25, 0.5, 0.5, 0.25])
+  np.testing.assert_array_equal(
+    carry.latents.y[:, 0, 0], [0.25, 0.5, 0.5, 0.25]
+  )
   np.testing.assert_array_equal(
     carry.latents.z[:, 3, 1], [-0.25, -0.5, -0.5, -0.25]
   )

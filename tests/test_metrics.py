@@ -1,4 +1,6 @@
 import json
+import pathlib
+import sys
 import time
 
 import numpy as np
@@ -63,14 +65,7 @@ def test_a_line_cut_by_a_kill_is_passed_over(tmp_path):
 
 @pytest.mark.parametrize(
   "line",
-  [
-    b"{",
-    b"",
-    b"3",
-    b'{"step": "2", "split": "train"}',
-    b'{"step": 2}',
-    b"\xff",
-  ],
+  [b"{", b"", b"3", b"\xff", b'{"step": 2}', b'{"step": "2", "split": "x"}'],
 )
 def test_a_damaged_line_is_refused_by_number_and_kept(tmp_path, line):
   path = tmp_path / "metrics.jsonl"
@@ -89,24 +84,25 @@ def test_a_damaged_line_is_refused_by_number_and_kept(tmp_path, line):
 def test_files_that_cannot_be_written(tmp_path):
   file = tmp_path / "file"
   file.write_text("mine")
-  with pytest.raises(UserError, match="cannot write .*Not a directory"):
+  with pytest.raises(UserError, match=r"cannot write .*Not a directory"):
     Writer(file / "metrics.jsonl")
   with pytest.raises(UserError, match="cannot read"):
     list(read(tmp_path))
   assert file.read_text() == "mine"
 
 
-def test_a_full_disk_is_told_once():
+def test_a_full_disk_is_told_once(tmp_path):
+  writer = Writer(tmp_path / "metrics.jsonl")
+  writer._file.close()
   # Whatever is written to this device fails for lack of space.
-  writer = Writer.__new__(Writer)
-  writer._file, writer._board = open("/dev/full", "w"), None
+  writer._file = pathlib.Path("/dev/full").open("w")  # noqa: SIM115
   with pytest.raises(UserError, match="No space left"):
     writer.write(2, "train", {"loss": 1.0})
-  writer.close()  # the row is still in the buffer
+  writer.close()  # although the row is still in the buffer
 
 
 def test_tensorboard_says_what_to_install(tmp_path, monkeypatch):
-  monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+  monkeypatch.setitem(sys.modules, "tensorboardX", None)
   with pytest.raises(UserError, match=r"pip install 'trm_jax\[tensorboard\]'"):
     Writer(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "board")
 

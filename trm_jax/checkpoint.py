@@ -6,7 +6,7 @@ process killed at any moment leaves either a whole checkpoint or none.
 
 import json
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -46,9 +46,10 @@ class Checkpoints:
     )
     try:
       self._orbax = ocp.training.Checkpointer(
-        directory.absolute(),
-        preservation_policy=_policies.AnyPreservationPolicy(
-          [_policies.LatestN(keep), best]
+        str(directory.absolute()),
+        preservation_policy=cast(
+          Any,
+          _policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
         ),
         # What a killed process left half-written is of no use to anyone.
         cleanup_tmp_directories=keep is not None,
@@ -80,7 +81,7 @@ class Checkpoints:
   def best(self) -> int | None:
     """Step of the checkpoint with the best metric, the latest of equals."""
     scored = [
-      (found.metrics[self._best_metric], found.step)
+      (cast(Any, found.metrics)[self._best_metric], found.step)
       for found in self._orbax.checkpoints
       if found.metrics
     ]
@@ -99,7 +100,7 @@ class Checkpoints:
     if which == "best":
       # A run too short to have been evaluated has only its last.
       return self.steps[-1] if self.best is None else self.best
-    if not which.isdigit() or int(which) not in self.steps:
+    if which not in map(str, self.steps):
       raise UserError(
         f"checkpoint {which!r}: must be 'best', 'last' or one of the steps "
         f"{', '.join(map(str, self.steps))}"
@@ -122,7 +123,9 @@ class Checkpoints:
     if step in self.steps:
       return
     try:
-      self._orbax.save_async(step, state, force=True, metrics=metrics)
+      self._orbax.save_async(
+        step, state, force=True, metrics=cast(Any, metrics)
+      )
     except (OSError, ValueError, RuntimeError) as error:
       raise self._unwritten(error) from error
 
@@ -245,8 +248,8 @@ def _described(tree: Any) -> dict[str, str]:
 
 def _first_line(error: BaseException) -> str:
   """The first line of what an error began with: Orbax wraps it in pages."""
-  while error.__cause__ or error.__context__:
-    error = error.__cause__ or error.__context__
+  while cause := error.__cause__ or error.__context__:
+    error = cause
   text = str(error).strip() or type(error).__name__
   line = text.splitlines()[0]
   # A long path is often in the middle, and the reason at the end.

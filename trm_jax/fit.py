@@ -190,8 +190,8 @@ def fit(
       stop = stop_requested(step)
       due = step == last or step % experiment.checkpoint.every == 0
       if due or scores or stop:
-        started = time.perf_counter()
         log.flush()
+        started = time.perf_counter()
         checkpoints.save(step, state, scores)
         log.pause(time.perf_counter() - started)
       if stop and step < last:

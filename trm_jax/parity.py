@@ -8,6 +8,7 @@ gradients of the first and the weights after the last.
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -65,7 +66,10 @@ class Recording:
         self.arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
       raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+    except (
+      OSError, ValueError, EOFError, AttributeError,
+      zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
       raise UserError(
         f"{path}: not a readable .npz recording ({error})"
       ) from error

@@ -265,7 +265,7 @@ def train_step(
   state, learned = learn(state, incoming, recipe)
   metrics = learned.metrics | {
     "loss": learned.loss / recipe.train.batch_size,
-    "gradient_norm": optax.global_norm(learned.gradients),
+    "gradient_norm": optax.tree.norm(learned.gradients),
   }
   return state.replace(cursor=cursor), metrics
 

@@ -156,7 +156,9 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
     if label is not None and token != label[cell]:
       color = "tab:red"
     center = (cell % size + 0.5, cell // size + 0.5)
-    axes.text(*center, render([token]), color=color, ha="center", va="center")
+    axes.text(
+      *center, render(np.array([token])), color=color, ha="center", va="center"
+    )
   axes.set(xlim=(0, size), ylim=(size, 0), aspect="equal")
   axes.axis("off")
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from typing import cast
 
 import huggingface_hub
 import numpy as np
@@ -33,6 +34,9 @@ from trm_jax.errors import UserError
 __all__ = ["Sudoku", "SudokuData", "load", "num_rows", "prepare", "read_csv"]
 
 HUB_REPOSITORY = "sapientinc/sudoku-extreme"
+
+# Generated code, whose classes a type checker cannot see.
+_EXAMPLE = getattr(tf_example_pb2, "Example")  # noqa: B009
 
 # Records decoded at a time while staging.
 _CHUNK = 8192
@@ -166,9 +170,9 @@ def load(
   builder = _prepare(settings)
   _check_split(builder, split)
   # Parsing the records here is five times as fast as the decoder of TFDS.
-  records = builder.as_data_source(
-    split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-  )
+  raw = tfds.decode.DeserializeMethod.RAW_BYTES
+  as_data_source = cast(Callable, builder.as_data_source)
+  records = as_data_source(split, deserialize_method=raw)
   if rows is None:
     rows = np.arange(len(records))
   shape = (len(rows), settings.size * settings.size)
@@ -176,7 +180,7 @@ def load(
   for begin in range(0, len(rows), _CHUNK):
     chunk = np.asarray(rows[begin : begin + _CHUNK]).tolist()
     for row, record in enumerate(records.__getitems__(chunk), begin):
-      feature = tf_example_pb2.Example.FromString(record).features.feature
+      feature = _EXAMPLE.FromString(record).features.feature
       inputs[row] = _grid(feature["inputs"])
       labels[row] = _grid(feature["labels"])
   return Split(inputs, labels, np.zeros(len(rows), np.int32))
@@ -234,8 +238,13 @@ class Sudoku(tfds.core.GeneratorBasedBuilder):
   # here, and finding the path would need a package that it does not install.
   code_path = None
 
+  @property
+  def config(self) -> SudokuConfig:
+    """What this dataset is made of."""
+    return cast(SudokuConfig, self.builder_config)
+
   def _info(self):
-    length = self.builder_config.settings.size**2
+    length = self.config.settings.size**2
     grid = tfds.features.Tensor(
       shape=(length,), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
     )
@@ -256,7 +265,7 @@ class Sudoku(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager  # the files are at hand
-    settings, files = self.builder_config.settings, self.builder_config.files
+    settings, files = self.config.settings, self.config.files
     splits = {}
     notes = []
     for split in files:  # train comes first
@@ -265,7 +274,7 @@ class Sudoku(tfds.core.GeneratorBasedBuilder):
       else:
         splits[split], more = _selected(settings, split, files[split])
         notes += more
-    self.info.metadata["notes"] = notes
+    cast(dict, self.info.metadata)["notes"] = notes
     return {
       split: self._generate_examples(rows) for split, rows in splits.items()
     }

@@ -147,7 +147,7 @@ def _refusal(fault: str) -> str:
   )
 
 
-def _blocks(path: str) -> Iterator[tuple[list[list[str]], list[int]]]:
+def _blocks(path: str) -> Iterator[tuple[Sequence[list[str]], Sequence[int]]]:
   """Yields records and their line numbers, a block at a time."""
   opener = gzip.open if path.endswith(".gz") else open
   try:
