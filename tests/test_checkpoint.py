@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trm_jax.checkpoint import Checkpoints, abstract_state
+from trm_jax.checkpoint import Checkpoints, abstract_state, fingerprint
 from trm_jax.errors import UserError
 from trm_jax.sharding import make_mesh
 
@@ -244,3 +244,42 @@ def test_what_cannot_be_written(tmp_path, monkeypatch):
 def test_a_score_is_kept_with_its_checkpoint(saved):
   score = json.loads((saved / "2" / "metrics" / "metrics").read_text())
   assert score["exact_accuracy"] == 0.5
+
+
+def test_a_flipped_bit_is_refused_or_does_no_harm(saved, tmp_path):
+  """Storage that gives back other bits: TensorStore alone would not notice."""
+  refused = 0
+  for number, path in enumerate(_files(saved / "3")):
+    folder = tmp_path / str(number)
+    shutil.copytree(saved, folder)
+    victim = folder / "3" / path
+    content = bytearray(victim.read_bytes())
+    if not content:
+      continue
+    content[len(content) // 2] ^= 0x10
+    victim.write_bytes(content)
+    try:
+      with Checkpoints(folder) as checkpoints:
+        state = checkpoints.restore(3, _abstract())
+    except UserError as error:
+      assert "damaged" in str(error) or "another model" in str(error)
+      refused += 1
+    else:
+      _equal(state, _state(3))
+  assert refused > 1
+
+
+def test_the_fingerprint_sees_every_bit_and_place():
+  tree = {"a": jnp.arange(6.0), "b": jnp.zeros(3, bool), "c": jnp.bfloat16(1)}
+  print_of = {int(fingerprint(tree))}
+  for changed in (
+    tree | {"a": tree["a"].at[3].set(jnp.nextafter(3.0, 4.0))},
+    tree | {"a": tree["a"][::-1]},
+    tree | {"a": -tree["a"]},  # 0.0 becomes -0.0
+    tree | {"b": tree["b"].at[2].set(True)},
+    tree | {"c": jnp.bfloat16(1.0078125)},
+  ):
+    print_of.add(int(fingerprint(changed)))
+  assert len(print_of) == 6
+  spread = jax.device_put(_state(2), _placed(_mesh(), BY_ROW))
+  assert int(fingerprint(spread)) == int(fingerprint(_state(2)))

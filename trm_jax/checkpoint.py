@@ -1,7 +1,9 @@
 """Checkpoints of any pytree, through Orbax: the latest few and the best.
 
 A checkpoint is written to a temporary folder and renamed when complete, so a
-process killed at any moment leaves either a whole checkpoint or none.
+process killed at any moment leaves either a whole checkpoint or none. Each
+carries a fingerprint of its bits, for storage does not always give back what
+it was given.
 """
 
 import json
@@ -9,6 +11,7 @@ import pathlib
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -124,7 +127,11 @@ class Checkpoints:
       return
     try:
       self._orbax.save_async(
-        step, state, force=True, metrics=cast(Any, metrics)
+        step,
+        state,
+        force=True,
+        metrics=cast(Any, metrics),
+        custom_metadata={"fingerprint": int(fingerprint(state))},
       )
     except (OSError, ValueError, RuntimeError) as error:
       raise self._unwritten(error) from error
@@ -158,7 +165,10 @@ class Checkpoints:
     # called damaged, for the advice is then to delete it.
     wanted = _described(abstract)
     try:
-      there = _described(self._orbax.metadata(step).metadata)
+      metadata = self._orbax.metadata(step)
+      there = _described(metadata.metadata)
+      facts = cast(dict, metadata.custom_metadata or {})
+      expected = facts.get("fingerprint")
     except Exception as error:  # Orbax and TensorStore raise many kinds
       raise self._damaged(step, _first_line(error)) from error
     if not wanted.keys() & there.keys():
@@ -170,9 +180,12 @@ class Checkpoints:
         "was edited, undo that"
       )
     try:
-      return self._orbax.load(step, abstract)
+      state = self._orbax.load(step, abstract)
     except Exception as error:
       raise self._damaged(step, _first_line(error)) from error
+    if expected is not None and int(fingerprint(state)) != expected:
+      raise self._damaged(step, "its bits are not those that were saved")
+    return state
 
   def _damaged(self, step: int, cause: str) -> UserError:
     others = [s for s in self.steps if s != step]
@@ -204,6 +217,34 @@ def abstract_state(tree: Any, shardings: Any) -> Any:
     tree,
     shardings,
   )
+
+
+@jax.jit
+def fingerprint(tree: Any) -> jax.Array:
+  """A checksum of every bit of a tree, whatever devices it is spread over.
+
+  Args:
+    tree: arrays of any dtypes but typed keys.
+
+  Returns:
+    uint32 []: sums modulo 2**32 do not depend on their order.
+  """
+  total = jnp.uint32(0)
+  for leaf in jax.tree.leaves(tree):
+    if leaf.dtype == bool:
+      bits = leaf.astype(jnp.uint32)
+    else:
+      width = min(leaf.dtype.itemsize, 4) * 8
+      bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}")
+    # Each value is scattered together with its place (MurmurHash3), so that
+    # neither flipped bits nor swapped values cancel in the sum.
+    places = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
+    mixed = (
+      bits.astype(jnp.uint32) ^ (places * jnp.uint32(0x9E3779B9))
+    ) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    total = total * 31 + jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+  return total
 
 
 def _check_scores(directory: pathlib.Path):
