@@ -14,13 +14,14 @@ from typing import Any
 from trm_jax.core.halting import HaltingConfig
 from trm_jax.core.losses import TOKEN_LOSSES
 from trm_jax.core.network import ModelConfig
-from trm_jax.data.sudoku import board, builder
+from trm_jax.data.sudoku import board
+from trm_jax.data.sudoku.settings import SudokuData
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
 from trm_jax.optim import OptimConfig
 
 REFILLS = ("queue", "discard")
-TASKS = {"sudoku": builder.SudokuData}
+TASKS = {"sudoku": SudokuData}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,7 @@ class MeshConfig:
 class Experiment:
   """A whole experiment: one attribute per section of its config."""
 
-  data: builder.SudokuData
+  data: SudokuData
   model: ModelConfig
   halting: HaltingConfig
   optim: OptimConfig
