@@ -50,7 +50,7 @@ def depth_curve(records: Sequence[Record], path: pathlib.Path, title: str):
   left.set_ylabel("accuracy on held-out puzzles")
   left.yaxis.set_major_formatter(PercentFormatter(1.0))
   left.set_ylim(-0.02, 1.02)
-  left.legend(loc="lower right")
+  left.legend(loc="best")
   right.set_xlabel("inference FLOPs per puzzle (mean, where it halts)")
   figure.suptitle(title)
   _save(figure, path)
