@@ -166,3 +166,14 @@ def test_the_first_step_that_is_not_finite_is_named(bad):
     log.flush()
   assert "config.optim.lr" in str(refusal.value)
   assert rows == [4]
+
+
+def test_tensorboard_gets_the_same_rows(tmp_path):
+  writer = metrics.Writer(
+    tmp_path / "metrics.jsonl", tensorboard=tmp_path / "board"
+  )
+  writer.write(10, "train", {"loss": 0.5})
+  writer.close()
+  (events,) = (tmp_path / "board").glob("events.out.tfevents.*")
+  content = events.read_bytes()
+  assert b"train/loss" in content
