@@ -24,6 +24,7 @@ def run(main: Callable[[list[str]], int | None]):
     # What is logged as an error is raised as well, and Orbax logs a full disk
     # in a thousand lines.
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _pass_over_late_reads
     try:
       return main(argv)
     except UserError as error:
@@ -107,6 +108,16 @@ def whole_numbers(text: str, flag: str) -> list[int]:
   if numbers[0] < 1:
     raise UserError(f"--{flag}={text}: must be numbers from 1, as in 1,2,4")
   return numbers
+
+
+def _pass_over_late_reads(unraisable: Any):
+  """Keeps one known noise from the user, and shows all else as ever.
+
+  When a damaged checkpoint is refused, reads of its other arrays may still
+  end after Orbax has closed its event loop; nobody waits for them any more.
+  """
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
 
 
 def _fail(message: str) -> int:
