@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
       subsample=0,
       seed=0,
       cache_dir="",
+      path="",
     )
   )
   config.model = ml_collections.ConfigDict(

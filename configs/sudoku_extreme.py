@@ -45,6 +45,7 @@ def get_config(variant: str = "mlp") -> ml_collections.ConfigDict:
       seed=0,
       skip_bad_rows=False,
       cache_dir="",
+      path="",
     )
   )
   config.model = ml_collections.ConfigDict(

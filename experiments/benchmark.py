@@ -3,12 +3,14 @@
     python -m experiments.benchmark --config=FILE.py[:variant] [--seconds=10]
         [--depth=16] [--peak_tflops=989] [--json]
 
-Prints, for training and for inference, the time to compile, steps and puzzles
-a second, achieved FLOP/s by the analytic count, and peak memory; with
---peak_tflops (the published dense peak of all devices together) the share of
-it that is used, MFU. Reads no data: the time depends on shapes alone.
+Prints, for drawing puzzles (and augmenting them), for training and for
+inference, the time to compile, steps and puzzles a second, achieved FLOP/s by
+the analytic count, and memory; with --peak_tflops (the published dense peak of
+all devices together) the share of it that is used, MFU. Reads no data: the
+time depends on shapes alone. ARC is taken to have 1024 tasks of 1000 copies.
 """
 
+import dataclasses
 import json
 import resource
 import time
@@ -48,6 +50,7 @@ def main(argv: list[str]) -> int:
   program = fit.build(experiment)
   split = _made_up(experiment)
   measured = {
+    "drawing puzzles": _measure_drawing(experiment, program, split),
     "training": _measure_training(experiment, program, split),
     "inference": _measure_inference(experiment, program, split),
   }
@@ -55,21 +58,60 @@ def main(argv: list[str]) -> int:
   if _JSON.value:
     print(json.dumps({"device": device, **measured}))
     return 0
-  names = list(measured["training"])
+  names = dict.fromkeys(name for row in measured.values() for name in row)
   table = Table("", *measured, title=f"{jax.device_count()} x {device}")
   for name in names:
-    table.add_row(name, *(f"{row[name]:,.4g}" for row in measured.values()))
+    cells = [
+      f"{row[name]:,.4g}" if name in row else "" for row in measured.values()
+    ]
+    table.add_row(name, *cells)
   Console().print(table)
   return 0
 
 
 def _made_up(experiment: Experiment) -> Split:
-  """Random tokens of the task's shape."""
+  """Random tokens of the task's shape; tasks with copies have 1000 of each."""
   task, rows = experiment.task, 1024
   random = np.random.default_rng(0)
   tokens = random.integers(1, task.vocab_size, (2, rows, task.seq_len))
   inputs, labels = tokens.astype(np.uint8)
-  return Split(inputs, labels, np.zeros(rows, np.int32))
+  split = Split.of_rows(inputs, labels)
+  if not task.view:
+    return split
+  copies = 1000
+  colours = np.argsort(random.random((rows * copies, 9)), axis=1) + 1
+  square = random.integers(0, 8, (rows * copies, 1))
+  return dataclasses.replace(
+    split,
+    puzzle_ids=np.zeros(rows * copies, np.int32),
+    first_puzzle=np.arange(rows + 1, dtype=np.int32) * copies,
+    first_example=np.repeat(np.arange(rows, dtype=np.int32), copies),
+    num_examples=np.ones(rows * copies, np.int32),
+    symmetries=np.hstack([square, 0 * square, colours]).astype(np.uint8),
+  )
+
+
+def _measure_drawing(
+  experiment: Experiment, program: fit.Program, split: Split
+) -> dict[str, float]:
+  """Looking up and augmenting a batch whose slots are all halted."""
+  table = fit.stage(split, program.mesh)
+  state = program.init()
+  started = time.perf_counter()
+  draw = jax.jit(
+    lambda state, table: train.draw_puzzles(state, table, program.recipe)
+  )
+  compiled = draw.lower(state, table).compile()
+  compile_seconds = time.perf_counter() - started
+  seconds = _seconds_a_call(lambda: compiled(state, table))
+  return {
+    "compile, s": compile_seconds,
+    "puzzles/s": experiment.train.batch_size / seconds,
+    "data on the device, MiB": sum(
+      leaf.nbytes for leaf in jax.tree.leaves(table)
+    )
+    / 2**20,
+  }
 
 
 def _measure_training(
@@ -108,15 +150,17 @@ def _measure_inference(
     )
   )
   counted = sharding.put(np.ones(batch, bool), by_batch)
+  shown = evaluate.Batch(puzzles, counted)
   params = program.init().averaged_params
   started = time.perf_counter()
-  compiled = evaluate.score_batch.lower(
-    params, puzzles, counted, depth, experiment.model, experiment.task
+  scorer = evaluate.scorer(program.mesh)
+  compiled = scorer.lower(
+    params, shown, depth, experiment.model, experiment.task
   ).compile()
   compile_seconds = time.perf_counter() - started
   return _figures(
     compile_seconds,
-    _seconds_a_call(lambda: compiled(params, puzzles, counted)) / depth,
+    _seconds_a_call(lambda: compiled(params, shown)) / depth,
     batch / depth,  # a puzzle is done after `depth` steps
     flops.inference(experiment.model, depth),
     compiled,

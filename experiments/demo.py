@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
   experiment = config_lib.read(config)
   folder.claim(config, overrides={})
   with Console().status("generating puzzles, each with exactly one solution"):
+    experiment, _ = report.prepare(config, experiment)
     training, held_out = report.load_splits(experiment)
   assert held_out, "the demo's config names a test split"
   with progress.Bar(experiment.train.steps) as bar:

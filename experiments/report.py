@@ -1,59 +1,105 @@
 """What programs load, and how they put an experiment into words and tables."""
 
+import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from trm_jax import evaluate, metrics, plots
-from trm_jax.config import Experiment
+from trm_jax import evaluate, metrics, plots, vote
+from trm_jax.config import Data, Experiment
 from trm_jax.core import flops, network
 from trm_jax.core.network import Params
-from trm_jax.data.sudoku import builder
+from trm_jax.data import datasets
 from trm_jax.data.task import Split
+from trm_jax.errors import UserError
 from trm_jax.fit import Program
 from trm_jax.run_folder import RunFolder
 
 
-def load_splits(
-  experiment: Experiment, say: Callable[[str], None] = lambda message: None
-) -> tuple[Split, Split | None]:
+def prepare(
+  config: dict[str, Any],
+  experiment: Experiment,
+  say: Callable[[str], None] = lambda message: None,
+) -> tuple[Experiment, list[str]]:
+  """Makes the data ready, and the puzzle table large enough for it.
+
+  Args:
+    config: the config as plain values; the table's size is written into it.
+    experiment: the same, checked.
+    say: told what takes long before it starts, and of rows left out.
+
+  Returns:
+    The experiment with its table, and the name of each puzzle id.
+  """
+  for note in datasets.prepare(experiment.data, say):
+    say(f"note: {note}")
+  names = datasets.identifiers(experiment.data)
+  experiment = experiment.with_puzzle_ids(len(names))
+  if len(names) > 1:
+    rows = experiment.model.num_puzzle_ids
+    config.setdefault("model", {})["num_puzzle_ids"] = rows
+  return experiment, names
+
+
+def choose_data(data: Data, source: str, skip_bad_rows: bool) -> Data:
+  """A run's data, or what flags say instead.
+
+  Args:
+    data: the run's.
+    source: what to test on instead; "" for the run's own.
+    skip_bad_rows: whether bad rows of csv files are left out.
+
+  Returns:
+    The data.
+  """
+  if source:
+    data = datasets.tested_on(data, source)
+  if skip_bad_rows:
+    if not hasattr(data, "skip_bad_rows"):
+      raise UserError("--skip_bad_rows: ARC files have no rows; leave it out")
+    data = dataclasses.replace(data, skip_bad_rows=True)
+  return data
+
+
+def load_splits(experiment: Experiment) -> tuple[Split, Split | None]:
   """Training puzzles, and the part of the test set to evaluate on.
 
   Args:
-    experiment: names the data.
-    say: told what takes long before it starts, and of rows left out.
+    experiment: names the data, which must be prepared.
 
   Returns:
     The training split, and the held-out one if the config has any.
   """
-  _prepare(experiment, say)
-  training = builder.load(experiment.data, "train")
-  if not experiment.data.test:
+  training = datasets.load(experiment.data, "train")
+  if not datasets.has_test(experiment.data):
     return training, None
-  return training, _draw_test(experiment, experiment.eval.puzzles)
+  return training, load_test(experiment, experiment.eval.puzzles)
 
 
-def load_test(
-  experiment: Experiment, puzzles: int, say: Callable[[str], None]
-) -> Split:
-  """A part of the test set, drawn with the config's seed; 0 for all."""
-  _prepare(experiment, say)
-  return _draw_test(experiment, puzzles)
+def load_test(experiment: Experiment, puzzles: int, copies: int = -1) -> Split:
+  """A part of the test set, drawn with the config's seed.
 
+  Args:
+    experiment: names the data, which must be prepared.
+    puzzles: how many puzzles (in ARC: tasks); 0 for all.
+    copies: how many copies of each; 0 for all, -1 for as many as the config
+      says.
 
-def _prepare(experiment: Experiment, say: Callable[[str], None]):
-  for note in builder.prepare(experiment.data, say):
-    say(f"note: {note}")
-
-
-def _draw_test(experiment: Experiment, puzzles: int) -> Split:
-  rows = evaluate.choose_rows(
-    builder.num_rows(experiment.data, "test"), puzzles, experiment.eval.seed
+  Returns:
+    The split.
+  """
+  groups = evaluate.choose_groups(
+    datasets.num_groups(experiment.data, "test"), puzzles, experiment.eval.seed
   )
-  return builder.load(experiment.data, "test", rows)
+  split = datasets.load(experiment.data, "test", groups)
+  copies = experiment.eval.copies if copies < 0 else copies
+  return split.take(np.arange(len(split)), copies)
 
 
 def describe(
@@ -63,13 +109,23 @@ def describe(
   model, train = experiment.model, experiment.train
   weights = network.count_weights(network.shapes(model))
   work = flops.training_step(model) * train.batch_size
-  tested = f"{len(held_out):,}" if held_out else "no"
   return (
     f"TRM {model.mixer}, {weights:,} weights, {model.length} tokens of width "
     f"{model.width}, T={model.cycles}, n={model.latent_steps}\n"
-    f"{len(training):,} training puzzles, {tested} held-out ones; "
+    f"training on {_count(training)}, held out {_count(held_out)}; "
     f"{train.steps:,} steps of batch {train.batch_size}, "
     f"{work / 1e9:,.1f} GFLOP each"
+  )
+
+
+def _count(split: Split | None) -> str:
+  if not split:
+    return "no puzzles"
+  if split.symmetries is None and not split.is_viewed:
+    return f"{len(split):,} puzzles"
+  return (
+    f"{len(split):,} puzzles in {len(split.puzzle_ids):,} copies with "
+    f"{len(split.rows[0]):,} examples"
   )
 
 
@@ -79,10 +135,11 @@ def evaluate_depths(
   params: Params,
   split: Split,
   depths: Sequence[int],
+  ballots: Sequence[vote.Ballot] | None = None,
 ) -> list[evaluate.Record]:
   """Evaluates with a progress bar, and keeps the depths that were asked for."""
   with Progress(transient=True) as progress:
-    bar = progress.add_task("evaluating", total=len(split))
+    bar = progress.add_task("evaluating", total=len(split.rows[0]))
     records = evaluate.evaluate(
       params,
       split,
@@ -91,35 +148,55 @@ def evaluate_depths(
       depth=max(depths),
       batch_size=experiment.eval.batch_size,
       mesh=program.mesh,
+      ballots=ballots,
       on_batch=lambda done, _: progress.update(bar, completed=done),
     )
   return [record for record in records if record["depth"] in depths]
 
 
+# A record's number -> the heading of its column.
+_COLUMNS = {
+  "pass@1": "pass@1",
+  "pass@2": "pass@2",
+  "pass@10": "pass@10",
+  "pass@100": "pass@100",
+  "exact_accuracy": "exact",
+  "valid_rate": "valid",
+  "cell_accuracy": "cells",
+  "q_accuracy": "q right",
+  "halted_exact_accuracy": "exact if halting",
+}
+
+
 def print_depths(records: Sequence[evaluate.Record], title: str):
   """Prints accuracy against depth as a table."""
+  columns = {k: v for k, v in _COLUMNS.items() if k in records[0]}
   table = Table(
-    "depth", "exact", "cells", "legal", "q right", "exact if halting",
-    "mean steps", "FLOPs/puzzle", title=title,
-  )  # fmt: skip
+    "depth", *columns.values(), "mean steps", "FLOPs/puzzle", title=title
+  )
   for column in table.columns:
     column.justify = "right"
   for record in records:
     table.add_row(
       str(record["depth"]),
-      f"{record['exact_accuracy']:.1%} ± {record['exact_accuracy_se']:.1%}",
-      f"{record['cell_accuracy']:.1%}",
-      f"{record['legal_rate']:.1%}",
-      f"{record['q_accuracy']:.1%}",
-      f"{record['halted_exact_accuracy']:.1%}",
-      f"{record['mean_steps']:.2f}",
+      *(_share(record, name) for name in columns),
+      f"{record['mean_steps']:.2f}" if "mean_steps" in record else "",
       f"{record['flops_per_puzzle']:.2e}",
     )
   console = Console()
   if not console.is_terminal:
-    console = Console(width=100)  # a log has no width of its own
+    console = Console(width=120)  # a log has no width of its own
   console.print(table)
-  print(f"{records[0]['puzzles']} held-out puzzles; ± is one standard error")
+  words = "held-out puzzles, copies included" if "pass@1" in records[0] else (
+    "held-out puzzles"
+  )  # fmt: skip
+  print(f"{records[0]['puzzles']} {words}; ± is one standard error")
+
+
+def _share(record: evaluate.Record, name: str) -> str:
+  error = record.get(f"{name}_se") if name != "cell_accuracy" else None
+  spread = f" ± {error:.1%}" if error is not None else ""
+  return f"{record[name]:.1%}{spread}"
 
 
 def plot_learning(folders: Sequence[RunFolder], picture: pathlib.Path):
@@ -133,9 +210,9 @@ def plot_learning(folders: Sequence[RunFolder], picture: pathlib.Path):
 
 def title(experiment: Experiment, step: int) -> str:
   """The heading of a picture."""
-  size = experiment.data.size
+  side = math.isqrt(experiment.task.seq_len)
   weights = network.count_weights(network.shapes(experiment.model))
   return (
     f"TRM ({experiment.model.mixer}, {weights / 1e3:,.0f}k weights) on "
-    f"{size}x{size} Sudoku, after {step:,} steps"
+    f"{side}x{side} {experiment.task.name}, after {step:,} steps"
   )

@@ -53,10 +53,13 @@ def main(argv: list[str]) -> int:
   experiment = config_lib.read(config)
   fit.build(experiment)  # refuses what the devices cannot do, before writing
   folder = RunFolder(_WORKDIR.value)
+  bar = progress.Bar(experiment.train.steps, quiet=not leader)
+  experiment, names = report.prepare(config, experiment, bar.say)
   if leader:
     folder.claim(config, overrides)
-  bar = progress.Bar(experiment.train.steps, quiet=not leader)
-  training, held_out = report.load_splits(experiment, bar.say)
+    if len(names) > 1:
+      write_json(folder.identifiers, names)
+  training, held_out = report.load_splits(experiment)
   with bar:
     bar.say(report.describe(experiment, training, held_out))
     try:

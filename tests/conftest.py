@@ -8,13 +8,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from trm_jax import train
 from trm_jax.config import TrainConfig
-from trm_jax.core.halting import HaltingConfig, Puzzles
+from trm_jax.core.halting import HaltingConfig
 from trm_jax.core.network import ModelConfig
+from trm_jax.data.batches import Table
 from trm_jax.data.sudoku import board, generate
 from trm_jax.data.task import Split
 from trm_jax.optim import OptimConfig
@@ -62,16 +62,12 @@ def recipe() -> train.Recipe:
 def split() -> Split:
   """Forty 4x4 puzzles."""
   inputs, labels, _ = generate.generate(4, 40, seed=0, givens=(5, 8))
-  return Split(inputs, labels, np.zeros(len(inputs), np.int32))
+  return Split.of_rows(inputs, labels)
 
 
 @pytest.fixture(scope="session")
-def table(split) -> Puzzles:
-  return Puzzles(
-    inputs=jnp.asarray(split.inputs),
-    labels=jnp.asarray(split.labels),
-    puzzle_ids=jnp.asarray(split.puzzle_ids),
-  )
+def table(split) -> Table:
+  return jax.tree.map(jnp.asarray, Table.of(split))
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,46 @@
 """Runs the programs as a user would: in a process of their own."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).parent.parent
+
+_PARENT = """
+import contextlib, json, os, pathlib, runpy, sys, traceback
+# No flag may be defined yet, and no device touched.
+import experiments.cli, experiments.progress, experiments.report
+import trm_jax.fit, trm_jax.parity, trm_jax.plots, trm_jax.export.weights
+for name, command in json.load(sys.stdin).items():
+  child = os.fork()
+  if child:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    (pathlib.Path(sys.argv[1]) / name).with_suffix(".status").write_text(
+      str(status)
+    )
+    continue
+  log = os.open(os.path.join(sys.argv[1], name), os.O_CREAT | os.O_WRONLY)
+  os.dup2(log, 1)
+  os.dup2(log, 2)
+  sys.argv = ["", *command[1:]]
+  status = 0
+  try:
+    runpy.run_module(
+      "experiments." + command[0], run_name="__main__", alter_sys=True
+    )
+  except SystemExit as end:
+    status = end.code or 0
+  except BaseException:
+    traceback.print_exc()
+    status = 1
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
+"""
 
 
 def TINY(folder: pathlib.Path) -> list[str]:  # noqa: N802 - reads as a constant
@@ -38,6 +73,43 @@ def TINY(folder: pathlib.Path) -> list[str]:  # noqa: N802 - reads as a constant
   ]
 
 
+def TINY_ARC(folder: pathlib.Path) -> list[str]:  # noqa: N802
+  """The same for ARC; two tasks with small grids are written to `folder`."""
+  tasks = folder / "tasks"
+  if not tasks.exists():
+    random = np.random.default_rng(0)
+    tasks.mkdir(parents=True)
+    for name, turn in (("mirror", np.fliplr), ("turn", np.rot90)):
+      inputs = random.integers(0, 4, (5, 2, 2))
+      pairs = [
+        {"input": g.tolist(), "output": turn(g).tolist()} for g in inputs
+      ]
+      text = json.dumps({"train": pairs[:3], "test": pairs[3:]})
+      (tasks / f"{name}.json").write_text(text)
+  changes = {
+    "data.test": tasks,
+    "data.size": 3,
+    "data.only": "",
+    "data.num_aug": 6,
+    "data.cache_dir": folder / "data",
+    "model.width": 16,
+    "model.layers": 1,
+    "model.puzzle_emb_ndim": 16,
+    "train.steps": 8,
+    "train.batch_size": 16,
+    "train.steps_per_dispatch": 2,
+    "train.log_every": 2,
+    "eval.every": 8,
+    "eval.depth": 3,
+    "eval.batch_size": 16,
+    "checkpoint.every": 4,
+  }
+  return [
+    "--config=configs/arc_agi_1.py:cpu",
+    *(f"--config.{name}={value}" for name, value in changes.items()),
+  ]
+
+
 def environment(devices: int = 1) -> dict[str, str]:
   """One CPU device (or more), and nothing inherited that would change it."""
   return os.environ | {
@@ -62,3 +134,37 @@ def run_program(
   printed = done.stdout + done.stderr
   assert done.returncode == status, printed
   return printed
+
+
+def run_in_forks(
+  commands: dict[str, list[str]], logs: pathlib.Path, **variables: str
+) -> dict[str, tuple[int, str]]:
+  """Runs many programs in forks of one process that has imported everything.
+
+  Importing costs more than most of what the programs then do.
+
+  Args:
+    commands: name -> program and flags.
+    logs: an existing folder for what they print.
+    **variables: added to the environment.
+
+  Returns:
+    For each name the exit status, and all that was printed.
+  """
+  done = subprocess.run(
+    [sys.executable, "-c", _PARENT, str(logs)],
+    input=json.dumps(commands),
+    env=environment(8) | {"HF_HUB_OFFLINE": "1"} | variables,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  return {
+    name: (
+      int((logs / f"{name}.status").read_text()),
+      (logs / name).read_text(),
+    )
+    for name in commands
+  }

@@ -81,11 +81,12 @@ def _foreign(room, allowed, third_party=None):
     ("trm_jax.optim", ["trm_jax.errors"], ["jax", "chex", "numpy", "optax"]),
     ("trm_jax.errors", [], []),
     ("trm_jax.sharding", ["trm_jax.errors"], ["jax", "numpy"]),
+    ("trm_jax.vote", ["trm_jax.data"], ["jax", "numpy"]),
     ("trm_jax.metrics", ["trm_jax.errors"], None),
     ("trm_jax.checkpoint", ["trm_jax.errors"], None),
     ("trm_jax.run_folder", ["trm_jax.errors"], ["filelock"]),
     ("trm_jax", ["trm_jax"], None),
-    ("configs", [], ["ml_collections"]),
+    ("configs", ["configs"], ["ml_collections"]),
     ("experiments", ["trm_jax", "experiments", "configs"], None),
   ],
 )

@@ -1,9 +1,39 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from trm_jax.data import batches
+from trm_jax.data.batches import Table
+from trm_jax.data.task import Split
+
+
+def rows_table(n):
+  """A table whose rows are groups of their own."""
+  grid = np.zeros((n, 1), np.uint8)
+  return jax.tree.map(jnp.asarray, Table.of(Split.of_rows(grid, grid)))
+
+
+def grouped(copies, examples):
+  """A table of groups with so many copies, and so many examples in each.
+
+  Args:
+    copies: puzzles of each group.
+    examples: for each group, the number of examples of each of its puzzles.
+  """
+  counts = np.array([count for group in examples for count in group])
+  total = counts.sum()
+  split = Split(
+    inputs=np.arange(total, dtype=np.uint8)[:, None],
+    labels=np.zeros((total, 1), np.uint8),
+    puzzle_ids=np.arange(1, len(counts) + 1, dtype=np.int32),
+    first_puzzle=np.cumsum([0, *copies]).astype(np.int32),
+    first_example=(np.cumsum(counts) - counts).astype(np.int32),
+    num_examples=counts.astype(np.int32),
+  )
+  return split, jax.tree.map(jnp.asarray, Table.of(split))
 
 
 def epoch_rows(seed, epoch, n):
@@ -55,12 +85,13 @@ def test_every_order_of_three_rows_occurs_equally():
 
 def test_takes_of_an_epoch_cover_each_row_once():
   n, batch = 103, 16
+  table = rows_table(n)
   cursor, rows, epochs = batches.start(), [], []
   for _ in range(2 * n):
-    row, epoch, position = batches.take(cursor, jnp.arange(batch), 5, n)
-    assert (position >= 0).all() and (position < n).all()
-    rows += row.tolist()
-    epochs += epoch.tolist()
+    draw = batches.take(cursor, jnp.arange(batch), 5, table)
+    assert (draw.rows == draw.puzzles).all() and draw.anchored.all()
+    rows += draw.rows.tolist()
+    epochs += draw.epochs.tolist()
     cursor = batches.advance(cursor, batch, n)
     assert 0 <= int(cursor.position) < n
     if int(cursor.epoch) >= 3:
@@ -77,12 +108,11 @@ def test_advance_agrees_with_take(count):
   ahead = batches.advance(start, count, n)
   assert (int(ahead.epoch), int(ahead.position)) == divmod(4 * n + 7 + count, n)
   offsets = jnp.arange(25)
-  for mine, theirs in zip(
-    batches.take(ahead, offsets, 1, n),
-    batches.take(start, offsets + count, 1, n),
-    strict=True,
-  ):
-    assert (mine == theirs).all()
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    batches.take(ahead, offsets, 1, rows_table(n)),
+    batches.take(start, offsets + count, 1, rows_table(n)),
+  )
 
 
 def test_steps_add_up():
@@ -98,22 +128,83 @@ def test_steps_add_up():
 
 
 def test_jit_equals_eager_and_traces_the_cursor():
-  n = 1000
   cursor = batches.Cursor(jnp.uint32(2), jnp.int32(990))
   offsets = jnp.arange(32)
-  compiled = jax.jit(batches.take, static_argnames="num_rows")
-  eager = batches.take(cursor, offsets, 9, n)
-  with jax.disable_jit():
-    by_hand = batches.take(cursor, offsets, 9, n)
-  for a, b, c in zip(
-    compiled(cursor, offsets, jnp.uint32(9), num_rows=n),
-    eager,
-    by_hand,
-    strict=True,
-  ):
-    assert (a == b).all() and (b == c).all()
-  mapped = jax.vmap(lambda o: batches.take(cursor, o, 9, n)[0])(offsets)
-  assert (mapped == eager[0]).all()
+  for table in (rows_table(1000), grouped([2, 1], [[2, 2], [3]])[1]):
+    eager = batches.take(cursor, offsets, 9, table)
+    compiled = jax.jit(batches.take)(cursor, offsets, jnp.uint32(9), table)
+    jax.tree.map(np.testing.assert_array_equal, compiled, eager)
+
+
+# Groups of equal size take another way than groups of unequal size.
+GROUPS = {
+  "equal": ([3, 1, 2], [[2, 2, 2], [2], [2, 2]]),
+  "unequal": ([3, 1, 2], [[2, 2, 2], [5], [1, 1]]),
+  "uneven copies": ([2, 1], [[1, 4], [2]]),
+  "one": ([4], [[3, 3, 3, 3]]),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("batch", [3, 50])
+def test_a_pass_shows_one_copy_of_each_group_with_all_examples(name, batch):
+  """As the reference samples: groups shuffled, one random copy of each."""
+  copies, examples = GROUPS[name]
+  split, table = grouped(copies, examples)
+  passes, seen = 60, []
+  cursor = batches.start()
+  step = jax.jit(lambda cursor: batches.take(
+    cursor, jnp.arange(batch), 3, table
+  ))  # fmt: skip
+  while int(cursor.epoch) < passes:
+    draw = jax.device_get(step(cursor))
+    seen.append(np.stack([draw.epochs, draw.puzzles, draw.rows, draw.anchored]))
+    cursor = batches.advance(cursor, batch, table.num_rows)
+  epochs, puzzles, rows, anchored = np.concatenate(seen, axis=1)
+  group_of = np.repeat(np.arange(len(copies)), copies)
+  shown = set()
+  orders = set()
+  for epoch in range(passes):
+    mine = epochs == epoch
+    assert mine.sum() == table.num_rows
+    groups = group_of[puzzles[mine]]
+    # Each group is shown in one piece.
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    assert sorted(groups[starts]) == list(range(len(copies)))
+    orders.add(tuple(groups[starts]))
+    for group in range(len(copies)):
+      of_group = mine & (group_of[puzzles] == group)
+      (puzzle,) = set(puzzles[of_group])
+      count = split.num_examples[puzzle]
+      own = split.first_example[puzzle] + np.arange(max(examples[group]))
+      np.testing.assert_array_equal(
+        rows[of_group],
+        split.first_example[puzzle] + (own - own[0]) % count,
+      )
+      # One example of the copy stays where it is.
+      assert len(set(rows[of_group & (anchored == 1)])) == 1
+      shown.add(puzzle)
+  assert shown == set(range(len(group_of)))  # every copy gets its turn
+  assert len(orders) == {1: 1, 2: 2, 3: 6}[len(copies)]
+
+
+def test_copies_and_anchors_are_drawn_evenly():
+  _, table = grouped([4, 4], [[3] * 4, [3] * 4])
+  batch = 6 * 2000
+  draw = batches.take(batches.start(), jnp.arange(batch), 1, table)
+  puzzles, anchored = np.asarray(draw.puzzles), np.asarray(draw.anchored)
+  counts = np.bincount(puzzles, minlength=8) / 3
+  assert abs(counts - 500).max() < 6 * np.sqrt(500)
+  place = np.asarray(draw.rows)[anchored] % 3
+  assert anchored.sum() == batch / 3
+  assert abs(np.bincount(place) - batch / 9).max() < 6 * np.sqrt(batch / 9)
+
+
+def test_a_table_says_what_a_pass_is():
+  split, table = grouped([2, 1], [[1, 4], [2]])
+  assert (table.num_groups, table.num_rows, table.equal_rows) == (2, 6, 0)
+  even = dataclasses.replace(split, num_examples=np.array([2, 2, 2], np.int32))
+  assert Table.of(even).equal_rows == 2
 
 
 def test_large_tables():

@@ -1,16 +1,18 @@
+import dataclasses
 import importlib
 import json
 import pathlib
 import re
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import pytest
 
 from trm_jax import config as config_lib
 from trm_jax import train
-from trm_jax.core.halting import Puzzles
+from trm_jax.data.batches import Table
+from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -68,8 +70,9 @@ def test_unknown_names_are_refused_with_a_suggestion():
     ("data", "givens", (1, 2, 3), "must be tuple.*not tuple"),
     ("data", "givens", ("a", 2), r"givens\[0\]='a': must be int"),
     ("data", "rating", 3, "must be .*not int"),
-    ("data", "task", "chess", "must be one of sudoku"),
+    ("data", "task", "chess", "must be one of sudoku, maze, arc"),
     ("data", "task", ["sudoku"], "must be one of sudoku"),
+    ("eval", "copies", -1, "must be 0 .all. or more"),
   ],
 )
 def test_bad_values_are_refused_by_name(section, field, value, pattern):
@@ -99,6 +102,16 @@ def test_values_are_converted():
   hash(experiment)  # it is a static argument of jit
 
 
+def test_the_puzzle_table_grows_to_what_the_data_needs():
+  small = config_lib.read({})
+  assert small.with_puzzle_ids(1) == small
+  grown = small.with_puzzle_ids(876_406)
+  assert grown.model.num_puzzle_ids == 876_544  # a multiple of 512
+  assert grown.with_puzzle_ids(876_544) == grown
+  with pytest.raises(UserError, match=r"num_puzzle_ids=876544: .* 900000"):
+    grown.with_puzzle_ids(900_000)
+
+
 def _variants(name):
   module = importlib.import_module(f"configs.{name}")
   return getattr(module, "VARIANTS", [None])
@@ -118,8 +131,12 @@ def test_every_config_builds(name, variant):
   assert config_lib.read(json.loads(json.dumps(config.to_dict()))) == experiment
   recipe = train.Recipe.of(experiment)
   state = jax.eval_shape(lambda: train.init_state(recipe))
-  grid = jax.ShapeDtypeStruct((1000, recipe.task.seq_len), jnp.uint8)
-  table = Puzzles(grid, grid, jax.ShapeDtypeStruct((1000,), jnp.int32))
+  tokens = np.ones((1000, recipe.task.seq_len), np.uint8)
+  split = Split.of_rows(tokens, tokens)
+  if recipe.task.view:
+    copies = np.tile(np.arange(-1, 10).clip(0), (1000, 1)).astype(np.uint8)
+    split = dataclasses.replace(split, symmetries=copies)
+  table = Table.of(split)
   after, metrics = jax.eval_shape(
     lambda state, table: train.train_step(state, table, recipe), state, table
   )

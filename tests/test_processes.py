@@ -7,11 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from programs import TINY, environment, run_program
+from programs import TINY, TINY_ARC, environment, run_program
 
+from trm_jax import metrics
 from trm_jax.run_folder import RunFolder
-
-STEPS = "--config.train.steps=8"
 
 
 def _free_port() -> int:
@@ -38,25 +37,32 @@ def _weights(folder: pathlib.Path) -> dict[str, np.ndarray]:
   }
 
 
-@pytest.mark.parametrize("processes", [2])
-def test_two_processes_equal_one(tmp_path, processes):
-  alone, together = tmp_path / "alone", tmp_path / "together"
-  run_program("train", *TINY(tmp_path), STEPS, f"--workdir={alone}")
+def _train_together(folder: pathlib.Path, flags: list[str]) -> list[str]:
+  """Trains in two processes; returns what each of them said."""
   port = _free_port()
   workers = [
     subprocess.Popen(
       [
-        sys.executable, "-m", "experiments.train", *TINY(tmp_path), STEPS,
-        f"--workdir={together}", f"--coordinator=127.0.0.1:{port}",
-        f"--num_processes={processes}", f"--process_id={rank}",
+        sys.executable, "-m", "experiments.train", *flags,
+        f"--workdir={folder}", f"--coordinator=127.0.0.1:{port}",
+        "--num_processes=2", f"--process_id={rank}",
       ],
       env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
       text=True,
     )
-    for rank in range(processes)
+    for rank in range(2)
   ]  # fmt: skip
   outputs = [worker.communicate(timeout=240)[0] for worker in workers]
-  assert [worker.returncode for worker in workers] == [0] * processes, outputs
+  assert [worker.returncode for worker in workers] == [0, 0], outputs
+  return outputs
+
+
+@pytest.mark.parametrize("flags_of", [TINY, TINY_ARC])
+def test_two_processes_equal_one(tmp_path, flags_of):
+  alone, together = tmp_path / "alone", tmp_path / "together"
+  flags = [*flags_of(tmp_path), "--config.train.steps=8"]
+  run_program("train", *flags, f"--workdir={alone}")
+  outputs = _train_together(together, flags)
   assert "finished" in outputs[0]
   assert "finished" not in outputs[1]  # only the first speaks
   ours, theirs = _weights(together), _weights(alone)
@@ -65,5 +71,14 @@ def test_two_processes_equal_one(tmp_path, processes):
     np.testing.assert_allclose(
       ours[name], value, rtol=1e-3, atol=2e-5, err_msg=name
     )
-  rows = (together / "metrics.jsonl").read_text().splitlines()
-  assert len(rows) == len((alone / "metrics.jsonl").read_text().splitlines())
+  ours, theirs = (
+    list(metrics.read(folder / "metrics.jsonl")) for folder in (together, alone)
+  )
+  assert len(ours) == len(theirs)
+  # The evaluation too; in ARC, copies on both processes voted.
+  assert theirs[-1]["split"] == "test"
+  timeless = theirs[-1].keys() - {"seconds"}
+  assert {name: ours[-1][name] for name in timeless} == pytest.approx(
+    {name: theirs[-1][name] for name in timeless}, abs=1e-4
+  )
+  assert ("pass@2" in timeless) == (flags_of is TINY_ARC)

@@ -1,50 +1,12 @@
-"""What a user is told: a short message, status 2, and nothing overwritten.
-
-The programs run in forks of one process that has imported everything, for
-importing costs more than all of these cases together.
-"""
+"""What a user is told: a short message, status 2, and nothing overwritten."""
 
 import json
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
-from programs import ROOT, TINY, environment, run_program
-
-PARENT = """
-import contextlib, json, os, pathlib, runpy, sys, traceback
-# No flag may be defined yet, and no device touched.
-import experiments.cli, experiments.progress, experiments.report
-import trm_jax.fit, trm_jax.parity, trm_jax.plots, trm_jax.export.weights
-for name, command in json.load(sys.stdin).items():
-  child = os.fork()
-  if child:
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    (pathlib.Path(sys.argv[1]) / name).with_suffix(".status").write_text(
-      str(status)
-    )
-    continue
-  log = os.open(os.path.join(sys.argv[1], name), os.O_CREAT | os.O_WRONLY)
-  os.dup2(log, 1)
-  os.dup2(log, 2)
-  sys.argv = ["", *command[1:]]
-  status = 0
-  try:
-    runpy.run_module(
-      "experiments." + command[0], run_name="__main__", alter_sys=True
-    )
-  except SystemExit as end:
-    status = end.code or 0
-  except BaseException:
-    traceback.print_exc()
-    status = 1
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(status)
-"""
+from programs import ROOT, TINY, run_in_forks, run_program
 
 HEADER = "source,question,answer,rating"
 GOOD = "made,12..3.1..1.34..1,1234341221434321,0"
@@ -311,23 +273,7 @@ def outcomes(folder):
   ]
   commands |= {f"help_{program}": [program, "--help"] for program in HELP}
   before = _contents(folder)
-  done = subprocess.run(
-    [sys.executable, "-c", PARENT, str(logs)],
-    input=json.dumps(commands),
-    env=environment(8) | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")},
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stdout + done.stderr
-  results = {
-    name: (
-      int((logs / f"{name}.status").read_text()),
-      (logs / name).read_text(),
-    )
-    for name in commands
-  }
+  results = run_in_forks(commands, logs, HF_HOME=str(folder / "hf"))
   return results, before, _contents(folder)
 
 

@@ -1,11 +1,15 @@
 """Law 4: many devices compute what one computes."""
 
+import dataclasses
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from trm_jax import sharding, train
+from trm_jax import fit, optim, sharding, train
 from trm_jax.errors import UserError
 
 
@@ -91,3 +95,91 @@ def test_the_batch_is_the_only_thing_shared_on_a_data_mesh(recipe):
     if not leaf.is_fully_replicated
   }
   assert shared == {"carry"}
+
+
+def _moved(text: str) -> list[int]:
+  """Elements of each array that the collectives of a program give."""
+  results = re.findall(r"= (.*) (?:all|collective|reduce-scatter)-?\S*\(", text)
+  return [
+    int(np.prod([int(n) for n in shape.split(",") if n]))
+    for result in results
+    for shape in re.findall(r"\w+\[([\d,]*)\]", result)
+  ]
+
+
+def _compiled_table_update(rows: int, mesh):
+  """Three updates of a puzzle table that lies across a mesh."""
+  batch, width = 16, 64
+
+  def updates(table, ids, gradients):
+    def body(table, _):
+      seen = gradients + 0.1 * table[ids]
+      return optim.sign_sgd_rows(table, ids, seen, 0.1, 0.1), None
+
+    return jax.lax.scan(body, table, length=3)[0]
+
+  tree = {
+    "puzzle_table": jax.ShapeDtypeStruct((rows, width), jnp.float32),
+    "carry": {
+      "ids": jax.ShapeDtypeStruct((batch,), jnp.int32),
+      "gradients": jax.ShapeDtypeStruct((batch, width), jnp.float32),
+    },
+  }
+  placed = sharding.shardings(tree, mesh)
+  assert placed["puzzle_table"].spec == P(("data", "model"), None)
+  carry = placed["carry"]
+  update = jax.jit(
+    updates,
+    in_shardings=(placed["puzzle_table"], carry["ids"], carry["gradients"]),
+    out_shardings=placed["puzzle_table"],
+    donate_argnums=0,
+  )
+  return update.lower(
+    tree["puzzle_table"], tree["carry"]["ids"], tree["carry"]["gradients"]
+  ).compile()
+
+
+def test_the_update_of_the_puzzle_table_does_not_grow_with_it():
+  """Neither its memory nor its work: only the batch's rows are touched."""
+  mesh = sharding.make_mesh(4, 2)
+  small, large = (_compiled_table_update(n, mesh) for n in (2**11, 2**17))
+  memory = [program.memory_analysis() for program in (small, large)]
+  assert memory[0].temp_size_in_bytes == memory[1].temp_size_in_bytes
+  # The large table is updated where it lies ...
+  assert memory[1].alias_size_in_bytes == 2**17 * 64 * 4 // 8
+  text = large.as_text()
+  # ... by a scatter: no operation runs over all of its rows.
+  over_all_rows = set(re.findall(r"= f32\[16384,64\]\S* ([\w-]+)\(", text))
+  assert "scatter" in over_all_rows
+  assert over_all_rows <= {
+    "parameter",
+    "get-tuple-element",
+    "scatter",
+    "fusion",
+  }
+  assert not re.search(r"f32\[131072,64\]", text)
+  # What travels between devices is of the batch's size.
+  assert 0 < max(_moved(text)) <= 16 * 64
+
+
+def test_a_large_split_is_shared_by_the_devices(recipe, split, monkeypatch):
+  """Reading from it gives the same, and moves no more than a batch."""
+  mesh = sharding.make_mesh(4, 2)
+  split = split.take(np.arange(37))  # eight devices do not divide it
+  split = dataclasses.replace(
+    split, inputs=split.inputs[:37], labels=split.labels[:37]
+  )
+  whole = fit.stage(split, mesh)
+  monkeypatch.setattr(fit, "_SHARED_FROM", 0)
+  shared = fit.stage(split, mesh)
+  assert whole.inputs.sharding.is_fully_replicated
+  assert shared.inputs.shape == (40, 16)
+  assert shared.inputs.addressable_shards[0].data.shape == (5, 16)
+  assert (shared.num_rows, shared.num_groups) == (37, 37)
+  draw = jax.jit(lambda state, table: train.draw_puzzles(state, table, recipe))
+  state = train.init_state(recipe)
+  jax.tree.map(
+    np.testing.assert_array_equal, draw(state, shared), draw(state, whole)
+  )
+  text = draw.lower(state, shared).compile().as_text()
+  assert 0 < max(_moved(text)) <= 16 * 16

@@ -94,7 +94,6 @@ def test_tasks():
     assert task is board.task(size)
     assert hash(task) == hash(board.task(size))
     assert (task.seq_len, task.vocab_size) == (size * size, size + 2)
-    assert task.num_puzzle_ids == 1
   with pytest.raises(UserError, match=r"\[4, 6, 9\]"):
     board.task(8)
 
@@ -158,6 +157,5 @@ def test_draw(tmp_path, sample):
   assert seen.count(colors.to_hex("black")) == givens
   assert seen.count(colors.to_hex("tab:red")) == int(answer[wrong] > 1)
   assert seen.count(colors.to_hex("tab:blue")) == 80 - givens
-  path = tmp_path / "pictures" / "one.png"
-  board.save_png(path, puzzle, answer, label, title="one")
-  assert path.read_bytes().startswith(b"\x89PNG")
+  # Wrong cells are marked, blank or not.
+  assert len(axes.collections) == 1

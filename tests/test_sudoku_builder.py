@@ -11,8 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from trm_jax.data.sudoku import board, builder, rows
-from trm_jax.data.sudoku.builder import SudokuData, load, num_rows, read_csv
+from trm_jax.data import prepared, records
+from trm_jax.data.sudoku import board, rows
+from trm_jax.data.sudoku.builder import identifiers, load, num_groups, prepare
+from trm_jax.data.sudoku.rows import read_csv
+from trm_jax.data.sudoku.settings import SudokuData
 from trm_jax.errors import UserError
 
 SAMPLE = pathlib.Path(__file__).parent / "data" / "sudoku_sample.csv"
@@ -42,9 +45,9 @@ def settings(tmp_path):
   )
 
 
-def prepared(settings):
+def kept(settings):
   """The folders of complete datasets."""
-  found = pathlib.Path(settings.cache_dir).glob("sudoku/*/1.0.0")
+  found = pathlib.Path(settings.cache_dir).glob("records/*/1.0.0")
   return sorted(path.parent.name for path in found)
 
 
@@ -123,6 +126,26 @@ def test_second_solutions_are_looked_for_up_to_a_limit(write, monkeypatch):
     read_csv(path, 4, check_unique=True)
 
 
+def test_second_solutions_among_the_chosen_rows(write, tmp_path, monkeypatch):
+  ambiguous = f"made,12{'.' * 14},{ANSWER},7"
+  monkeypatch.setattr(rows, "UNIQUE_ROWS", 2)
+  settings = SudokuData(
+    size=4,
+    train=write(GOOD, GOOD.replace(",0", ",9"), ambiguous),
+    test="",
+    subsample=0,
+    cache_dir=str(tmp_path / "c"),
+  )
+  (note,) = prepare(settings)
+  assert "3 rows are too many to look for second solutions" in note
+  assert prepare(dataclasses.replace(settings, min_rating=8)) == []
+  few = dataclasses.replace(settings, min_rating=7)
+  with pytest.raises(UserError, match=r"line 4: question: .* one solution"):
+    load(few, "train")
+  (note,) = prepare(dataclasses.replace(few, skip_bad_rows=True))
+  assert "1 bad rows of 3 were left out" in note and "line 4" in note
+
+
 def test_unreadable_files_are_refused(write, tmp_path):
   path = tmp_path / "file.csv.gz"
 
@@ -156,7 +179,7 @@ def test_unreadable_files_are_refused(write, tmp_path):
 def test_loads_what_the_file_holds(settings):
   table = read_csv(SAMPLE, 9)
   split = load(settings, "train")
-  assert num_rows(settings, "train") == len(split) == NUM_SAMPLE
+  assert num_groups(settings, "train") == len(split) == NUM_SAMPLE
   assert split.inputs.dtype == split.labels.dtype == np.uint8
   assert split.puzzle_ids.dtype == np.int32 and not split.puzzle_ids.any()
   assert (split.inputs == table.inputs).all()
@@ -164,6 +187,8 @@ def test_loads_what_the_file_holds(settings):
   some = load(settings, "train", np.array([7, 0, 7]))
   assert (some.inputs == table.inputs[[7, 0, 7]]).all()
   assert len(load(settings, "train", np.array([], int))) == 0
+  assert identifiers(settings) == ["<blank>"]
+  assert settings.task is board.task(9)
 
 
 def test_subsample_is_seeded(settings):
@@ -182,7 +207,7 @@ def test_min_rating_filters_both_splits(settings):
   ratings = read_csv(SAMPLE, 9).ratings
   changed = dataclasses.replace(settings, min_rating=10, test=str(SAMPLE))
   for split in ("train", "test"):
-    assert num_rows(changed, split) == (ratings >= 10).sum()
+    assert num_groups(changed, split) == (ratings >= 10).sum()
   with pytest.raises(UserError, match="min_rating: 100000"):
     load(dataclasses.replace(settings, min_rating=100_000), "train")
 
@@ -190,7 +215,7 @@ def test_min_rating_filters_both_splits(settings):
 def test_a_prepared_dataset_is_reused(settings, monkeypatch):
   first = load(settings, "train")
   monkeypatch.setattr(
-    builder.Sudoku, "_split_generators", lambda *_: pytest.fail("made again")
+    records.Records, "_split_generators", lambda *_: pytest.fail("made again")
   )
   second = load(settings, "train")
   assert (first.inputs == second.inputs).all()
@@ -201,13 +226,13 @@ def test_an_edited_file_is_another_dataset(write, tmp_path):
   settings = SudokuData(
     size=4, train=path, test="", subsample=0, cache_dir=str(tmp_path / "c")
   )
-  assert num_rows(settings, "train") == 2
+  assert num_groups(settings, "train") == 2
   write(GOOD)
-  assert num_rows(settings, "train") == 1
-  assert len(prepared(settings)) == 2
+  assert num_groups(settings, "train") == 1
+  assert len(kept(settings)) == 2
   write(GOOD, GOOD)  # and back again
-  assert num_rows(settings, "train") == 2
-  assert len(prepared(settings)) == 2
+  assert num_groups(settings, "train") == 2
+  assert len(kept(settings)) == 2
 
 
 def test_bad_rows_reach_the_user_and_leave_no_dataset(write, tmp_path):
@@ -217,7 +242,7 @@ def test_bad_rows_reach_the_user_and_leave_no_dataset(write, tmp_path):
   )
   with pytest.raises(UserError, match=r"rows\.csv, line 3"):
     load(settings, "train")
-  assert not prepared(settings)
+  assert not kept(settings)
   settings = dataclasses.replace(settings, skip_bad_rows=True)
   assert len(load(settings, "train")) == 1
 
@@ -228,7 +253,7 @@ def test_a_missing_split_says_which_option_to_set(settings):
   only_test = dataclasses.replace(settings, train="", test=str(SAMPLE))
   assert len(load(only_test, "test")) == NUM_SAMPLE
   with pytest.raises(UserError, match="option 'train'"):
-    num_rows(only_test, "train")
+    num_groups(only_test, "train")
 
 
 def test_generated_splits_share_no_grid(tmp_path):
@@ -287,6 +312,7 @@ def test_generated_tests_avoid_the_grids_of_a_file(write, tmp_path):
     ("rating", (3,)),
     ("skip_bad_rows", "no"),
     ("cache_dir", 3),
+    ("path", None),
   ],
 )
 def test_settings_are_checked(field, value):
@@ -299,6 +325,11 @@ def test_settings_take_lists_and_need_a_source():
   assert hash(SudokuData(rating=[0, 3])) == hash(SudokuData(rating=(0, 3)))
   with pytest.raises(UserError, match="both are empty"):
     SudokuData(train="", test="")
+
+
+def test_with_a_folder_other_sources_are_not_read():
+  assert SudokuData(path="folder", train="", test="").task is board.task(9)
+  assert SudokuData(path="folder", size=4).task is board.task(4)
 
 
 def test_missing_files_and_folders(settings, tmp_path):
@@ -315,7 +346,8 @@ def test_a_full_disk_is_reported(settings):
   program = (
     "import resource\n"
     "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-    "from trm_jax.data.sudoku.builder import SudokuData, load\n"
+    "from trm_jax.data.sudoku.builder import load\n"
+    "from trm_jax.data.sudoku.settings import SudokuData\n"
     "from trm_jax.errors import UserError\n"
     "try:\n"
     f"  load({settings!r}, 'train')\n"
@@ -326,7 +358,7 @@ def test_a_full_disk_is_reported(settings):
     [sys.executable, "-c", program], capture_output=True, text=True, check=True
   )
   assert result.stdout.startswith("cache_dir: ")
-  assert not prepared(settings)
+  assert not kept(settings)
 
 
 def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(
@@ -336,12 +368,12 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(
     yield 0, next(iter(complete(self, rows)))[1]
     raise KeyboardInterrupt
 
-  complete = builder.Sudoku._generate_examples
+  complete = records.Records._generate_examples
   with monkeypatch.context() as patch:
-    patch.setattr(builder.Sudoku, "_generate_examples", interrupted)
+    patch.setattr(records.Records, "_generate_examples", interrupted)
     with pytest.raises(KeyboardInterrupt):
       load(settings, "train")
-  assert not prepared(settings)
+  assert not kept(settings)
   assert len(load(settings, "train")) == NUM_SAMPLE
 
 
@@ -351,7 +383,7 @@ def test_two_processes_prepare_at_once(settings):
     begin = time.time() + 4  # both have imported by then
     sums = list(pool.map(_load_at, [(settings, begin)] * 2))
   assert sums[0] == sums[1] == int(load(settings, "train").inputs.sum())
-  assert len(prepared(settings)) == 1
+  assert len(kept(settings)) == 1
   folder = pathlib.Path(settings.cache_dir)
   assert not list(folder.rglob("incomplete*"))
 
@@ -368,15 +400,16 @@ def test_a_slower_process_takes_what_another_prepared(settings, monkeypatch):
     load(settings, "train")
     raise OSError("Directory not empty")
 
-  monkeypatch.setattr(builder.Sudoku, "download_and_prepare", overtaken)
+  monkeypatch.setattr(records.Records, "download_and_prepare", overtaken)
   assert len(load(settings, "train")) == NUM_SAMPLE
-  assert len(prepared(settings)) == 1
+  assert len(kept(settings)) == 1
 
 
 def test_neither_tensorflow_nor_torch_is_imported(settings):
   program = (
     "import sys\n"
-    "from trm_jax.data.sudoku.builder import SudokuData, load\n"
+    "from trm_jax.data.sudoku.builder import load\n"
+    "from trm_jax.data.sudoku.settings import SudokuData\n"
     f"load({settings!r}, 'train')\n"
     "print({'tensorflow', 'torch'} & set(sys.modules))\n"
   )
@@ -403,11 +436,11 @@ def test_the_hub_with_a_network(monkeypatch, tmp_path):
     return str(SAMPLE)
 
   monkeypatch.setattr(
-    builder.huggingface_hub, "hf_hub_download", download, raising=False
+    prepared.huggingface_hub, "hf_hub_download", download, raising=False
   )
   settings = SudokuData(subsample=5, cache_dir=str(tmp_path))
-  assert num_rows(settings, "train") == 5
-  assert num_rows(settings, "test") == NUM_SAMPLE
+  assert num_groups(settings, "train") == 5
+  assert num_groups(settings, "test") == NUM_SAMPLE
   assert asked[:2] == [
     ("sapientinc/sudoku-extreme", "train.csv", "dataset"),
     ("sapientinc/sudoku-extreme", "test.csv", "dataset"),

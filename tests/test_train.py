@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import with_train
 
-from trm_jax import evaluate, train
+from trm_jax import evaluate, sharding, train
 from trm_jax.core import losses
 from trm_jax.core.halting import HaltingConfig
+from trm_jax.data.batches import Table
 
 
 def _taken_rows(recipe, table, steps):
@@ -31,7 +32,7 @@ def _taken_rows(recipe, table, steps):
 def test_the_queue_takes_every_row_once_an_epoch(recipe, table):
   taken, state = _taken_rows(recipe, table, 25)
   rows = np.concatenate(taken)
-  count = len(table.puzzle_ids)
+  count = table.num_rows
   assert len(rows) > 2 * count  # several epochs
   for first in range(0, len(rows) - count + 1, count):
     epoch = rows[first : first + count]
@@ -44,7 +45,7 @@ def test_the_queue_takes_every_row_once_an_epoch(recipe, table):
 def test_discarding_moves_a_whole_batch_a_step(recipe, table):
   discard = with_train(recipe, refill="discard")
   taken, state = _taken_rows(discard, table, 6)
-  count, batch = len(table.puzzle_ids), recipe.train.batch_size
+  count, batch = table.num_rows, recipe.train.batch_size
   behind = int(state.cursor.epoch) * count + int(state.cursor.position)
   assert behind == 6 * batch
   assert sum(map(len, taken)) < behind  # running slots kept theirs
@@ -134,10 +135,10 @@ def test_the_average_follows_the_weights(recipe, table):
 @pytest.mark.parametrize(
   ("mixer", "positions"), [("mlp", "none"), ("attention", "rotary")]
 )
-def test_one_batch_is_learnt_by_heart(recipe, table, mixer, positions):
+def test_one_batch_is_learnt_by_heart(recipe, split, mixer, positions):
   """Law 10, with the paper's two layers."""
   count, depth = 8, 2
-  few = jax.tree.map(lambda array: array[:count], table)
+  few = Table.of(split.take(np.arange(count)))
   recipe = dataclasses.replace(
     with_train(
       recipe,
@@ -155,16 +156,21 @@ def test_one_batch_is_learnt_by_heart(recipe, table, mixer, positions):
       lr_min_ratio=0.0,
     ),
   )  # fmt: skip
+  few = jax.tree.map(jnp.asarray, few)
   steps = jax.jit(lambda s: train.train_steps(s, few, recipe))
-  puzzles = train.as_puzzles(few.inputs, few.labels, few.puzzle_ids)
+  puzzles = train.as_puzzles(
+    *jax.tree.map(
+      lambda a: jnp.asarray(a[:count]),
+      (split.inputs, split.labels, split.puzzle_ids),
+    )
+  )
   state = train.init_state(recipe)
   exact = 0.0
   for _ in range(8):
     state, _ = steps(state)
-    scores = evaluate.score_batch(
+    scores, _ = evaluate.scorer(sharding.make_mesh())(
       state.params,
-      puzzles,
-      jnp.ones(count, bool),
+      evaluate.Batch(puzzles, jnp.ones(count, bool)),
       depth,
       recipe.model,
       recipe.task,

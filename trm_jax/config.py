@@ -14,14 +14,20 @@ from typing import Any
 from trm_jax.core.halting import HaltingConfig
 from trm_jax.core.losses import TOKEN_LOSSES
 from trm_jax.core.network import ModelConfig
-from trm_jax.data.sudoku import board
+from trm_jax.data.arc.settings import ArcData
+from trm_jax.data.maze.settings import MazeData
 from trm_jax.data.sudoku.settings import SudokuData
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
 from trm_jax.optim import OptimConfig
 
 REFILLS = ("queue", "discard")
-TASKS = {"sudoku": SudokuData}
+Data = SudokuData | MazeData | ArcData
+TASKS = {"sudoku": SudokuData, "maze": MazeData, "arc": ArcData}
+
+# Large puzzle tables get a multiple of this many rows, so that any usual
+# number of devices can share them.
+_TABLE_ROWS = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +42,9 @@ class TrainConfig:
       "discard" draws a full batch every step and throws away the rows of
       running slots, as the reference does.
     loss: token loss, "stablemax" or "softmax".
-    augment: whether puzzles are augmented, on the device.
+    augment: whether puzzles are augmented, on the device. Grids of an ARC
+      folder in the reference's layout never are, for they were when it was
+      written.
     log_every: optimizer steps between rows of metrics.
     seed: seed of the weights, the order, the augmentation and the halting.
   """
@@ -65,7 +73,10 @@ class EvalConfig:
 
   Attributes:
     every: optimizer steps between evaluations.
-    puzzles: how many test puzzles, drawn with `seed`; 0 means all of them.
+    puzzles: how many test puzzles (in ARC: tasks), drawn with `seed`; 0
+      means all of them.
+    copies: how many augmented copies of each vote, the original first; 0
+      means all of them. Only ARC has copies.
     depth: supervision steps given to each puzzle.
     batch_size: puzzles evaluated at once.
     seed: seed of the choice of puzzles.
@@ -73,14 +84,18 @@ class EvalConfig:
 
   every: int = 5_000
   puzzles: int = 0
+  copies: int = 0
   depth: int = 16
   batch_size: int = 768
   seed: int = 0
 
   def __post_init__(self):
     _require_positive(self, "every", "depth", "batch_size")
-    if self.puzzles < 0:
-      raise ValueError(f"puzzles={self.puzzles}: must be 0 (all) or more")
+    for name in ("puzzles", "copies"):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"{name}={getattr(self, name)}: must be 0 (all) or more"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +136,7 @@ class MeshConfig:
 class Experiment:
   """A whole experiment: one attribute per section of its config."""
 
-  data: SudokuData
+  data: Data
   model: ModelConfig
   halting: HaltingConfig
   optim: OptimConfig
@@ -146,7 +161,30 @@ class Experiment:
   @property
   def task(self) -> Task:
     """The task family that the data belongs to."""
-    return board.task(self.data.size)
+    return self.data.task
+
+  def with_puzzle_ids(self, count: int) -> "Experiment":
+    """The experiment with a puzzle table that has room for the data's ids.
+
+    A table of one row, which is the default, grows to what is needed.
+
+    Args:
+      count: how many ids the data has, the blank one included.
+
+    Raises:
+      UserError: if the config sets another size, and it is too small.
+    """
+    rows = self.model.num_puzzle_ids
+    if count <= rows:
+      return self
+    if rows > 1:
+      raise UserError(
+        f"config.model.num_puzzle_ids={rows}: the data has {count} puzzle ids; "
+        "set it to that or more, or leave it out"
+      )
+    rows = -(-count // _TABLE_ROWS) * _TABLE_ROWS
+    model = dataclasses.replace(self.model, num_puzzle_ids=rows)
+    return dataclasses.replace(self, model=model)
 
 
 def read(config: Mapping[str, Any]) -> Experiment:
@@ -179,12 +217,8 @@ def read(config: Mapping[str, Any]) -> Experiment:
       f"config.data.task={task_name!r}: must be one of {', '.join(TASKS)}"
     )
   settings = _build(TASKS[task_name], "data", data)
-  task = board.task(settings.size)
-  fixed = {
-    "vocab_size": task.vocab_size,
-    "seq_len": task.seq_len,
-    "num_puzzle_ids": task.num_puzzle_ids,
-  }
+  task = settings.task
+  fixed = {"vocab_size": task.vocab_size, "seq_len": task.seq_len}
   model = _build(ModelConfig, "model", sections.pop("model", {}), fixed)
   return Experiment(
     data=settings,

@@ -13,10 +13,13 @@ from jax.sharding import Mesh
 
 from trm_jax import checkpoint, evaluate, metrics, sharding, train
 from trm_jax.config import Experiment
-from trm_jax.core.halting import Puzzles
+from trm_jax.data.batches import Table
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.run_folder import RunFolder
+
+# Bytes of examples, above which devices share them.
+_SHARED_FROM = 2**28
 
 
 class Watcher(Protocol):
@@ -61,7 +64,7 @@ class Program:
   recipe: train.Recipe
   abstract: train.TrainState
   init: Callable[[], train.TrainState]
-  dispatch: Callable[[train.TrainState, Puzzles], Any]
+  dispatch: Callable[[train.TrainState, Table], Any]
 
 
 def build(experiment: Experiment) -> Program:
@@ -92,17 +95,28 @@ def build(experiment: Experiment) -> Program:
     init=jax.jit(lambda: train.init_state(recipe), out_shardings=placed),
     dispatch=jax.jit(
       dispatch,
-      in_shardings=(placed, whole),
       out_shardings=(placed, whole),
       donate_argnums=0,
     ),
   )
 
 
-def stage(split: Split, mesh: Mesh) -> Puzzles:
-  """A whole split onto every device, as stored (uint8 tokens)."""
-  arrays = (split.inputs, split.labels, split.puzzle_ids)
-  return Puzzles(*sharding.put(arrays, sharding.replicated(mesh)))
+def stage(split: Split, mesh: Mesh) -> Table:
+  """Puts a whole split onto the devices, as stored (uint8 tokens).
+
+  Every device gets all of it, unless it is large: then they share the
+  examples, and looking up a batch sends it, and no more, between them.
+  """
+  table = Table.of(split)
+  if split.inputs.nbytes + split.labels.nbytes <= _SHARED_FROM:
+    return sharding.put(table, sharding.replicated(mesh))
+  examples = {
+    name: sharding.spread(getattr(split, name), mesh)
+    for name in ("inputs", "labels")
+  }
+  rest = table.replace(inputs=None, labels=None)
+  rest = sharding.put(rest, sharding.replicated(mesh))
+  return rest.replace(**examples)
 
 
 def fit(
@@ -135,7 +149,7 @@ def fit(
   leader = jax.process_index() == 0
   with (
     checkpoint.Checkpoints(
-      folder.checkpoints, experiment.checkpoint.keep
+      folder.checkpoints, experiment.checkpoint.keep, _best_metric(experiment)
     ) as checkpoints,
     contextlib.ExitStack() as closing,
   ):
@@ -187,6 +201,8 @@ def fit(
         log.flush()  # stops here, before anything is kept, if not finite
         records = evaluate_now(state, held_out)
         scores = records[-1]
+        if _best_metric(experiment) not in scores:
+          scores = None  # nothing in the split has a label
       stop = stop_requested(step)
       due = step == last or step % experiment.checkpoint.every == 0
       if due or scores or stop:
@@ -225,22 +241,39 @@ def restore_for_inference(
   if not folder.checkpoints.is_dir():
     raise UserError(f"{folder.path} holds no checkpoint yet: train first")
   program = build(experiment)
-  with checkpoint.Checkpoints(folder.checkpoints) as checkpoints:
+  with checkpoint.Checkpoints(
+    folder.checkpoints, best_metric=_best_metric(experiment)
+  ) as checkpoints:
     step = checkpoints.find(which)
     return step, checkpoints.restore(step, program.abstract), program
 
 
 def describe(step: int, record: evaluate.Record) -> str:
   """One evaluation in a line."""
+  parts = []
+  for name, words in (
+    ("pass@1", "pass@1"),
+    ("pass@2", "pass@2"),
+    ("exact_accuracy", "exact"),
+    ("valid_rate", "valid"),
+    ("cell_accuracy", "cells"),
+    ("q_accuracy", "halting head right"),
+  ):
+    if name in record:
+      error = record.get(f"{name}_se")
+      spread = f" ± {error:.1%}" if error is not None else ""
+      parts.append(f"{words} {record[name]:.1%}{spread}")
+  if "mean_steps" in record:
+    parts.append(f"mean steps {record['mean_steps']:.1f}")
   return (
-    f"step {step}: exact {record['exact_accuracy']:.1%} "
-    f"± {record['exact_accuracy_se']:.1%}, "
-    f"cells {record['cell_accuracy']:.1%}, "
-    f"legal {record['legal_rate']:.1%}, "
-    f"halting head right {record['q_accuracy']:.1%}, "
-    f"mean steps {record['mean_steps']:.1f} "
+    f"step {step}: {', '.join(parts) or 'no label to compare with'} "
     f"({record['puzzles']} puzzles, depth {record['depth']})"
   )
+
+
+def _best_metric(experiment: Experiment) -> str:
+  """The score that chooses the best checkpoint."""
+  return "pass@2" if experiment.task.view else "exact_accuracy"
 
 
 @contextlib.contextmanager

@@ -178,11 +178,10 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
         name="recording",
         seq_len=model.seq_len,
         vocab_size=model.vocab_size,
-        num_puzzle_ids=model.num_puzzle_ids,
-        augment=lambda key, inputs, labels: (inputs, labels),
-        is_solution=lambda inputs, answers: False,
+        augment=None,
         parse=str,
         render=str,
+        draw=print,
       ),
     )
   except (TypeError, ValueError) as error:

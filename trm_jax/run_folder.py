@@ -5,6 +5,8 @@ It holds
     config.json      the resolved config      metrics.jsonl   one row a record
     overrides.json   what the command changed result.json     the last scores
     checkpoints/     see checkpoint.py        plots/          pictures
+    identifiers.json the name of each puzzle id, where puzzles have names
+    submission.json  answers in the form of Kaggle's ARC contest
 """
 
 import contextlib
@@ -39,6 +41,8 @@ class RunFolder:
   metrics = property(lambda self: self.path / "metrics.jsonl")
   plots = property(lambda self: self.path / "plots")
   result = property(lambda self: self.path / "result.json")
+  identifiers = property(lambda self: self.path / "identifiers.json")
+  submission = property(lambda self: self.path / "submission.json")
 
   def claim(self, config: Mapping[str, Any], overrides: Mapping[str, Any]):
     """Takes the folder for a run, new or resumed, until the process ends.
@@ -124,6 +128,27 @@ class RunFolder:
       raise UserError(
         f"{path} is damaged ({error}); put back the config that the run was "
         "made with, or use another --workdir"
+      ) from error
+
+  def read_identifiers(self) -> list[str]:
+    """The name of each puzzle id of the run; `["<blank>"]` if none has one.
+
+    Raises:
+      UserError: if the file is damaged.
+    """
+    try:
+      names = json.loads(self.identifiers.read_text())
+      if not isinstance(names, list) or not all(
+        isinstance(name, str) for name in names
+      ):
+        raise ValueError("not a list of names")
+      return names
+    except FileNotFoundError:
+      return ["<blank>"]
+    except (OSError, ValueError) as error:
+      raise UserError(
+        f"{self.identifiers} is damaged ({error}); give the command that made "
+        "the run again, which writes it anew"
       ) from error
 
 

@@ -107,6 +107,31 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
   return jax.tree.map(place, tree)
 
 
+def spread(array: np.ndarray, mesh: Mesh) -> jax.Array:
+  """A host array whose rows are shared over all devices.
+
+  Args:
+    array: [N, ...]; may be memory-mapped, for each process reads only the
+      rows of its own devices.
+    mesh: the devices.
+
+  Returns:
+    The array with rows of zeros after its own, so that all devices have
+    equally many.
+  """
+  rows = -(-len(array) // mesh.size) * mesh.size
+
+  def part(index):
+    own = array[index]
+    first, last, _ = index[0].indices(rows)
+    missing = (last - first) - len(own)
+    return np.pad(own, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+
+  return jax.make_array_from_callback(
+    (rows, *array.shape[1:]), NamedSharding(mesh, P(mesh.axis_names)), part
+  )
+
+
 def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   """Drops the axes of a spec that do not divide the array's dimensions."""
   kept = []

@@ -19,6 +19,7 @@ from trm_jax.core import halting, losses, network
 from trm_jax.core.halting import Carry, HaltingConfig, Puzzles
 from trm_jax.core.network import ModelConfig, Params, Weights
 from trm_jax.data import batches
+from trm_jax.data.batches import Table
 from trm_jax.data.task import Task
 from trm_jax.optim import OptimConfig
 
@@ -115,22 +116,21 @@ def state_from_params(params: Params, recipe: Recipe) -> TrainState:
 
 
 def draw_puzzles(
-  state: TrainState, table: Puzzles, recipe: Recipe
+  state: TrainState, table: Table, recipe: Recipe
 ) -> tuple[Puzzles, batches.Cursor]:
   """The puzzles that slots take if they are halted.
 
-  Puzzle number i of the stream is a function of (seed, i), and so is its
+  Example number i of the stream is a function of (seed, i), and so is its
   augmentation; only how far the stream has moved depends on halting.
 
   Args:
     state: the training state; its carry says which slots are halted.
-    table: the whole training split, uint8 tokens, 0 = unlabelled.
+    table: the whole training split.
     recipe: names the way of refilling.
 
   Returns:
     One puzzle a slot, and the cursor behind those that were taken.
   """
-  num_rows = table.puzzle_ids.shape[0]
   halted = state.carry.halted
   if recipe.train.refill == "queue":
     ranks = jnp.cumsum(halted, dtype=jnp.int32)
@@ -138,21 +138,34 @@ def draw_puzzles(
   else:
     offsets = jnp.arange(halted.shape[0], dtype=jnp.int32)
     taken = jnp.int32(halted.shape[0])
-  rows, epochs, _ = batches.take(
-    state.cursor, offsets, recipe.train.seed, num_rows
-  )
-  inputs, labels = table.inputs[rows], table.labels[rows]
-  if recipe.train.augment:
+  drawn = batches.take(state.cursor, offsets, recipe.train.seed, table)
+  inputs, labels = table.inputs[drawn.rows], table.labels[drawn.rows]
+  view, augment = recipe.task.view, recipe.task.augment
+  if view and not table.is_viewed:
+    assert table.symmetries is not None, "copies differ by a symmetry"
+    symmetries = table.symmetries[drawn.puzzles]
+    inputs = jax.vmap(view)(inputs, symmetries)
+    labels = jax.vmap(view)(labels, symmetries)
+  # Copies that are stored as shown were moved about when they were written.
+  if augment and recipe.train.augment and not (view and table.is_viewed):
     base = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
 
-    def augment(epoch, row, inputs, labels):
+    def move(epoch, row, inputs, labels):
       key = jax.random.fold_in(jax.random.fold_in(base, epoch), row)
-      return recipe.task.augment(key, inputs, labels)
+      return augment(key, inputs, labels)
 
-    inputs, labels = jax.vmap(augment)(epochs, rows, inputs, labels)
+    moved = jax.vmap(move)(drawn.epochs, drawn.rows, inputs, labels)
+    if view:
+      still = drawn.anchored[:, None]
+      moved = jax.tree.map(
+        lambda here, there: jnp.where(still, here, there),
+        (inputs, labels),
+        moved,
+      )
+    inputs, labels = moved
   return (
-    as_puzzles(inputs, labels, table.puzzle_ids[rows]),
-    batches.advance(state.cursor, taken, num_rows),
+    as_puzzles(inputs, labels, table.puzzle_ids[drawn.puzzles]),
+    batches.advance(state.cursor, taken, table.num_rows),
   )
 
 
@@ -248,7 +261,7 @@ def learn(
 
 
 def train_step(
-  state: TrainState, table: Puzzles, recipe: Recipe
+  state: TrainState, table: Table, recipe: Recipe
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Draws puzzles and learns from them.
 
@@ -271,7 +284,7 @@ def train_step(
 
 
 def train_steps(
-  state: TrainState, table: Puzzles, recipe: Recipe
+  state: TrainState, table: Table, recipe: Recipe
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """`steps_per_dispatch` training steps in one program; metrics `[K]` each."""
 

@@ -38,7 +38,8 @@ class ModelConfig:
   Attributes:
     vocab_size: V, PAD (token 0) included.
     seq_len: S, tokens of a puzzle without the prefix.
-    num_puzzle_ids: rows of the puzzle-embedding table.
+    num_puzzle_ids: rows of the puzzle-embedding table; 1 grows to what the
+      data needs.
     width: D.
     layers: blocks in the network.
     heads: H, used by the attention mixer only.

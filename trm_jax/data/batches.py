@@ -1,9 +1,13 @@
-"""The order of training puzzles, as a function of seed and place.
+"""The order of training examples, as a function of seed and place.
 
-The puzzles form an endless stream: epoch after epoch, each a fresh shuffle of
-all rows. Any place of the stream is computed on its own, so that resuming
-needs only a `Cursor`, and any split of a batch over devices sees the same
-puzzles.
+Examples form an endless stream: pass after pass over the data, each a fresh
+shuffle of its groups (see `task.Split`). A pass shows one puzzle of each group,
+drawn at random among its copies, with all examples of that puzzle, as the
+reference samples. Where every group has one example, this is simply a shuffle
+of all rows.
+
+Any place of the stream is computed on its own, so that resuming needs only a
+`Cursor`, and any split of a batch over devices sees the same examples.
 """
 
 import functools
@@ -11,22 +15,97 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.typing import ArrayLike
+
+from trm_jax.data.task import Split
 
 _ROUNDS = 8
 
 
-class Cursor(struct.PyTreeNode):
-  """A place in the endless stream of puzzles.
+class Table(struct.PyTreeNode):
+  """A training split as the device holds it; see `task.Split`.
 
   Attributes:
-    epoch: uint32 [], passes over the rows that lie behind.
-    position: int32 [], puzzles of this epoch that lie behind, < num_rows.
+    inputs: uint8 [N, S].
+    labels: uint8 [N, S].
+    puzzle_ids: int32 [Q].
+    first_puzzle: int32 [G + 1].
+    first_example: int32 [Q].
+    num_examples: int32 [Q].
+    symmetries: uint8 [Q, K] or None.
+    group_rows: int32 [G], examples that each group gives to a pass: as many
+      as its largest puzzle has. A smaller one shows its first ones again.
+    is_viewed: as in `Split`; static.
+    num_rows: examples of a pass, the sum of `group_rows`; static.
+    equal_rows: what every group gives, or 0 if they differ; static.
+  """
+
+  inputs: jax.Array | np.ndarray
+  labels: jax.Array | np.ndarray
+  puzzle_ids: jax.Array | np.ndarray
+  first_puzzle: jax.Array | np.ndarray
+  first_example: jax.Array | np.ndarray
+  num_examples: jax.Array | np.ndarray
+  symmetries: jax.Array | np.ndarray | None
+  group_rows: jax.Array | np.ndarray
+  is_viewed: bool = struct.field(pytree_node=False)
+  num_rows: int = struct.field(pytree_node=False)
+  equal_rows: int = struct.field(pytree_node=False)
+
+  @classmethod
+  def of(cls, split: Split) -> "Table":
+    """The table of a split, still in host memory."""
+    rows = np.maximum.reduceat(split.num_examples, split.first_puzzle[:-1])
+    return cls(
+      inputs=split.inputs,
+      labels=split.labels,
+      puzzle_ids=split.puzzle_ids,
+      first_puzzle=split.first_puzzle,
+      first_example=split.first_example,
+      num_examples=split.num_examples,
+      symmetries=split.symmetries,
+      group_rows=rows.astype(np.int32),
+      is_viewed=split.is_viewed,
+      num_rows=int(rows.sum(dtype=np.int64)),
+      equal_rows=int(rows[0]) if (rows == rows[0]).all() else 0,
+    )
+
+  @property
+  def num_groups(self) -> int:
+    """G."""
+    return self.group_rows.shape[0]
+
+
+class Cursor(struct.PyTreeNode):
+  """A place in the endless stream of examples.
+
+  Attributes:
+    epoch: uint32 [], passes that lie behind.
+    position: int32 [], examples of this pass that lie behind, < num_rows.
   """
 
   epoch: jax.Array
   position: jax.Array
+
+
+class Draw(struct.PyTreeNode):
+  """Examples of the stream.
+
+  Attributes:
+    rows: int32 [B], examples, as rows of `Table.inputs`.
+    puzzles: int32 [B], the puzzles (copies) that they are shown as.
+    epochs: uint32 [B], the passes that they are taken from.
+    anchored: bool [B], true for one example of each puzzle shown, drawn anew
+      every pass: the reference leaves one of a puzzle's examples where it is
+      when it moves grids about on their canvas.
+  """
+
+  rows: jax.Array
+  puzzles: jax.Array
+  epochs: jax.Array
+  anchored: jax.Array
 
 
 def start() -> Cursor:
@@ -39,11 +118,11 @@ def advance(cursor: Cursor, count: ArrayLike, num_rows: int) -> Cursor:
 
   Args:
     cursor: where to start.
-    count: integer [...], puzzles to pass, 0 or more.
-    num_rows: rows of the split.
+    count: integer [...], examples to pass, 0 or more.
+    num_rows: examples of a pass.
 
   Returns:
-    The cursor `count` puzzles later, each leaf of the shape of `count`.
+    The cursor `count` examples later, each leaf of the shape of `count`.
   """
   # Two int32 numbers that are not negative add up without overflow in uint32.
   total = cursor.position.astype(jnp.uint32) + jnp.asarray(count, jnp.uint32)
@@ -54,27 +133,72 @@ def advance(cursor: Cursor, count: ArrayLike, num_rows: int) -> Cursor:
 
 
 def take(
-  cursor: Cursor,
-  offsets: ArrayLike,
-  seed: ArrayLike,
-  num_rows: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Looks up puzzles ahead of a cursor.
+  cursor: Cursor, offsets: jax.Array, seed: ArrayLike, table: Table
+) -> Draw:
+  """Looks up examples ahead of a cursor.
 
   Args:
     cursor: where the batch starts.
-    offsets: integers [...], how far past the cursor each puzzle lies.
+    offsets: integers [B], how far past the cursor each example lies, below B.
     seed: uint32 [], the seed of the order.
-    num_rows: rows of the split.
+    table: the split.
 
   Returns:
-    rows: int32 [...], the puzzles' rows in the split.
-    epochs: uint32 [...], the epoch each of them is taken from.
-    positions: int32 [...], its place within that epoch.
+    The examples.
   """
-  ahead = advance(cursor, offsets, num_rows)
-  rows = shuffled_row(seed, ahead.epoch, ahead.position, num_rows)
-  return rows, ahead.epoch, ahead.position
+  ahead = advance(cursor, offsets, table.num_rows)
+  if table.equal_rows:
+    rank = ahead.position // table.equal_rows
+    place = ahead.position % table.equal_rows
+    group = shuffled_row(seed, ahead.epoch, rank, table.num_groups)
+  else:
+    group, place = _find(cursor, ahead, seed, table)
+  # Three draws that share no bits with the shuffle, nor with each other.
+  base = _mix(jnp.asarray(seed, jnp.uint32) ^ jnp.uint32(0x5BD1E995))
+  noise = _mix(_mix(base ^ ahead.epoch) + group.astype(jnp.uint32))
+  first = jnp.asarray(table.first_puzzle)[group]
+  copies = jnp.asarray(table.first_puzzle)[group + 1] - first
+  puzzle = first + _below(noise, copies)
+  count = jnp.asarray(table.num_examples)[puzzle]
+  place = place % count
+  return Draw(
+    rows=jnp.asarray(table.first_example)[puzzle] + place,
+    puzzles=puzzle,
+    epochs=ahead.epoch,
+    anchored=place == _below(_mix(noise + jnp.uint32(1)), count),
+  )
+
+
+def _find(cursor, ahead, seed, table):
+  """Which group covers each place of the stream, where groups differ.
+
+  A pass lays its shuffled groups end to end, so the group is found by
+  bisection in their running total. A batch may reach over several passes.
+
+  Returns:
+    group: int32 [B].
+    place: int32 [B], which of the group's examples.
+  """
+  batch = ahead.position.shape[0]
+  passes = -(-batch // table.num_rows) + 1
+  epochs = cursor.epoch + jnp.arange(passes, dtype=jnp.uint32)
+  groups = jnp.arange(table.num_groups, dtype=jnp.int32)
+  order = shuffled_row(
+    seed, epochs[:, None], groups[None, :], table.num_groups
+  )  # [passes, G]
+  ends = jnp.cumsum(jnp.asarray(table.group_rows)[order], axis=1)
+  bisect = functools.partial(jnp.searchsorted, side="right")
+  ranks = jax.vmap(bisect, in_axes=(0, None))(ends, ahead.position)
+  mine = (ahead.epoch - cursor.epoch).astype(jnp.int32)
+  rank = ranks[mine, jnp.arange(batch)]
+  group = order[mine, rank]
+  before = ends[mine, rank] - jnp.asarray(table.group_rows)[group]
+  return group, ahead.position - before
+
+
+def _below(bits, bound):
+  """Turns uint32 bits into int32 numbers below a bound, all but uniformly."""
+  return (bits % bound.astype(jnp.uint32)).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames="num_rows")
@@ -84,7 +208,7 @@ def shuffled_row(
   position: ArrayLike,
   num_rows: int,
 ) -> jax.Array:
-  """Says which row an epoch shows at a position.
+  """Says which row of a shuffle stands at a position.
 
   For each seed and epoch this is a bijection of [0, num_rows), computed
   pointwise: a Feistel network permutes the smallest square that holds the

@@ -5,8 +5,6 @@ d + 1. Cells are numbered along the rows, from the top left.
 """
 
 import functools
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +111,7 @@ def task(size: int) -> task_lib.Task:
     size: cells along one side of the board: 4, 6 or 9.
 
   Returns:
-    The task. It has one puzzle id, for no puzzle is known by name.
+    The task.
 
   Raises:
     UserError: there is no board of this size.
@@ -123,11 +121,11 @@ def task(size: int) -> task_lib.Task:
     name="sudoku",
     seq_len=size * size,
     vocab_size=size + 2,
-    num_puzzle_ids=1,
     augment=functools.partial(augment.sudoku, size=size),
-    is_solution=functools.partial(is_solution, size=size),
     parse=functools.partial(parse, size=size),
     render=render,
+    draw=draw,
+    is_solution=functools.partial(is_solution, size=size),
   )
 
 
@@ -135,7 +133,7 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
   """Draws a puzzle, and the answer given to it, onto matplotlib axes.
 
   Givens are black, filled cells blue; where a label is known, cells that
-  differ from it are red.
+  differ from it are red on grey.
 
   Args:
     axes: the matplotlib `Axes` to draw on.
@@ -148,38 +146,23 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
   for line in range(size + 1):
     axes.axhline(line, color="black", linewidth=0.5 + 1.5 * (line % height < 1))
     axes.axvline(line, color="black", linewidth=0.5 + 1.5 * (line % width < 1))
+  cell_points = 72 * axes.bbox.width / axes.figure.dpi / size
   shown = puzzle if answer is None else answer
   for cell, token in enumerate(shown):
-    if token == BLANK:
-      continue
+    row, column = divmod(cell, size)
     color = "black" if puzzle[cell] > BLANK else "tab:blue"
     if label is not None and token != label[cell]:
       color = "tab:red"
-    center = (cell % size + 0.5, cell // size + 0.5)
-    axes.text(
-      *center, render(np.array([token])), color=color, ha="center", va="center"
-    )
+      axes.fill_between([column, column + 1], row, row + 1, color="#DDDDDD")
+    if token != BLANK:
+      axes.text(
+        column + 0.5,
+        row + 0.5,
+        render(np.array([token])),
+        color=color,
+        fontsize=cell_points / 2,
+        ha="center",
+        va="center",
+      )
   axes.set(xlim=(0, size), ylim=(size, 0), aspect="equal")
   axes.axis("off")
-
-
-def save_png(
-  path: str | os.PathLike, puzzle, answer=None, label=None, title: str = ""
-) -> None:
-  """Saves the picture that `draw` makes; folders are made as needed.
-
-  Args:
-    path: the file to write.
-    puzzle: as in `draw`.
-    answer: as in `draw`.
-    label: as in `draw`.
-    title: a line above the board.
-  """
-  from matplotlib import figure  # slow to import, and only pictures need it
-
-  picture = figure.Figure(figsize=(3.2, 3.2), layout="constrained")
-  axes = picture.add_subplot()
-  draw(axes, puzzle, answer, label)
-  axes.set_title(title)
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  picture.savefig(path, dpi=150)

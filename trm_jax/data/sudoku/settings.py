@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from trm_jax.data.sudoku import geometry
+from trm_jax.data import checks
+from trm_jax.data import task as task_lib
+from trm_jax.data.sudoku import board, geometry
 from trm_jax.errors import UserError
 
 
@@ -27,6 +29,8 @@ class SudokuData:
       instead of refusing the file.
     cache_dir: where prepared datasets are kept; "" is the default of TFDS
       (`TFDS_DATA_DIR`, or tensorflow_datasets in the home folder).
+    path: a folder in the reference's layout, to be used as it is. If given,
+      nothing of the above is read but `size`.
   """
 
   size: int = 9
@@ -41,44 +45,26 @@ class SudokuData:
   rating: tuple[int, int] | None = None
   skip_bad_rows: bool = False
   cache_dir: str = ""
+  path: str = ""
 
   def __post_init__(self):
     geometry.check_size(self.size)
-    for name in ("train", "test", "cache_dir"):
-      value = getattr(self, name)
-      if not isinstance(value, str):
-        raise UserError(f"{name}: {value!r} is not text; expected a path.")
-    if not self.train and not self.test:
-      raise UserError(
-        "train, test: both are empty; give at least one of them a csv path, "
-        "'generate' or 'hub'."
-      )
-    if "hub" in (self.train, self.test) and self.size != 9:
-      raise UserError(
-        f"size: {self.size}, but the puzzles of the hub are 9x9; use size=9, "
-        f"or set train and test to 'generate' or to csv paths."
-      )
-    for name in ("subsample", "min_rating", "seed"):
-      self._check_whole(name, 0)
-    for name in ("num_train", "num_test"):
-      self._check_whole(name, 1)
+    checks.require_text(self, "train", "test", "cache_dir", "path")
+    checks.require_whole(self, "subsample", "min_rating", "seed", least=0)
+    checks.require_whole(self, "num_train", "num_test", least=1)
+    checks.require_flag(self, "skip_bad_rows")
+    if not self.path:
+      checks.require_source(self, hub_size=9)
     # The default fits 9x9 only, but nobody reads it unless they generate.
     generates = "generate" in (self.train, self.test)
     self._check_range("givens", self.size**2 if generates else 81)
     if self.rating is not None:
       self._check_range("rating", 2**31 - 1)
-    if not isinstance(self.skip_bad_rows, bool):
-      raise UserError(
-        f"skip_bad_rows: {self.skip_bad_rows!r}; expected True or False."
-      )
 
-  def _check_whole(self, name, least):
-    value = getattr(self, name)
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or not least <= value < 2**31:
-      raise UserError(
-        f"{name}: {value!r}; expected a whole number of {least} or more."
-      )
+  @property
+  def task(self) -> task_lib.Task:
+    """The task that the data belongs to."""
+    return board.task(self.size)
 
   def _check_range(self, name, most):
     value = getattr(self, name)

@@ -1,0 +1,41 @@
+"""ARC-AGI-2 as in the TRM paper; all but the data is as for ARC-AGI-1.
+
+Source: see `configs/arc_agi_1.py`.
+
+| variant | latent steps n    | expected pass@2, %  | hardware    | hours  |
+|---------|-------------------|---------------------|-------------|--------|
+| (paper) | 6, as its text    | 7.8 (paper)         | 4 H100      | ~72    |
+| :readme | 4, as its command | 7.8 (paper)         | 4 H100      | ~72    |
+| :cpu    | 2                 | see README (ours)   | 2 CPU cores | 0.2    |
+
+    git clone https://github.com/arcprize/ARC-AGI-2 data/ARC-AGI-2
+    git clone https://github.com/victorvikram/ConceptARC data/ConceptARC
+    python -m experiments.train --config=configs/arc_agi_2.py \
+        --workdir=runs/arc2
+
+Most of ARC-AGI-1 is in the training set of ARC-AGI-2, 376 tasks of its
+evaluation set too: a model trained here must not be scored there.
+"""
+
+import ml_collections
+
+from configs import arc_agi_1
+
+VARIANTS = arc_agi_1.VARIANTS
+
+
+def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
+  """The experiment, in one of `VARIANTS`."""
+  if variant not in VARIANTS:
+    raise ValueError(
+      f"configs/arc_agi_2.py:{variant}: the variant must be one of "
+      f"{', '.join(VARIANTS)}"
+    )
+  config = arc_agi_1.get_config(variant)
+  if variant == "cpu":
+    config.data.test = "data/ARC-AGI-2/data/training"
+    return config
+  config.data.train = "data/ARC-AGI-2/data/training,data/ConceptARC/corpus"
+  config.data.test = "data/ARC-AGI-2/data/evaluation"
+  config.train.steps = 720_000  # 100,000 passes
+  return config

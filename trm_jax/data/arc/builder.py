@@ -1,0 +1,229 @@
+"""ARC datasets: one record a task, with its pairs and the list of its copies.
+
+Copies are shown by the device (`Task.view`), not stored: the pairs of a task
+are stored once, and a copy is 11 bytes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from trm_jax.data import records
+from trm_jax.data import task as task_lib
+from trm_jax.data.arc import copies, files, grids
+from trm_jax.data.arc.files import ArcTask, Pair
+from trm_jax.data.arc.groups import gather
+from trm_jax.data.arc.settings import ArcData
+
+# Change it with anything that changes the content for the same settings.
+_VERSION = 1
+
+
+def prepare(settings: ArcData, say: records.Say = logging.info) -> list[str]:
+  """Makes the dataset, if it is not there yet.
+
+  Args:
+    settings: what the dataset is made of.
+    say: told in a sentence, before it starts, of work that may take a minute.
+
+  Returns:
+    Sentences that its users should read: test tasks that are trained on,
+    missing solutions, tasks with few copies.
+
+  Raises:
+    UserError: a source is malformed, the settings do not fit it, or the
+      dataset cannot be kept.
+  """
+  return records.notes(_prepare(settings, say))
+
+
+def num_groups(settings: ArcData, split: str) -> int:
+  """Counts the tasks of a split; the dataset is prepared if need be.
+
+  Args:
+    settings: what the dataset is made of.
+    split: "train" or "test".
+
+  Returns:
+    The number of tasks, each of which is a group with its copies.
+
+  Raises:
+    UserError: the dataset cannot be prepared, or has no such split.
+  """
+  return records.count(_prepare(settings), split)
+
+
+def load(
+  settings: ArcData, split: str, groups: np.ndarray | None = None
+) -> task_lib.Split:
+  """Stages a split in host memory; the dataset is prepared if need be.
+
+  Args:
+    settings: what the dataset is made of.
+    split: "train" or "test".
+    groups: integers [N], the tasks to stage; None stages all of them.
+
+  Returns:
+    The split. Examples are originals at the origin of the canvas; a label
+    whose solution is not known is all 0. A task has the same puzzle ids in
+    both splits.
+
+  Raises:
+    UserError: the dataset cannot be prepared, or has no such split.
+  """
+  length = settings.size**2
+  names, ids, inputs, labels, symmetries = [], [], [], [], []
+  for feature in records.read(_prepare(settings), split, groups):
+    names.append(_name(feature))
+    inputs.append(_array(feature["inputs"], length))
+    labels.append(_array(feature["labels"], length))
+    symmetries.append(_array(feature["symmetries"], len(grids.IDENTITY)))
+    first = feature["first_id"].int64_list.value[0]
+    ids.append(np.arange(first, first + len(symmetries[-1]), dtype=np.int32))
+  num_examples = np.array([len(tokens) for tokens in inputs], np.int32)
+  num_copies = np.array([len(rows) for rows in symmetries], np.int32)
+  ends = num_examples.cumsum(dtype=np.int32)
+  # An array of the right shape before the others, as there may be none.
+  none = np.empty((0, length), np.uint8)
+  return task_lib.Split(
+    inputs=np.concatenate([none, *inputs]),
+    labels=np.concatenate([none, *labels]),
+    puzzle_ids=np.concatenate([np.empty(0, np.int32), *ids]),
+    first_puzzle=np.append(np.int32(0), num_copies.cumsum(dtype=np.int32)),
+    first_example=np.repeat(ends - num_examples, num_copies),
+    num_examples=np.repeat(num_examples, num_copies),
+    symmetries=np.concatenate([grids.IDENTITY[None][:0], *symmetries]),
+    names=tuple(names),
+  )
+
+
+def _name(feature) -> str:
+  return feature["name"].bytes_list.value[0].decode()
+
+
+def _array(feature, length: int) -> np.ndarray:
+  tokens = np.frombuffer(feature.bytes_list.value[0], np.uint8)
+  return tokens.reshape(-1, length)
+
+
+def identifiers(settings: ArcData) -> list[str]:
+  """Names the puzzle ids; the dataset is prepared if need be.
+
+  Args:
+    settings: what the dataset is made of.
+
+  Returns:
+    For each id the name of its copy, as the reference writes it; id 0 is
+    "<blank>".
+
+  Raises:
+    UserError: the dataset cannot be prepared.
+  """
+  names, symmetries = [], []
+  for feature in records.read(_prepare(settings), "train"):
+    symmetries.append(_array(feature["symmetries"], len(grids.IDENTITY)))
+    names += [_name(feature)] * len(symmetries[-1])
+  return ["<blank>", *grids.copy_names(names, np.concatenate(symmetries))]
+
+
+def _prepare(
+  settings: ArcData, say: records.Say = logging.info
+) -> records.Records:
+  def rows(width):
+    return tfds.features.Tensor(
+      shape=(None, width),
+      dtype=np.uint8,
+      encoding=tfds.features.Encoding.BYTES,
+    )
+
+  size = settings.size
+  config = records.RecordsConfig(
+    name=f"arc-{size}x{size}-{_content(settings)}",
+    description="ARC tasks and their copies",
+    features={
+      "name": tfds.features.Text(),
+      "first_id": np.int64,
+      "inputs": rows(size * size),
+      "labels": rows(size * size),
+      "symmetries": rows(len(grids.IDENTITY)),
+    },
+    make=lambda: _make(settings),
+  )
+  return records.prepare(
+    config,
+    settings.cache_dir,
+    say,
+    f"preparing the ARC tasks, once (train from {settings.train or 'nothing'}, "
+    f"test from {settings.test or 'nothing'}); a thousand copies of a thousand "
+    f"tasks take some seconds",
+  )
+
+
+def _content(settings: ArcData) -> str:
+  """Digests all that decides the dataset's content."""
+  content = dataclasses.asdict(settings)
+  del content["cache_dir"], content["path"]
+  for split in ("train", "test"):
+    content[split] = [
+      [(os.path.basename(file), records.digest(file)) for file in found]
+      for found in map(
+        files.source_files, getattr(settings, f"{split}_sources")
+      )
+    ]
+  content["only"] = sorted(set(settings.only_names))
+  content["version"] = _VERSION
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _make(settings: ArcData) -> tuple[records.Splits, list[str]]:
+  """Makes the records of both splits, and notes on them."""
+  tasks, notes = gather(settings)
+  splits: dict[str, list[dict]] = {"train": []}
+  if settings.test_sources:
+    splits["test"] = []
+  next_id, few = 1, 0
+  for task in tasks:
+    symmetries = copies.symmetries(task, settings.num_aug, settings.seed)
+    for split, pairs in (("train", task.train), ("test", task.test)):
+      if pairs:
+        splits[split].append(
+          _record(task, pairs, symmetries, next_id, settings.size)
+        )
+    next_id += len(symmetries)
+    few += len(symmetries) <= settings.num_aug
+  if few:
+    notes.append(
+      f"{few} of {len(tasks)} tasks look the same under so many symmetries "
+      f"that they have fewer than {settings.num_aug} copies."
+    )
+  for note in notes:
+    logging.warning("%s", note)
+  return splits, notes
+
+
+def _record(
+  task: ArcTask,
+  pairs: tuple[Pair, ...],
+  symmetries: np.ndarray,
+  first_id: int,
+  size: int,
+) -> dict:
+  unknown = np.zeros(size * size, np.uint8)
+  return {
+    "name": task.name,
+    "first_id": first_id,
+    "inputs": np.stack([grids.encode(question, size) for question, _ in pairs]),
+    "labels": np.stack(
+      [
+        unknown if answer is None else grids.encode(answer, size)
+        for _, answer in pairs
+      ]
+    ),
+    "symmetries": symmetries,
+  }

@@ -1,0 +1,230 @@
+"""Reads ARC tasks: a json file a task, or the challenges of a competition."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import reprlib
+
+import numpy as np
+
+from trm_jax.data.arc import grids
+from trm_jax.data.arc.settings import MAX_SIZE, WANTED
+from trm_jax.errors import UserError
+
+# How a file of challenges, and the file of their solutions, end.
+CHALLENGES = "challenges.json"
+SOLUTIONS = "solutions.json"
+
+# An input and its output, uint8 [height, width] with colours 0 to 9. The
+# output of a test pair may be unknown.
+Pair = tuple[np.ndarray, np.ndarray | None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArcTask:
+  """One task.
+
+  Attributes:
+    name: what the task is called.
+    train: the pairs that show what is asked for, 1 or more.
+    test: the pairs whose output is asked for.
+    source: the file that the task was read from.
+  """
+
+  name: str
+  train: tuple[Pair, ...]
+  test: tuple[Pair, ...]
+  source: str
+
+
+def source_files(source: str) -> list[str]:
+  """Finds the files that a source consists of.
+
+  Args:
+    source: a folder with one json file a task, searched with all folders in
+      it, or a file whose name ends in challenges.json.
+
+  Returns:
+    The tasks' files in order; or the file of challenges and, if it is there,
+    the file of solutions beside it.
+
+  Raises:
+    UserError: there is no such source.
+  """
+  path = os.path.expanduser(source)
+  if os.path.isdir(path):
+    return _task_files(path)
+  if not os.path.isfile(path) or not path.endswith(CHALLENGES):
+    found = "is not named so" if os.path.isfile(path) else "is not there"
+    raise UserError(
+      f"{path}: expected a folder with one json file a task, or a file whose "
+      f"name ends in {CHALLENGES}; it {found}. {WANTED}"
+    )
+  solutions = path.removesuffix(CHALLENGES) + SOLUTIONS
+  return [path, solutions] if os.path.isfile(solutions) else [path]
+
+
+def _task_files(folder: str) -> list[str]:
+  found = pathlib.Path(folder).rglob("*.json")
+  files = sorted(str(file) for file in found if file.name[0] != ".")
+  if not files:
+    raise UserError(
+      f"{folder}: the folder holds no json file; expected one a task. Check "
+      f"the path."
+    )
+  for file in files:
+    if file.endswith((CHALLENGES, SOLUTIONS)):
+      raise UserError(
+        f"{folder}: expected one json file a task, but the folder holds "
+        f"{file}. To use challenges, give the path of their file instead."
+      )
+  return files
+
+
+def read(source: str) -> list[ArcTask]:
+  """Reads and checks the tasks of a source.
+
+  Args:
+    source: as `source_files` takes it.
+
+  Returns:
+    The tasks, sorted by name. Where a test pair's output is unknown, it is
+    None.
+
+  Raises:
+    UserError: a file cannot be read, or does not hold tasks.
+  """
+  files = source_files(source)
+  if files[0].endswith(CHALLENGES):
+    tasks = _read_challenges(*files)
+  else:
+    tasks = [
+      _task(pathlib.Path(file).stem, _load(file), file) for file in files
+    ]
+  return sorted(tasks, key=lambda task: task.name)
+
+
+def _read_challenges(path: str, solutions_path: str = "") -> list[ArcTask]:
+  challenges = _load(path)
+  solutions = _load(solutions_path) if solutions_path else None
+  for file, content in ((path, challenges), (solutions_path, solutions)):
+    if content is not None and not isinstance(content, dict):
+      raise UserError(
+        f"{file}: holds {_show(content)}; expected an object whose keys are "
+        f"the names of tasks."
+      )
+  if not challenges:
+    raise UserError(f"{path}: holds no task; expected one or more.")
+  tasks = [_task(name, challenges[name], path) for name in challenges]
+  if solutions is None:
+    return tasks
+  return [_solved(task, solutions, solutions_path) for task in tasks]
+
+
+def _solved(task: ArcTask, solutions: dict, path: str) -> ArcTask:
+  """Adds the outputs of the test pairs, which are in a file of their own."""
+  where = f"{path}: task {task.name!r}"
+  outputs = solutions.get(task.name)
+  if not isinstance(outputs, list) or len(outputs) != len(task.test):
+    found = "is not there" if outputs is None else f"has {_show(outputs)}"
+    raise UserError(
+      f"{where}: {found}; expected a list of {len(task.test)} grids, one for "
+      f"each test pair in {task.source}. Do the two files belong together?"
+    )
+  pairs = []
+  for number, ((question, _), grid) in enumerate(
+    zip(task.test, outputs, strict=True), 1
+  ):
+    pairs.append((question, _grid(grid, f"{where}, solution {number}")))
+  return dataclasses.replace(task, test=tuple(pairs))
+
+
+def _load(path: str):
+  """Parses a json file."""
+  try:
+    with open(path, "rb") as file:
+      return json.loads(file.read(), object_pairs_hook=_object)
+  except OSError as error:
+    raise UserError(
+      f"{path}: cannot be read ({error.strerror}); check the path."
+    ) from error
+  except RecursionError as error:
+    raise UserError(
+      f"{path}: lists within lists without end; expected a json file of ARC "
+      f"tasks."
+    ) from error
+  except ValueError as error:
+    raise UserError(
+      f"{path}: not valid json ({error}); expected a json file of ARC tasks. "
+      f"Download it again."
+    ) from error
+
+
+def _object(items: list[tuple]) -> dict:
+  """Refuses an object in which a key stands twice: json keeps the last."""
+  content = dict(items)
+  if len(content) < len(items):
+    keys = [key for key, _ in items]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f"the key {_show(twice)} stands twice in an object")
+  return content
+
+
+def _task(name: str, content, path: str) -> ArcTask:
+  where = f"{path}: task {_show(name)}"
+  # Names of copies are made of it, see `grids.copy_name`.
+  is_taken = name == "<blank>" or "|||" in name
+  if is_taken or not name.strip() or not name.isprintable():
+    raise UserError(
+      f"{where}: not a name for a task; expected printable characters, not "
+      f"'<blank>' and without '|||'. Rename it."
+    )
+  if not isinstance(content, dict):
+    raise UserError(
+      f"{where}: {_show(content)}; expected an object with 'train' and 'test'."
+    )
+  pairs = {}
+  for part, kind in (("train", "training"), ("test", "test")):
+    entries = content.get(part)
+    if not isinstance(entries, list) or not entries:
+      raise UserError(
+        f"{where}: {part!r} is {_show(entries)}; expected a list of one or "
+        f"more pairs."
+      )
+    pairs[part] = tuple(
+      _pair(entry, f"{where}, {kind} pair {number}", part == "test")
+      for number, entry in enumerate(entries, 1)
+    )
+  return ArcTask(name, pairs["train"], pairs["test"], path)
+
+
+def _pair(entry, where: str, may_lack_output: bool) -> Pair:
+  if not isinstance(entry, dict):
+    raise UserError(
+      f"{where}: {_show(entry)}; expected an object with 'input' and 'output'."
+    )
+  question = _grid(entry.get("input"), f"{where}, input")
+  if may_lack_output and "output" not in entry:
+    return question, None
+  return question, _grid(entry.get("output"), f"{where}, output")
+
+
+def _grid(rows, where: str) -> np.ndarray:
+  """Checks a grid, and returns it as uint8 [height, width]."""
+  try:
+    grid = grids.as_grid(rows)
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from error
+  height, width = grid.shape
+  if max(height, width) > MAX_SIZE:
+    raise UserError(
+      f"{where}: the grid is {height}x{width}; expected {MAX_SIZE}x{MAX_SIZE} "
+      f"at most."
+    )
+  return grid
+
+
+def _show(value) -> str:
+  """Shortens what a file holds to something that fits in a message."""
+  return reprlib.repr(value)

@@ -1,0 +1,172 @@
+"""Which tasks a dataset holds, what is trained on, and what leaks."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+
+from trm_jax.data.arc import files
+from trm_jax.data.arc.files import ArcTask, Pair
+from trm_jax.data.arc.settings import ArcData
+from trm_jax.errors import UserError
+
+
+def gather(settings: ArcData) -> tuple[list[ArcTask], list[str]]:
+  """Reads the sources and makes one group of each name.
+
+  Args:
+    settings: what the dataset is made of.
+
+  Returns:
+    The tasks, those of `settings.train` first, each source's by name; here
+    `ArcTask.train` are the pairs to train on, and `ArcTask.test` those to
+    evaluate, of which there are none unless the task is in `settings.test`.
+    And sentences that users of the dataset should read.
+
+  Raises:
+    UserError: a source is malformed, or the settings do not fit it.
+  """
+  learned = [t for source in settings.train_sources for t in files.read(source)]
+  asked = [t for source in settings.test_sources for t in files.read(source)]
+  if settings.only_names:
+    learned, asked = _only(settings.only_names, learned, asked)
+    if settings.test_sources and not asked:
+      raise UserError(
+        f"only: {settings.only!r} names no task of test; name one, or set test "
+        f"to '' to train without an evaluation."
+      )
+  _check_size(learned + asked, settings.size)
+  tasks, differing = _unite([*map(_all_trained_on, learned), *asked])
+  notes = _notes_on_solutions(learned, asked)
+  if differing:
+    notes.append(
+      f"Pairs are put together where sources differ in a task: "
+      f"{_some(differing)}."
+    )
+  overlap = _overlap(tasks, {task.name for task in learned})
+  if overlap:
+    text = (
+      f"the training set gives away {len(overlap)} of "
+      f"{sum(bool(task.test) for task in tasks)} test tasks, by the task "
+      f"itself or by a test pair: {_some(overlap)}. Scores on them tell "
+      f"nothing of new tasks"
+    )
+    if settings.refuse_overlap:
+      raise UserError(
+        f"refuse_overlap: {text}; take them out of a source, or choose others "
+        f"with only."
+      )
+    notes.append(f"overlap: {text}.")
+  return tasks, notes
+
+
+def _only(
+  names: Sequence[str], *parts: list[ArcTask]
+) -> tuple[list[ArcTask], ...]:
+  """Keeps the tasks of these names."""
+  known = {task.name for part in parts for task in part}
+  for name in names:
+    if name not in known:
+      similar = difflib.get_close_matches(name, known) or sorted(known)[:3]
+      raise UserError(
+        f"only: no source has a task {name!r}; expected names such as "
+        f"{', '.join(similar)}."
+      )
+  return tuple([task for task in part if task.name in names] for part in parts)
+
+
+def _check_size(tasks: Iterable[ArcTask], size: int) -> None:
+  for task in tasks:
+    for pair in task.train + task.test:
+      for grid in pair:
+        if grid is not None and max(grid.shape) > size:
+          height, width = grid.shape
+          raise UserError(
+            f"size: {size}, but task {task.name!r} of {task.source} has a "
+            f"grid of {height}x{width}; raise size, or choose tasks with "
+            f"only."
+          )
+
+
+def _notes_on_solutions(
+  learned: Sequence[ArcTask], asked: Sequence[ArcTask]
+) -> list[str]:
+  notes = []
+  for option, tasks, meaning in (
+    ("train", learned, "they are not trained on"),
+    ("test", asked, "they are not scored"),
+  ):
+    pairs = [pair for task in tasks for pair in task.test]
+    unknown = sum(output is None for _, output in pairs)
+    if unknown:
+      notes.append(
+        f"{option}: {unknown} of {len(pairs)} test pairs have no solution; "
+        f"{meaning}."
+      )
+  return notes
+
+
+def _all_trained_on(task: ArcTask) -> ArcTask:
+  solved = tuple(pair for pair in task.test if pair[1] is not None)
+  return dataclasses.replace(task, train=task.train + solved, test=())
+
+
+def _unite(tasks: Iterable[ArcTask]) -> tuple[list[ArcTask], list[str]]:
+  """Makes one task of each name; also names those whose versions differ."""
+  united: dict[str, ArcTask] = {}
+  differing = []
+  for task in tasks:
+    known = united.get(task.name)
+    if known and not _is_same(known, task):
+      differing.append(task.name)
+    united[task.name] = _union(known, task) if known else task
+  return list(united.values()), differing
+
+
+def _union(task: ArcTask, other: ArcTask) -> ArcTask:
+  """Puts two tasks of one name together."""
+  pairs, others = task.train + task.test, other.train + other.test
+  if not {_key(pair) for pair in pairs} & {_key(pair) for pair in others}:
+    raise UserError(
+      f"{other.source}: task {other.name!r} has no pair in common with the "
+      f"task of this name in {task.source}; expected the same task. Rename "
+      f"one, or take it out of its source."
+    )
+  known = {_key(pair) for pair in task.train}
+  asked = {_key(pair)[0] for pair in task.test}
+  return dataclasses.replace(
+    task,
+    train=task.train + tuple(p for p in other.train if _key(p) not in known),
+    test=task.test + tuple(p for p in other.test if _key(p)[0] not in asked),
+  )
+
+
+def _is_same(task: ArcTask, other: ArcTask) -> bool:
+  keys = [{_key(pair) for pair in t.train + t.test} for t in (task, other)]
+  return keys[0] == keys[1]
+
+
+def _overlap(tasks: Sequence[ArcTask], trained_on: set[str]) -> list[str]:
+  """Names the test tasks that the training set gives away, and where."""
+  owners = {_key(pair): task.name for task in tasks for pair in task.train}
+  found = []
+  for task in tasks:
+    if task.test and task.name in trained_on:
+      found.append(task.name)
+      continue
+    for pair in task.test:
+      if _key(pair) in owners:
+        found.append(f"{task.name} (in {owners[_key(pair)]})")
+        break
+  return found
+
+
+def _key(pair: Pair) -> tuple:
+  """What makes two pairs the same."""
+  return tuple(
+    None if grid is None else (grid.shape, grid.tobytes()) for grid in pair
+  )
+
+
+def _some(names: Sequence[str]) -> str:
+  more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+  return ", ".join(names[:5]) + more

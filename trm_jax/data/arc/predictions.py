@@ -1,0 +1,238 @@
+"""Reads recorded predictions, and the tasks that they are to be scored on."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+
+from trm_jax.data.arc import files, grids
+from trm_jax.errors import UserError
+
+# A test input and its solution, None where that is not known.
+Pair = tuple[np.ndarray, np.ndarray | None]
+
+# The arrays of a file: what numbers they hold, and how many axes they have.
+_ARRAYS = {
+  "inputs": (np.integer, 2),
+  "preds": (np.integer, 2),
+  "q_halt_logits": (np.floating, 1),
+  "puzzle_identifiers": (np.integer, 1),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+  """What a model answered, as the copies of the puzzles show it.
+
+  Attributes:
+    inputs: uint8 [M, S], tokens of the questions; what is no token is 0.
+    answers: uint8 [M, S], likewise.
+    q_halt: float [M], logits of the halting head.
+    puzzle_ids: integers [M], 1 or more.
+  """
+
+  inputs: np.ndarray
+  answers: np.ndarray
+  q_halt: np.ndarray
+  puzzle_ids: np.ndarray
+
+
+def read(path: str | os.PathLike, num_ids: int) -> Predictions:
+  """Reads what the reference's evaluator is given.
+
+  Args:
+    path: an `.npz` file with `inputs` and `preds`, integers [M, S];
+      `q_halt_logits`, floats [M]; and `puzzle_identifiers`, integers [M].
+      Rows with identifier 0 are left out.
+    num_ids: how many puzzle ids there are, the blank one included.
+
+  Returns:
+    The predictions.
+
+  Raises:
+    UserError: the file cannot be read, or does not hold these arrays.
+  """
+  arrays = _read_arrays(path)
+  shape = arrays["inputs"].shape
+  for name, (kind, rank) in _ARRAYS.items():
+    array = arrays[name]
+    if not np.issubdtype(array.dtype, kind):
+      wanted = "integers" if kind is np.integer else "floating-point numbers"
+      raise UserError(
+        f"{path}: {name} has dtype {array.dtype}; expected {wanted}."
+      )
+    if array.ndim != rank or array.shape != shape[:rank]:
+      wanted = "[M, S]" if rank == 2 else "[M]"
+      raise UserError(
+        f"{path}: {name} has shape {list(array.shape)} and inputs have "
+        f"{list(shape)}; expected {wanted} and [M, S]."
+      )
+  if not shape[1] or math.isqrt(shape[1]) ** 2 != shape[1]:
+    raise UserError(
+      f"{path}: inputs have {shape[1]} tokens a row; expected a square canvas, "
+      "as 900 = 30 x 30 in the reference."
+    )
+  ids, q_halt = arrays["puzzle_identifiers"], arrays["q_halt_logits"]
+  unknown = np.flatnonzero((ids < 0) | (ids >= num_ids))
+  if len(unknown):
+    raise UserError(
+      f"{path}: puzzle_identifiers[{unknown[0]}] is {ids[unknown[0]]}; "
+      f"expected 0 to {num_ids - 1}, for identifiers.json has {num_ids} names."
+    )
+  counted = ids != 0
+  nans = np.flatnonzero(np.isnan(q_halt) & counted)
+  if len(nans):
+    raise UserError(
+      f"{path}: q_halt_logits[{nans[0]}] is NaN; expected numbers, by which "
+      "answers can be ranked."
+    )
+  return Predictions(
+    inputs=_as_tokens(arrays["inputs"][counted]),
+    answers=_as_tokens(arrays["preds"][counted]),
+    q_halt=q_halt[counted],
+    puzzle_ids=ids[counted],
+  )
+
+
+def _as_tokens(numbers):
+  is_token = (numbers >= 0) & (numbers < grids.FIRST_COLOUR + grids.NUM_COLOURS)
+  return np.where(is_token, numbers, grids.PAD).astype(np.uint8)
+
+
+def _read_arrays(path) -> dict[str, np.ndarray]:
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      missing = [name for name in _ARRAYS if name not in archive.files]
+      if not missing:
+        return {name: archive[name] for name in _ARRAYS}
+  # NumPy and zipfile answer damaged files with any of these.
+  except (
+    OSError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
+    MemoryError, zipfile.BadZipFile, zlib.error,
+  ) as error:  # fmt: skip
+    cause = getattr(error, "strerror", None) or error
+    raise UserError(
+      f"{path}: cannot be read ({cause}); expected an .npz file of arrays."
+    ) from error
+  raise UserError(
+    f"{path}: lacks {', '.join(missing)}; expected {', '.join(_ARRAYS)}."
+  )
+
+
+def find_tasks(path: str | os.PathLike) -> pathlib.Path:
+  """Finds the file that holds the tasks.
+
+  Args:
+    path: that file; or a folder that holds test_puzzles.json, as those in the
+      reference's layout do, or one file whose name ends in challenges.json.
+
+  Returns:
+    The file.
+
+  Raises:
+    UserError: there is none, or more than one.
+  """
+  path = pathlib.Path(path)
+  if path.is_file():
+    return path
+  if not path.is_dir():
+    raise UserError(f"{path}: no such file or folder; check the path.")
+  if (path / "test_puzzles.json").exists():
+    return path / "test_puzzles.json"
+  found = sorted(path.glob(f"*{files.CHALLENGES}"))
+  if len(found) == 1:
+    return found[0]
+  if not found:
+    raise UserError(
+      f"{path}: expected test_puzzles.json, or a file whose name ends in "
+      f"{files.CHALLENGES}; neither is there. Check the path."
+    )
+  raise UserError(
+    f"{path}: holds {', '.join(file.name for file in found)}; give the path "
+    "of the one to score."
+  )
+
+
+def read_tasks(path: pathlib.Path) -> dict[str, list[Pair]]:
+  """Reads the test pairs of tasks.
+
+  Args:
+    path: a file that `find_tasks` found.
+
+  Returns:
+    The test pairs of each task, by the task's name.
+
+  Raises:
+    UserError: the file cannot be read, or does not hold tasks.
+  """
+  if path.name.endswith(files.CHALLENGES):
+    return {task.name: list(task.test) for task in files.read(str(path))}
+  content = _read_json(path)
+  if not isinstance(content, dict) or not content:
+    raise UserError(f"{path}: expected an object whose keys name tasks.")
+  return {name: _test_pairs(name, task, path) for name, task in content.items()}
+
+
+def _test_pairs(name, task, path) -> list[Pair]:
+  try:
+    return [
+      (
+        grids.as_grid(pair["input"]),
+        grids.as_grid(pair["output"]) if "output" in pair else None,
+      )
+      for pair in task["test"]
+    ]
+  except UserError as error:
+    raise UserError(f"{path}: task {name!r}: {error}") from error
+  except (KeyError, TypeError) as error:
+    raise UserError(
+      f"{path}: task {name!r}: expected 'test', a list of pairs with 'input' "
+      "and, where it is known, 'output'."
+    ) from error
+
+
+def read_identifiers(
+  *folders: pathlib.Path,
+) -> tuple[list[str], np.ndarray]:
+  """Reads what puzzle ids stand for.
+
+  Args:
+    *folders: where to look for identifiers.json; the first found is taken.
+
+  Returns:
+    The task of each puzzle id, and its symmetry, uint8 [N, 11].
+
+  Raises:
+    UserError: it is in none of the folders, or damaged.
+  """
+  places = [folder / "identifiers.json" for folder in dict.fromkeys(folders)]
+  path = next((place for place in places if place.exists()), None)
+  if path is None:
+    raise UserError(
+      f"{' or '.join(map(str, places))}: not there; expected the names of "
+      "the puzzles that the model was trained on. Copy the file."
+    )
+  names = _read_json(path)
+  if not isinstance(names, list) or not all(type(n) is str for n in names):
+    raise UserError(f"{path}: expected a list of names of puzzles.")
+  try:
+    return grids.parse_names(names)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text("utf-8"))
+  except OSError as error:
+    raise UserError(
+      f"{path}: cannot be read ({error.strerror}); check the path."
+    ) from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{path}: not JSON ({error}); copy it again.") from error

@@ -1,0 +1,265 @@
+"""Reads csv files of puzzles: `source,question,answer,rating`, plain or .gz."""
+
+import csv
+import dataclasses
+import gzip
+import itertools
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from trm_jax.errors import UserError
+
+COLUMNS = ("source", "question", "answer", "rating")
+
+_BLOCK = 65_536  # lines parsed together: bounds the memory of a huge file
+
+_ARRAYS = ("inputs", "labels", "ratings", "sources", "lines")
+
+_Rows = TypeVar("_Rows", bound="Rows")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """The rows of a csv file that passed the checks.
+
+  Attributes:
+    path: the file.
+    inputs: uint8 [N, L] tokens of the questions.
+    labels: uint8 [N, L] tokens of the answers.
+    ratings: int32 [N].
+    sources: str [N].
+    lines: int64 [N], line numbers in the file.
+    skipped: why rows were left out, one text a row.
+  """
+
+  path: str
+  inputs: np.ndarray
+  labels: np.ndarray
+  ratings: np.ndarray
+  sources: np.ndarray
+  lines: np.ndarray
+  skipped: tuple[str, ...] = ()
+
+  def __len__(self) -> int:
+    return len(self.inputs)
+
+  def take(self: _Rows, index: np.ndarray) -> _Rows:
+    """Selects rows by number or by mask."""
+    return dataclasses.replace(
+      self, **{name: getattr(self, name)[index] for name in _ARRAYS}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """How a task family writes its grids, and what makes a row bad.
+
+  Attributes:
+    length: characters in a grid, L.
+    board: what has so many, as in "a 9x9 board".
+    alphabet: the token, 1 or more, of each character; ASCII only.
+    cell: what a character may be, for messages.
+    faults: `(inputs [N, L], labels [N, L]) -> (mask [N], describe) pairs`: in
+      turn, which rows have some fault and what `describe(row)` says of it. A
+      row is told its first.
+  """
+
+  length: int
+  board: str
+  alphabet: Mapping[str, int]
+  cell: str
+  faults: Callable[
+    [np.ndarray, np.ndarray],
+    Iterable[tuple[np.ndarray, Callable[[int], str]]],
+  ]
+
+
+def read(path: str | os.PathLike, form: Format, skip_bad_rows: bool) -> Rows:
+  """Reads and checks a csv file.
+
+  Every row must have four columns, grids of the right length and characters,
+  a whole number as rating, and none of the faults of its format.
+
+  Args:
+    path: the file; `.gz` at the end of its name means that it is compressed.
+    form: the format of the rows.
+    skip_bad_rows: whether to leave bad rows out instead of refusing the file.
+
+  Returns:
+    The rows, and the reasons for those that were skipped.
+
+  Raises:
+    UserError: the file cannot be read, is empty or has a bad row.
+  """
+  path = os.fspath(path)
+  blocks, faults = [], []
+  for records, lines in _blocks(path):
+    block, block_faults = _check(path, form, records, lines)
+    _refuse(block_faults, skip_bad_rows)
+    blocks.append(block)
+    faults += block_faults
+  if not blocks:
+    raise UserError(
+      f"{path}: the file has no rows; expected lines of {','.join(COLUMNS)} "
+      f"below the header."
+    )
+  rows = dataclasses.replace(
+    blocks[0],
+    skipped=tuple(faults),
+    **{
+      name: np.concatenate([getattr(block, name) for block in blocks])
+      for name in _ARRAYS
+    },
+  )
+  _refuse_empty(rows)
+  return rows
+
+
+def drop(
+  rows: _Rows, bad: np.ndarray, fault: str, skip_bad_rows: bool
+) -> _Rows:
+  """Leaves out rows for a fault that was found after reading.
+
+  Args:
+    rows: the rows.
+    bad: bool [N], which of them have the fault.
+    fault: what is wrong with them.
+    skip_bad_rows: whether to leave such rows out instead of refusing them.
+
+  Returns:
+    The other rows; the reasons are added to `skipped`.
+
+  Raises:
+    UserError: a row is bad and may not be skipped, or all are bad.
+  """
+  faults = [f"{rows.path}, line {line}: {fault}" for line in rows.lines[bad]]
+  _refuse(faults, skip_bad_rows)
+  kept = rows.take(~bad)
+  kept = dataclasses.replace(kept, skipped=rows.skipped + tuple(faults))
+  _refuse_empty(kept)
+  return kept
+
+
+def _refuse(faults: Sequence[str], skip_bad_rows: bool):
+  if faults and not skip_bad_rows:
+    raise UserError(
+      f"{faults[0]}. Mend the row, or leave out all bad rows with "
+      f"--skip_bad_rows (skip_bad_rows=True)."
+    )
+
+
+def _refuse_empty(rows: Rows):
+  if not len(rows):
+    raise UserError(
+      f"{rows.path}: every row is bad. The first: {rows.skipped[0]}"
+    )
+
+
+def _blocks(path: str) -> Iterator[tuple[Sequence[list[str]], Sequence[int]]]:
+  """Yields records and their line numbers, a block at a time."""
+  opener = gzip.open if path.endswith(".gz") else open
+  try:
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+      reader = csv.reader(file)
+      header = next(reader, [])
+      if tuple(name.strip().lower() for name in header) != COLUMNS:
+        raise UserError(
+          f"{path}, line 1: the header is {','.join(header)[:80]!r}; expected "
+          f"{','.join(COLUMNS)!r}. Add or rename the columns."
+        )
+      numbered = ((row, reader.line_num) for row in reader if row)
+      while block := list(itertools.islice(numbered, _BLOCK)):
+        records, lines = zip(*block, strict=True)
+        yield records, lines
+  except csv.Error as error:
+    raise UserError(
+      f"{path}, line {reader.line_num}: {error}; expected a csv file."
+    ) from error
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"{path}: not UTF-8 text ({error}); expected a csv file. A gzip file "
+      f"must have a name that ends in .gz."
+    ) from error
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise UserError(
+      f"{path}: not a whole gzip file ({error}); download it again, or drop "
+      f".gz from its name if it is plain text."
+    ) from error
+  except OSError as error:
+    raise UserError(
+      f"{path}: cannot be read ({error.strerror}); expected a csv file with "
+      f"the columns {','.join(COLUMNS)}. Check the path."
+    ) from error
+
+
+def _check(
+  path: str, form: Format, records: Sequence, lines: Sequence[int]
+) -> tuple[Rows, list[str]]:
+  """Turns records into arrays; returns the good rows and the faults."""
+  faults = {}  # index of the record -> what is wrong with it
+  for index, record in enumerate(records):
+    fault = _fault_in_text(record, form)
+    if fault:
+      faults[index] = fault
+  read = [index for index in range(len(records)) if index not in faults]
+  rows = Rows(
+    path=path,
+    inputs=_tokens([records[index][1] for index in read], form),
+    labels=_tokens([records[index][2] for index in read], form),
+    ratings=np.array([int(records[index][3]) for index in read], np.int32),
+    sources=np.array([records[index][0] for index in read], object),
+    lines=np.array([lines[index] for index in read], np.int64),
+  )
+  for column, tokens in (("question", rows.inputs), ("answer", rows.labels)):
+    for row in np.flatnonzero((tokens == 0).any(-1)):
+      place = int((tokens[row] == 0).argmax())
+      character = records[read[row]][COLUMNS.index(column)][place]
+      faults.setdefault(
+        read[row],
+        f"{column}: character {place + 1} is {character!r}; expected "
+        f"{form.cell}",
+      )
+  legal = np.array([index not in faults for index in read], bool)
+  rows, read = rows.take(legal), np.array(read, int)[legal]
+  good = np.ones(len(rows), bool)
+  for mask, describe in form.faults(rows.inputs, rows.labels):
+    for row in np.flatnonzero(mask & good):
+      faults[int(read[row])] = describe(int(row))
+    good &= ~mask
+  texts = [
+    f"{path}, line {lines[index]}: {faults[index]}" for index in sorted(faults)
+  ]
+  return rows.take(good), texts
+
+
+def _fault_in_text(record: Sequence[str], form: Format) -> str | None:
+  if len(record) != len(COLUMNS):
+    return (
+      f"{len(record)} columns; expected {len(COLUMNS)}: {','.join(COLUMNS)}"
+    )
+  _, question, answer, rating = record
+  for column, grid in (("question", question), ("answer", answer)):
+    if len(grid) != form.length:
+      return (
+        f"{column}: {len(grid)} characters; expected {form.length}, as "
+        f"{form.board} has"
+      )
+  # int() would also take "1_000", " 7" and numbers beyond the stored int32.
+  if not (rating.isdecimal() and len(rating) < 10):
+    return f"rating: {rating!r} is not a whole number; expected 0 or more"
+  return None
+
+
+def _tokens(grids: list[str], form: Format) -> np.ndarray:
+  """Turns grids into tokens, 0 where a character is not in the alphabet."""
+  token_of_byte = np.zeros(256, np.uint8)
+  for character, token in form.alphabet.items():
+    token_of_byte[ord(character)] = token
+  # Whatever is not ASCII becomes one '?', and so keeps its place.
+  characters = "".join(grids).encode("ascii", errors="replace")
+  codes = np.frombuffer(characters, np.uint8).reshape(-1, form.length)
+  return token_of_byte[codes]

@@ -1,0 +1,60 @@
+"""The eight symmetries of a square grid, numbered as in the reference.
+
+0 is the identity, 1 to 3 rotate by a quarter turn each (anticlockwise), 4
+mirrors left to right, 5 top to bottom, 6 transposes, and 7 mirrors in the
+other diagonal.
+"""
+
+import functools
+
+import numpy as np
+
+# The number of the symmetry that undoes each one.
+DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
+
+
+@functools.cache
+def dihedral_cells(size: int) -> np.ndarray:
+  """Says where each cell of an image comes from.
+
+  Args:
+    size: cells along one side of the grid.
+
+  Returns:
+    int32 [8, size * size]; cell i of image k shows cell `[k, i]` of the
+    original, with cells numbered along the rows.
+  """
+  grid = np.arange(size * size, dtype=np.int32).reshape(size, size)
+  images = [np.rot90(grid, turns) for turns in range(4)]
+  images += [np.fliplr(grid), np.flipud(grid), grid.T]
+  images += [np.fliplr(np.rot90(grid))]
+  table = np.stack(images).reshape(8, -1)
+  table.setflags(write=False)  # it is shared by every caller
+  return table
+
+
+def copies(grids: np.ndarray, size: int) -> np.ndarray:
+  """Makes the eight images of each grid.
+
+  Args:
+    grids: [N, size * size].
+    size: cells along one side of a grid.
+
+  Returns:
+    [8 * N, size * size], the images of a grid after one another, in the order
+    of their numbers.
+  """
+  return grids[:, dihedral_cells(size)].reshape(-1, size * size)
+
+
+def canonical(grid: np.ndarray, size: int) -> bytes:
+  """Names a grid so that all its images, and no other grid, share the name.
+
+  Args:
+    grid: uint8 [size * size].
+    size: cells along one side of the grid.
+
+  Returns:
+    The bytes of the image that is first in the order of bytes.
+  """
+  return min(image.tobytes() for image in grid[dihedral_cells(size)])

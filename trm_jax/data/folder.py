@@ -1,0 +1,637 @@
+"""Datasets in the folder layout of the reference's builders.
+
+    PATH/identifiers.json                the name of each puzzle id
+    PATH/train/dataset.json              sizes, and the sets there are: "all"
+    PATH/train/all__inputs.npy           [N, S], questions
+    PATH/train/all__labels.npy           [N, S], answers
+    PATH/train/all__puzzle_indices.npy   [Q + 1], examples of each puzzle
+    PATH/train/all__group_indices.npy    [G + 1], puzzles of each group
+    PATH/train/all__puzzle_identifiers.npy   [Q], the id of each puzzle
+
+and the same below PATH/test. Indices are bounds: puzzle q has the examples
+from `puzzle_indices[q]` to `puzzle_indices[q + 1] - 1`.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from trm_jax.data.arc import grids
+from trm_jax.data.task import Split, Task
+from trm_jax.errors import UserError
+
+SPLITS = ("train", "test")
+BLANK = "<blank>"
+
+_ARRAYS = (
+  "inputs",
+  "labels",
+  "puzzle_indices",
+  "group_indices",
+  "puzzle_identifiers",
+)
+_ARC_VOCABULARY = grids.FIRST_COLOUR + grids.NUM_COLOURS
+_CHUNK = 1 << 22  # tokens checked or written at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+  """What a folder says of itself.
+
+  Attributes:
+    seq_len: tokens a puzzle.
+    vocab_size: token values, the padding token 0 included.
+    num_puzzle_ids: rows that a puzzle-embedding table needs.
+    splits: of "train" and "test", those that are there.
+  """
+
+  seq_len: int
+  vocab_size: int
+  num_puzzle_ids: int
+  splits: tuple[str, ...]
+
+
+def metadata(path: str | os.PathLike) -> Metadata:
+  """Reads what a folder says of itself.
+
+  Args:
+    path: the folder.
+
+  Returns:
+    The description that its splits share.
+
+  Raises:
+    UserError: it is no such folder, a dataset.json is malformed, or those of
+      two splits contradict each other.
+  """
+  root = _root(path)
+  splits = _splits(root)
+  headers = [_header(root, split) for split in splits]
+  for header in headers[1:]:
+    for name in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
+      values = [getattr(each, name) for each in (headers[0], header)]
+      if values[0] != values[1]:
+        raise UserError(
+          f"{header.path}: {name} is {values[1]}, but {values[0]} in "
+          f"{headers[0].path}; build the splits together"
+        )
+  return Metadata(
+    seq_len=headers[0].seq_len,
+    vocab_size=headers[0].vocab_size,
+    num_puzzle_ids=headers[0].num_puzzle_identifiers,
+    splits=splits,
+  )
+
+
+def identifiers(path: str | os.PathLike) -> list[str]:
+  """Reads the name of each puzzle id.
+
+  Args:
+    path: the folder.
+
+  Returns:
+    The names, by id; `["<blank>"]` where no puzzle is known by name.
+
+  Raises:
+    UserError: as `metadata`, or the names are malformed, or fewer or more than
+      there are ids.
+  """
+  return _identifiers(_root(path), metadata(path).num_puzzle_ids)
+
+
+def check_fits(path: str | os.PathLike, task: Task) -> None:
+  """Refuses a folder that was made for another task.
+
+  Args:
+    path: the folder.
+    task: what its puzzles should be.
+
+  Raises:
+    UserError: as `metadata`, or the length or the vocabulary differ.
+  """
+  found = metadata(path)
+  wanted = (task.seq_len, task.vocab_size)
+  if (found.seq_len, found.vocab_size) != wanted:
+    raise UserError(
+      f"{path}: seq_len is {found.seq_len} and vocab_size {found.vocab_size}, "
+      f"but {task.name} has {task.seq_len} and {task.vocab_size}; choose "
+      f"another folder, or the task that it was made for"
+    )
+
+
+def read(path: str | os.PathLike, split: str) -> Split:
+  """Opens a split, after checking all of it.
+
+  Tokens stay on the disk, mapped into memory, where the folder stores them as
+  uint8 and in one set; otherwise they are converted.
+
+  Args:
+    path: the folder.
+    split: "train" or "test".
+
+  Returns:
+    The split: its examples are stored as their puzzles show them. Groups of
+    ARC, known by its vocabulary, bear the name of their task, and its puzzles
+    the symmetry that their own name tells.
+
+  Raises:
+    UserError: a file is missing, damaged, or holds what the layout does not
+      allow.
+  """
+  root = _root(path)
+  if split not in _splits(root):
+    raise UserError(
+      f"{root}: no split {split!r}, only {list(_splits(root))}; to have it, "
+      f"put dataset.json, {_file_names('all')} in {root / split}"
+    )
+  header = _header(root, split)
+  _check_complete(header)
+  parts = [_read_set(header, name) for name in header.sets]
+  whole = parts[0] if len(parts) == 1 else _concatenate(parts)
+  names = _identifiers(root, header.num_puzzle_identifiers)
+  if header.vocab_size != _ARC_VOCABULARY or names == [BLANK]:
+    return whole
+  symmetries, groups = _symmetries(root, whole, names)
+  return dataclasses.replace(whole, symmetries=symmetries, names=groups)
+
+
+def write(
+  path: str | os.PathLike,
+  splits: Mapping[str, Split],
+  identifiers: Sequence[str],
+  vocab_size: int,
+  view: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> None:
+  """Writes a folder that `read` and the reference can read.
+
+  The folder appears when it is complete and has passed the checks of `read`;
+  until then, and if anything fails, it is not there.
+
+  Args:
+    path: the folder to make. It may exist if it is empty.
+    splits: by name, "train" or "test".
+    identifiers: the name of each puzzle id, id 0 being "<blank>".
+    vocab_size: token values, the padding token 0 included.
+    view: `(tokens uint8 [N, S], symmetries uint8 [N, K]) -> tokens [N, S]`,
+      `Task.view` over rows. Needed for splits with copies whose examples are
+      stored as originals, for the layout stores every copy. The reference's
+      builder also moves training grids of ARC about; this does not.
+
+  Raises:
+    UserError: the folder holds something or cannot be written, or a split is
+      empty or does not pass the checks.
+    ValueError: `view` is needed, but missing.
+  """
+  target = pathlib.Path(path).expanduser().resolve()
+  for name, split in splits.items():
+    if not len(split):
+      raise UserError(f"{name}: a split without puzzles; leave it out")
+    has_copies = split.symmetries is not None and not split.is_viewed
+    if has_copies and view is None:
+      raise ValueError(f"{name}: its copies need a view to be written")
+  try:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+      raise UserError(
+        f"{target}: something is there already; choose a folder that is new "
+        f"or empty"
+      )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+      prefix=".unfinished-", dir=target.parent
+    ) as unfinished:
+      root = pathlib.Path(unfinished) / target.name
+      root.mkdir()
+      for name, split in splits.items():
+        (root / name).mkdir()
+        _write_split(root / name, split, len(identifiers), vocab_size, view)
+      _write_json(root / "identifiers.json", list(identifiers))
+      for name in splits:
+        read(root, name)
+      metadata(root)
+      root.rename(target)
+  except OSError as error:
+    raise UserError(
+      f"{target}: cannot be written ({error.strerror}); choose a folder with "
+      f"free space that you may write to"
+    ) from error
+
+
+# Reading.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+  """A dataset.json that passed the checks."""
+
+  path: pathlib.Path
+  seq_len: int
+  vocab_size: int
+  num_puzzle_identifiers: int
+  labels_all: bool
+  sets: tuple[str, ...]
+
+
+# The least and the greatest value of whole numbers in a dataset.json. Here
+# tokens are uint8, and puzzle ids int32.
+_BOUNDS = {
+  "pad_id": (0, 0),
+  "blank_identifier_id": (0, 0),
+  "vocab_size": (2, 256),
+  "seq_len": (1, math.inf),
+  "num_puzzle_identifiers": (1, 2**31 - 1),
+  "total_groups": (1, math.inf),
+  "total_puzzles": (1, math.inf),
+}
+
+
+def _root(path) -> pathlib.Path:
+  root = pathlib.Path(path).expanduser()
+  if not os.path.isdir(root):
+    raise UserError(
+      f"{root}: not a folder; expected one with train/ or test/ and "
+      f"identifiers.json in it, as the reference's builders write them"
+    )
+  return root
+
+
+def _splits(root: pathlib.Path) -> tuple[str, ...]:
+  splits = tuple(
+    split for split in SPLITS if os.path.exists(root / split / "dataset.json")
+  )
+  if not splits:
+    raise UserError(
+      f"{root}: no dataset in it; expected train/dataset.json or "
+      f"test/dataset.json, as the reference's builders write them"
+    )
+  return splits
+
+
+def _header(root: pathlib.Path, split: str) -> _Header:
+  path = root / split / "dataset.json"
+  fields = _read_json(path)
+  if not isinstance(fields, dict):
+    raise UserError(
+      f"{path}: holds {_short(fields)}; expected an object of fields"
+    )
+  fields.setdefault("total_puzzles", 1)  # older builders do not write it
+  for name in (*_BOUNDS, "ignore_label_id", "mean_puzzle_examples", "sets"):
+    if name not in fields:
+      raise UserError(f"{path}: {name} is missing; build the folder again")
+  for name, (least, most) in _BOUNDS.items():
+    _check_whole(path, name, fields[name], least, most)
+  mean = fields["mean_puzzle_examples"]
+  if type(mean) not in (int, float) or not 0 <= mean < math.inf:
+    raise UserError(
+      f"{path}: mean_puzzle_examples is {_short(mean)}; expected a number, 0 "
+      f"or more"
+    )
+  if fields["ignore_label_id"] is not None:
+    _check_whole(path, "ignore_label_id", fields["ignore_label_id"], 0, 0)
+  return _Header(
+    path=path,
+    seq_len=fields["seq_len"],
+    vocab_size=fields["vocab_size"],
+    num_puzzle_identifiers=fields["num_puzzle_identifiers"],
+    labels_all=fields["ignore_label_id"] is None,
+    sets=_sets(path, fields["sets"]),
+  )
+
+
+def _check_whole(path, name, value, least, most):
+  if type(value) is int and least <= value <= most:
+    return
+  if least == most:
+    expected = f"{least}: other layouts cannot be read"
+  elif most == math.inf:
+    expected = f"a whole number, {least} or more"
+  else:
+    expected = f"a whole number from {least} to {most}"
+  raise UserError(f"{path}: {name} is {_short(value)}; expected {expected}")
+
+
+def _sets(path, sets) -> tuple[str, ...]:
+  """Checks the names of sets, which become parts of file names."""
+  if not isinstance(sets, list) or not sets:
+    raise UserError(
+      f"{path}: sets is {_short(sets)}; expected a list of names, such as "
+      f'["all"]'
+    )
+  for name in sets:
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+      raise UserError(
+        f"{path}: sets holds {_short(name)}; expected a name of letters, "
+        f"digits, '_', '-' and '.', and neither of the last two in front"
+      )
+  if len(set(sets)) != len(sets):
+    raise UserError(f"{path}: sets is {_short(sets)}; expected each name once")
+  return tuple(sets)
+
+
+def _file_names(name: str) -> str:
+  return ", ".join(f"{name}__{array}.npy" for array in _ARRAYS)
+
+
+def _check_complete(header: _Header):
+  folder = header.path.parent
+  for name in header.sets:
+    files = [folder / f"{name}__{array}.npy" for array in _ARRAYS]
+    missing = [file.name for file in files if not os.path.exists(file)]
+    if missing:
+      raise UserError(
+        f"{folder}: {', '.join(missing)} missing; the set {name!r} needs "
+        f"{_file_names(name)}"
+      )
+
+
+def _read_set(header: _Header, name: str) -> Split:
+  """Opens the arrays of one set and checks them, the small ones first."""
+  files = {
+    array: header.path.parent / f"{name}__{array}.npy" for array in _ARRAYS
+  }
+  arrays = {array: _open(file) for array, file in files.items()}
+  inputs, labels = arrays["inputs"], arrays["labels"]
+  _check_rank(files["inputs"], inputs, 2)
+  if inputs.shape[1] != header.seq_len:
+    raise UserError(
+      f"{files['inputs']}: {inputs.shape[1]} tokens a puzzle; expected "
+      f"{header.seq_len}, which is seq_len in {header.path}"
+    )
+  if labels.shape != inputs.shape:
+    raise UserError(
+      f"{files['labels']}: shape {labels.shape}; expected {inputs.shape}, that "
+      f"of {files['inputs'].name}"
+    )
+  first_example = _bounds(
+    files["puzzle_indices"],
+    arrays["puzzle_indices"],
+    len(inputs),
+    f"the examples in {files['inputs'].name}",
+  )
+  first_puzzle = _bounds(
+    files["group_indices"],
+    arrays["group_indices"],
+    len(first_example) - 1,
+    f"the puzzles in {files['puzzle_indices'].name}",
+  )
+  puzzle_ids = _puzzle_ids(
+    files["puzzle_identifiers"],
+    arrays["puzzle_identifiers"],
+    len(first_example) - 1,
+    header.num_puzzle_identifiers,
+  )
+  return Split(
+    inputs=_tokens(files["inputs"], inputs, 0, header),
+    labels=_tokens(files["labels"], labels, int(header.labels_all), header),
+    puzzle_ids=puzzle_ids,
+    first_puzzle=first_puzzle,
+    first_example=first_example[:-1],
+    num_examples=np.diff(first_example),
+    is_viewed=True,
+  )
+
+
+def _open(path: pathlib.Path) -> np.ndarray:
+  """Maps an array of whole numbers into memory."""
+  try:
+    # Mapping compares the size of the file with what its header promises, and
+    # refuses Python objects.
+    array = np.lib.format.open_memmap(path, mode="r")
+  except OSError as error:
+    raise UserError(
+      f"{path}: cannot be read ({error.strerror}); check the file"
+    ) from error
+  except Exception as error:  # a damaged header fails in a dozen ways
+    raise UserError(
+      f"{path}: not a whole .npy file of numbers ({error}); copy it again, or "
+      f"build the folder again"
+    ) from error
+  if array.dtype.kind not in "iu":
+    raise UserError(
+      f"{path}: holds {array.dtype}; expected uint8, int32 or int64"
+    )
+  return array
+
+
+def _check_rank(path, array, rank):
+  if array.ndim != rank:
+    raise UserError(
+      f"{path}: shape {array.shape}; expected an array of rank {rank}"
+    )
+
+
+def _bounds(path, array, end: int, what: str) -> np.ndarray:
+  """Checks indices; returns them as int32."""
+  _check_rank(path, array, 1)
+  bounds = np.array(array)
+  if len(bounds) < 2:
+    raise UserError(
+      f"{path}: {len(bounds)} numbers; expected a 0, and where each of {what} "
+      f"ends"
+    )
+  if bounds[0] != 0:
+    raise UserError(f"{path}: starts with {bounds[0]}; expected 0")
+  stuck = np.flatnonzero(bounds[1:] <= bounds[:-1])
+  if len(stuck):
+    place = stuck[0] + 1
+    raise UserError(
+      f"{path}: number {place} is {bounds[place]}, after {bounds[place - 1]}; "
+      f"expected numbers that increase"
+    )
+  if bounds[-1] != end:
+    raise UserError(
+      f"{path}: ends with {bounds[-1]}; expected {end}, the number of {what}"
+    )
+  return bounds.astype(np.int32)
+
+
+def _puzzle_ids(path, array, count: int, num_ids: int) -> np.ndarray:
+  _check_rank(path, array, 1)
+  if len(array) != count:
+    raise UserError(
+      f"{path}: {len(array)} numbers; expected {count}, one for each puzzle"
+    )
+  ids = np.array(array)
+  bad = np.flatnonzero((ids < 0) | (ids >= num_ids))
+  if len(bad):
+    raise UserError(
+      f"{path}: puzzle {bad[0]} has {ids[bad[0]]}; expected 0 to "
+      f"{num_ids - 1}, below num_puzzle_identifiers in dataset.json"
+    )
+  return ids.astype(np.int32)
+
+
+def _tokens(path, array, least: int, header: _Header) -> np.ndarray:
+  """Checks every token; returns them as uint8, mapped if they were that."""
+  is_bytes = array.dtype == np.uint8
+  tokens = array if is_bytes else np.empty(array.shape, np.uint8)
+  most = header.vocab_size - 1
+  rule = "vocab_size and ignore_label_id" if least else "vocab_size"
+  for rows in _chunks(*array.shape):
+    chunk = array[rows]
+    if chunk.min() < least or chunk.max() > most:
+      row, column = np.argwhere((chunk < least) | (chunk > most))[0]
+      raise UserError(
+        f"{path}: token {column} of example {rows.start + row} is "
+        f"{chunk[row, column]}; expected {least} to {most}, by {rule} in "
+        f"{header.path}"
+      )
+    if not is_bytes:
+      tokens[rows] = chunk
+  return tokens
+
+
+def _chunks(count: int, width: int) -> Iterator[slice]:
+  step = max(1, _CHUNK // width)
+  for begin in range(0, count, step):
+    yield slice(begin, min(begin + step, count))
+
+
+def _concatenate(parts: list[Split]) -> Split:
+  """Puts sets one behind the other."""
+  examples = np.cumsum([0] + [len(part.inputs) for part in parts])
+  puzzles = np.cumsum([0] + [len(part.puzzle_ids) for part in parts])
+
+  def joined(name):
+    return np.concatenate([getattr(part, name) for part in parts])
+
+  return Split(
+    inputs=joined("inputs"),
+    labels=joined("labels"),
+    puzzle_ids=joined("puzzle_ids"),
+    first_puzzle=np.concatenate(
+      [[0]]
+      + [part.first_puzzle[1:] + puzzles[i] for i, part in enumerate(parts)]
+    ).astype(np.int32),
+    first_example=np.concatenate(
+      [part.first_example + examples[i] for i, part in enumerate(parts)]
+    ).astype(np.int32),
+    num_examples=joined("num_examples"),
+    is_viewed=True,
+  )
+
+
+def _identifiers(root: pathlib.Path, num_ids: int) -> list[str]:
+  """Reads the names of puzzle ids; `["<blank>"]` if none has one."""
+  path = root / "identifiers.json"
+  if num_ids == 1 and not os.path.exists(path):
+    return [BLANK]
+  names = _read_json(path)
+  if not isinstance(names, list) or not all(
+    isinstance(name, str) for name in names
+  ):
+    raise UserError(
+      f"{path}: holds {_short(names)}; expected a list of names, that of each "
+      f"puzzle id"
+    )
+  if all(name == BLANK for name in names):
+    return [BLANK]
+  if len(names) != num_ids:
+    raise UserError(
+      f"{path}: {len(names)} names; expected {num_ids}, which is "
+      f"num_puzzle_identifiers in dataset.json"
+    )
+  return names
+
+
+def _symmetries(
+  root: pathlib.Path, split: Split, names: list[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Takes apart the names of ARC puzzles.
+
+  Returns:
+    uint8 [Q, K], the symmetry of each puzzle.
+    [G], the task of each group.
+  """
+  path = root / "identifiers.json"
+  names = [names[puzzle_id] for puzzle_id in split.puzzle_ids.tolist()]
+  if BLANK in names:
+    raise UserError(
+      f"{path}: puzzle {names.index(BLANK)} has id "
+      f"{split.puzzle_ids[names.index(BLANK)]}, whose name is {BLANK!r}; "
+      f"expected the name of a task or of a copy"
+    )
+  try:
+    tasks, symmetries = grids.parse_names(names)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
+  groups = tuple(tasks[puzzle] for puzzle in split.first_puzzle[:-1])
+  of_group = np.repeat(np.arange(len(groups)), np.diff(split.first_puzzle))
+  for puzzle, group in enumerate(of_group.tolist()):
+    if tasks[puzzle] != groups[group]:
+      raise UserError(
+        f"{path}: a group of puzzles holds {names[puzzle]!r}, but begins with "
+        f"task {groups[group]!r}; expected one task and its copies"
+      )
+  return symmetries, groups
+
+
+def _read_json(path: pathlib.Path):
+  try:
+    return json.loads(path.read_text("utf-8"))
+  except OSError as error:
+    raise UserError(
+      f"{path}: cannot be read ({error.strerror}); it belongs to the layout"
+    ) from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(
+      f"{path}: not JSON ({error}); copy it again, or build the folder again"
+    ) from error
+
+
+def _short(value) -> str:
+  text = repr(value)
+  return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# Writing.
+
+
+def _write_split(folder, split: Split, num_ids: int, vocab_size: int, view):
+  examples, puzzles = split.rows
+  symmetries = None if split.is_viewed else split.symmetries
+  for name in ("inputs", "labels"):
+    tokens = getattr(split, name)
+    shape = (len(examples), tokens.shape[1])
+    # A stream, not a map: when the disk is full it says so.
+    with open(folder / f"all__{name}.npy", "wb") as file:
+      header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+      np.lib.format.write_array_header_1_0(file, header)
+      for rows in _chunks(*shape):
+        chunk = tokens[examples[rows]]
+        if symmetries is not None:
+          chunk = view(chunk, symmetries[puzzles[rows]])
+        file.write(np.asarray(chunk, np.uint8).tobytes())
+  bounds = np.concatenate([[0], np.cumsum(split.num_examples)])
+  indices = {
+    "puzzle_indices": bounds,
+    "group_indices": split.first_puzzle,
+    "puzzle_identifiers": split.puzzle_ids,
+  }
+  for name, values in indices.items():
+    np.save(folder / f"all__{name}.npy", values.astype(np.int32))
+  _write_json(
+    folder / "dataset.json",
+    {
+      "pad_id": 0,
+      "ignore_label_id": 0,
+      "blank_identifier_id": 0,
+      "vocab_size": vocab_size,
+      "seq_len": split.inputs.shape[1],
+      "num_puzzle_identifiers": num_ids,
+      "total_groups": len(split),
+      "mean_puzzle_examples": len(examples) / len(split.puzzle_ids),
+      "total_puzzles": len(split.puzzle_ids),
+      "sets": ["all"],
+    },
+  )
+
+
+def _write_json(path: pathlib.Path, value):
+  path.write_text(json.dumps(value), "utf-8")

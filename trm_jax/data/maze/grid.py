@@ -1,0 +1,240 @@
+"""The maze grid: tokens, rules and drawing.
+
+Tokens are those of the reference: 0 pads, and `# SGo` (wall, free cell, start,
+goal, path) are 1 to 5. Cells are numbered along the rows, from the top left; a
+step leads to the cell above, below, to the left or to the right.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trm_jax.data import task as task_lib
+from trm_jax.data.dihedral import dihedral_cells
+from trm_jax.errors import UserError
+
+WALL = 1
+FREE = 2
+START = 3
+GOAL = 4
+PATH = 5
+TOKENS = {"#": WALL, " ": FREE, "S": START, "G": GOAL, "o": PATH}
+
+# What a character may be, for messages.
+CELL = "'#' (wall), ' ' (free cell), 'S' (start), 'G' (goal) or 'o' (path)"
+
+_CHARACTERS = {token: character for character, token in TOKENS.items()}
+
+# Colours tell apart in grey, too, from wall to free cell.
+_COLORS = {
+  WALL: "#303030",
+  FREE: "#ffffff",
+  START: "#7fc97f",
+  GOAL: "#e08fb0",
+  PATH: "#f0b254",
+}
+_NO_CELL_COLOR = "#8080c0"
+
+
+def parse(text: str, *, size: int) -> np.ndarray:
+  """Reads a maze from text. Spaces are free cells; only line ends are skipped.
+
+  Args:
+    text: one line of `size * size` characters, or `size` lines of `size`, of
+      `#` (wall), space (free cell), `S` (start), `G` (goal) and `o` (path).
+    size: cells along one side of the maze.
+
+  Returns:
+    uint8 [L] tokens.
+
+  Raises:
+    UserError: the text has another shape, a character that is none of these,
+      or not exactly one start and one goal.
+  """
+  lines = text.replace("\r\n", "\n").strip("\n").split("\n")
+  cells = "".join(lines)
+  if [len(line) for line in lines] not in ([size * size], [size] * size):
+    raise UserError(
+      f"a {size}x{size} maze is one line of {size * size} characters, or "
+      f"{size} lines of {size}, but there are {len(lines)} lines and "
+      f"{len(cells)} characters. Spaces are free cells and must all be there, "
+      f"those at the end of a line as well."
+    )
+  for cell, character in enumerate(cells):
+    if character not in TOKENS:
+      raise UserError(
+        f"row {cell // size + 1}, column {cell % size + 1} of the maze is "
+        f"{character!r}; expected {CELL}."
+      )
+  for name in "SG":
+    if cells.count(name) != 1:
+      raise UserError(
+        f"the maze has {cells.count(name)} cells {name!r}; expected one."
+      )
+  return np.array([TOKENS[character] for character in cells], np.uint8)
+
+
+def render(tokens: np.ndarray) -> str:
+  """Writes a maze on one line, the inverse of `parse`.
+
+  Args:
+    tokens: integers [L].
+
+  Returns:
+    One character a cell: `?` for a token that is no cell's.
+  """
+  return "".join(_CHARACTERS.get(int(token), "?") for token in tokens)
+
+
+def is_valid(inputs: jax.Array, answers: jax.Array, *, size: int) -> jax.Array:
+  """Tells whether answers mark a shortest path from start to goal.
+
+  Any shortest path will do, for most mazes have many: no label is consulted.
+  The answer must keep every cell of the maze but free cells, and turn those
+  into nothing but path. A maze without exactly one start and one goal, or
+  whose goal cannot be reached, has no valid answer.
+
+  Args:
+    inputs: integers [..., L], the mazes' tokens.
+    answers: integers [..., L], the answers' tokens.
+    size: cells along one side of the maze.
+
+  Returns:
+    bool [...].
+  """
+  inputs, answers = jnp.asarray(inputs), jnp.asarray(answers)
+  is_free, is_path = inputs == FREE, answers == PATH
+  is_start, is_goal = inputs == START, inputs == GOAL
+  is_kept = ((inputs == answers) | (is_free & is_path)).all(-1)
+  is_maze = (is_start.sum(-1) == 1) & (is_goal.sum(-1) == 1)
+  # With as many path cells as the way has, they are the way and no more.
+  # Where there is none, steps - 1 is no count of cells.
+  steps = _distance(is_free, is_start, is_goal, size)
+  marked = _distance(is_free & is_path, is_start, is_goal, size)
+  is_shortest = (marked == steps) & (is_path.sum(-1) == steps - 1)
+  return is_kept & is_maze & is_shortest
+
+
+def _distance(is_open, is_start, is_goal, size):
+  """Counts steps from start to goal; 0 where there is no way. int32 [...]."""
+  # Breadth first: the cells reached last spread to their neighbours. A maze
+  # is at rest when its goal is reached or nothing is left to reach.
+  shape = (*is_open.shape[:-1], size, size)
+  start, goal = is_start.reshape(shape), is_goal.reshape(shape)
+  unseen = is_open.reshape(shape) | goal
+
+  def spread(state):
+    frontier, unseen, steps, count = state
+    frontier = _neighbours(frontier) & unseen
+    arrived = (frontier & goal).any((-2, -1))
+    steps = jnp.where(arrived, count, steps)
+    unseen &= ~frontier
+    frontier &= ~arrived[..., None, None]
+    return frontier, unseen, steps, count + 1
+
+  steps = jnp.zeros(shape[:-2], jnp.int32)
+  state = (start, unseen, steps, jnp.int32(1))
+  return jax.lax.while_loop(lambda s: s[0].any(), spread, state)[2]
+
+
+def _neighbours(cells):
+  """Bool [..., size, size] -> the cells one step away from those."""
+  padded = jnp.pad(cells, [(0, 0)] * (cells.ndim - 2) + [(1, 1), (1, 1)])
+  return (
+    padded[..., :-2, 1:-1]
+    | padded[..., 2:, 1:-1]
+    | padded[..., 1:-1, :-2]
+    | padded[..., 1:-1, 2:]
+  )
+
+
+def augment(
+  key: jax.Array, inputs: jax.Array, labels: jax.Array, *, size: int
+) -> tuple[jax.Array, jax.Array]:
+  """Shows one maze and its answer under the same random symmetry.
+
+  Args:
+    key: a typed PRNG key.
+    inputs: uint8 [L], the maze's tokens.
+    labels: uint8 [L], the answer's tokens.
+    size: cells along one side of the maze.
+
+  Returns:
+    The images of `inputs` and `labels`.
+  """
+  symmetry = jax.random.randint(key, (), 0, 8)
+  cells = jnp.asarray(dihedral_cells(size))[symmetry]
+  return inputs[cells], labels[cells]
+
+
+@functools.cache
+def task(size: int) -> task_lib.Task:
+  """Describes mazes of one size; the same size gives the same object.
+
+  Args:
+    size: cells along one side of the maze.
+
+  Returns:
+    The task.
+  """
+  return task_lib.Task(
+    name="maze",
+    seq_len=size * size,
+    vocab_size=len(TOKENS) + 1,
+    augment=functools.partial(augment, size=size),
+    parse=functools.partial(parse, size=size),
+    render=render,
+    draw=draw,
+    is_solution=functools.partial(is_valid, size=size),
+  )
+
+
+def draw(axes, puzzle, answer=None, label=None) -> None:
+  """Draws a maze, and the answer given to it, onto matplotlib axes.
+
+  Walls are dark, free cells white, the path orange, start and goal lettered;
+  where a label is known, cells that differ from it are crossed.
+
+  Args:
+    axes: the matplotlib `Axes` to draw on.
+    puzzle: integers [L], the maze's tokens.
+    answer: integers [L], the answer's tokens, or None for the bare maze.
+    label: integers [L], the right answer, or None if it is not known.
+  """
+  from matplotlib import colors  # slow to import, and only pictures need it
+
+  shown = np.asarray(puzzle if answer is None else answer)
+  size = round(len(shown) ** 0.5)
+  image = np.array(
+    [colors.to_rgb(_COLORS.get(int(token), _NO_CELL_COLOR)) for token in shown]
+  )
+  axes.imshow(image.reshape(size, size, 3), extent=(0, size, size, 0))
+  # Points on a picture of some 3 inches, so that a mark fits into its cell.
+  points = min(200 / size, 14)
+  for cell in np.flatnonzero((shown == START) | (shown == GOAL)):
+    axes.text(
+      cell % size + 0.5,
+      cell // size + 0.5,
+      render(shown[[cell]]),
+      fontsize=points * 0.9,
+      fontweight="bold",
+      ha="center",
+      va="center_baseline",
+    )
+  if label is not None:
+    wrong = np.flatnonzero(shown != np.asarray(label))
+    columns, rows = wrong % size + 0.5, wrong // size + 0.5
+    # A light edge keeps the cross visible on a dark cell.
+    for color, width in (("white", points * 0.35), ("tab:red", points * 0.15)):
+      axes.plot(
+        columns,
+        rows,
+        linestyle="none",
+        marker="x",
+        markersize=points * 0.6,
+        markeredgewidth=width,
+        color=color,
+      )
+  axes.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[])

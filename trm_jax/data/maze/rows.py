@@ -1,0 +1,101 @@
+"""Reads maze csv files: `source,question,answer,rating`, plain or .gz."""
+
+import os
+
+import numpy as np
+
+from trm_jax.data import csv_rows
+from trm_jax.data.maze import grid, paths
+
+_CHUNK = 4096  # mazes searched together: bounds the memory of a huge file
+
+
+def read_csv(
+  path: str | os.PathLike, size: int, skip_bad_rows: bool = False
+) -> csv_rows.Rows:
+  """Reads and checks a csv file.
+
+  Every row must have four columns, grids of the right length and characters
+  (spaces are free cells), a whole number as rating, a question with one start
+  and one goal, and an answer that marks a shortest path between them.
+
+  Args:
+    path: the file; `.gz` at the end of its name means that it is compressed.
+    size: cells along one side of the maze.
+    skip_bad_rows: whether to leave bad rows out instead of refusing the file.
+
+  Returns:
+    The rows, and the reasons for those that were skipped.
+
+  Raises:
+    UserError: the file cannot be read, is empty or has a bad row.
+  """
+  form = csv_rows.Format(
+    length=size * size,
+    board=f"a {size}x{size} maze",
+    alphabet=grid.TOKENS,
+    cell=grid.CELL,
+    faults=_faults,
+  )
+  return csv_rows.read(path, form, skip_bad_rows)
+
+
+def _faults(inputs, labels):
+  """Says of each row in what way it is not a maze with a shortest path."""
+  for token in (grid.START, grid.GOAL):
+    count = (inputs == token).sum(-1)
+    name = grid.render(np.array([token]))
+    yield (
+      count != 1,
+      lambda row, count=count, name=name: (
+        f"question: {count[row]} cells {name!r}; expected exactly one"
+      ),
+    )
+  yield (
+    (inputs == grid.PATH).any(-1),
+    lambda row: "question: it holds 'o', a path; expected the bare maze",
+  )
+  is_path = labels == grid.PATH
+  changed = (inputs != labels) & ~((inputs == grid.FREE) & is_path)
+  yield changed.any(-1), lambda row: _describe(inputs[row], labels[row])
+  steps, marked = _count_steps(inputs, is_path)
+  yield (
+    steps == 0,
+    lambda row: "question: there is no way from 'S' to 'G'; expected one",
+  )
+  yield (
+    marked == 0,
+    lambda row: "answer: its 'o' do not lead from 'S' to 'G'; expected a path",
+  )
+  count = is_path.sum(-1)
+  yield (
+    count != steps - 1,
+    lambda row: (
+      f"answer: {count[row]} cells 'o'; expected {steps[row] - 1}, as a "
+      f"shortest path has"
+    ),
+  )
+
+
+def _describe(question, answer):
+  """Says where an answer changes something other than a free cell."""
+  changed = (question != answer) & ~(
+    (question == grid.FREE) & (answer == grid.PATH)
+  )
+  cell = int(changed.argmax())
+  was, now = grid.render(question[[cell]]), grid.render(answer[[cell]])
+  return (
+    f"answer: character {cell + 1} turns {was!r} into {now!r}; expected "
+    f"nothing but free cells to change, into 'o'"
+  )
+
+
+def _count_steps(inputs, is_path):
+  """Counts the steps of a shortest way, through free and through path cells."""
+  steps, marked = np.zeros((2, len(inputs)), np.int32)
+  for begin in range(0, len(inputs), _CHUNK):
+    some = slice(begin, begin + _CHUNK)
+    start, goal = inputs[some] == grid.START, inputs[some] == grid.GOAL
+    steps[some] = paths.count_steps(inputs[some] == grid.FREE, start, goal)
+    marked[some] = paths.count_steps(is_path[some], start, goal)
+  return steps, marked
