@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trm_jax.data import augment
 from trm_jax.data import task as task_lib
-from trm_jax.data.sudoku import geometry
+from trm_jax.data.sudoku import geometry, symmetry
 from trm_jax.errors import UserError
 
 PAD = 0
@@ -121,7 +120,7 @@ def task(size: int) -> task_lib.Task:
     name="sudoku",
     seq_len=size * size,
     vocab_size=size + 2,
-    augment=functools.partial(augment.sudoku, size=size),
+    augment=functools.partial(symmetry.augment, size=size),
     parse=functools.partial(parse, size=size),
     render=render,
     draw=draw,

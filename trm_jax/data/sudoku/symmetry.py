@@ -1,4 +1,4 @@
-"""Random symmetries of puzzles: pure JAX, one puzzle at a time, invertible."""
+"""Random symmetries of the board: pure JAX, one at a time, invertible."""
 
 import flax.struct
 import jax
@@ -22,7 +22,7 @@ class Symmetry:
   digits: jax.Array
 
 
-def sample_symmetry(key: jax.Array, size: int) -> Symmetry:
+def sample(key: jax.Array, size: int) -> Symmetry:
   """Draws a symmetry of the Sudoku board, uniform over the group.
 
   Digits are relabelled; bands, rows in a band, stacks and columns in a stack
@@ -102,7 +102,7 @@ def _invert(permutation):
   return jnp.zeros_like(permutation).at[permutation].set(places)
 
 
-def sudoku(
+def augment(
   key: jax.Array, inputs: jax.Array, labels: jax.Array, *, size: int
 ) -> tuple[jax.Array, jax.Array]:
   """Shows one puzzle and its answer under the same random symmetry.
@@ -116,5 +116,5 @@ def sudoku(
   Returns:
     The images of `inputs` and `labels`.
   """
-  symmetry = sample_symmetry(key, size)
+  symmetry = sample(key, size)
   return apply(symmetry, inputs), apply(symmetry, labels)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trm_jax.data import augment
-from trm_jax.data.sudoku import board
+from trm_jax.data.sudoku import board, symmetry
 from trm_jax.data.sudoku.generate import generate
 
 SIZES = (4, 6, 9)
@@ -23,14 +22,14 @@ def puzzles(request):
 @functools.partial(jax.jit, static_argnames=("size", "count"))
 def views(inputs, labels, size, count=64):
   keys = jax.random.split(jax.random.key(7), count)
-  one = functools.partial(augment.sudoku, size=size)
+  one = functools.partial(symmetry.augment, size=size)
   return jax.vmap(one, (0, None, None))(keys, inputs, labels)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "count"))
 def symmetries(size, count):
   keys = jax.random.split(jax.random.key(1), count)
-  return jax.vmap(lambda key: augment.sample_symmetry(key, size))(keys)
+  return jax.vmap(lambda key: symmetry.sample(key, size))(keys)
 
 
 def test_solved_stays_solved_and_givens_are_kept(puzzles):
@@ -48,11 +47,11 @@ def test_inverse_undoes(puzzles):
   @jax.jit
   @jax.vmap
   def there_and_back(key):
-    symmetry = augment.sample_symmetry(key, size)
-    image = augment.apply(symmetry, tokens)
-    back = augment.apply(augment.inverse(symmetry), image)
-    twice = augment.inverse(augment.inverse(symmetry))
-    return image, back, twice.cells - symmetry.cells
+    drawn = symmetry.sample(key, size)
+    image = symmetry.apply(drawn, tokens)
+    back = symmetry.apply(symmetry.inverse(drawn), image)
+    twice = symmetry.inverse(symmetry.inverse(drawn))
+    return image, back, twice.cells - drawn.cells
 
   tokens = jnp.asarray(labels[0]).at[0].set(0).at[1].set(1)
   keys = jax.random.split(jax.random.key(0), 32)
@@ -72,10 +71,10 @@ def test_padding_and_blanks_map_to_themselves(puzzles):
 def test_every_digit_and_cell_is_reached_about_equally(puzzles):
   size, *_ = puzzles
   count = 4000
-  symmetry = symmetries(size, count)
+  drawn = symmetries(size, count)
   for values, choices in (
-    (np.asarray(symmetry.digits)[:, 2] - 2, size),
-    (np.asarray(symmetry.cells)[:, 0], size * size),
+    (np.asarray(drawn.digits)[:, 2] - 2, size),
+    (np.asarray(drawn.cells)[:, 0], size * size),
   ):
     expected = count / choices
     observed = np.bincount(values, minlength=choices)
@@ -92,7 +91,7 @@ def test_4x4_views_reach_every_grid_of_the_class():
 def test_vmap_equals_one_at_a_time(puzzles):
   size, inputs, labels = puzzles
   keys = jax.random.split(jax.random.key(5), len(inputs))
-  one = jax.jit(lambda key, x, y: augment.sudoku(key, x, y, size=size))
+  one = jax.jit(lambda key, x, y: symmetry.augment(key, x, y, size=size))
   batched = jax.vmap(one)(keys, inputs, labels)
   for row, key in enumerate(keys):
     single = one(key, inputs[row], labels[row])
