@@ -7,7 +7,7 @@ Source: "Less is More: Recursive Reasoning with Tiny Networks"
 |---------|----------------------------------------|-------------|-------|
 | (paper) | 85.3 (paper), 75 to 84 (reproductions) | four L40S   | < 24  |
 | :unique | not known                              | four L40S   | < 24  |
-| :cpu    | not known                              | 2 CPU cores | 0.2   |
+| :cpu    | 84 (ours)                              | 2 CPU cores | 0.3   |
 
     python -m experiments.train --config=configs/maze_hard.py \
         --workdir=runs/maze
@@ -28,8 +28,9 @@ without, add
 
 On one L40S, says that README, --config.train.batch_size=128 is as good.
 
-`:cpu` is a model of 0.1M weights that learns generated mazes of 10x10, unique
-as well, while you watch.
+`:cpu` is a model of 57,000 weights, with the mlp mixer, that learns generated
+mazes of 8x8, unique as well, while you watch: little for a thousand steps,
+then much at once.
 """
 
 import ml_collections

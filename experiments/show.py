@@ -30,6 +30,7 @@ from absl import flags
 from experiments import cli, report
 from trm_jax import config as config_lib
 from trm_jax import evaluate, fit, pictures, train
+from trm_jax import scenes as scenes_lib
 from trm_jax.config import Experiment
 from trm_jax.data import datasets
 from trm_jax.data import folder as folder_lib
@@ -41,16 +42,14 @@ from trm_jax.data.sudoku.settings import SudokuData
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.run_folder import RunFolder
+from trm_jax.scenes import Scene
 
 _OUT = flags.DEFINE_string("out", "", "The PNG or GIF to write.")
 _TASK = flags.DEFINE_enum("task", None, list(config_lib.TASKS), "The family.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a run.")
 _DATA = flags.DEFINE_string("data", "", "Where to take puzzles from.")
 _SIZE = flags.DEFINE_integer(
-  "size",
-  None,
-  "Cells along one side: 9 in Sudoku, else 30, by default.",
-  lower_bound=1,
+  "size", None, "Cells along one side; 9 in Sudoku, else 30.", lower_bound=1
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "test"], "Which split.")
 _PUZZLES = flags.DEFINE_integer(
@@ -75,10 +74,8 @@ _PUZZLE_ID = flags.DEFINE_enum(
 _SKIP_BAD_ROWS = cli.define_skip_bad_rows()
 
 _SECONDS = 0.7  # of a frame
-# Flags that mean something for runs only.
-_OF_RUNS = ("depth", "checkpoint", "puzzle_id")
-# Of puzzles that are made up, by size.
-_GIVENS = {4: (5, 8), 6: (9, 12)}
+_OF_RUNS = ("depth", "checkpoint", "puzzle_id")  # flags that need a model
+_GIVENS = {4: (5, 8), 6: (9, 12)}  # of puzzles that are made up, by size
 
 
 def main(argv: list[str]) -> int:
@@ -89,29 +86,17 @@ def main(argv: list[str]) -> int:
   folder = RunFolder(_WORKDIR.value) if _WORKDIR.value else None
   experiment = _read(folder) if folder else None
   with tempfile.TemporaryDirectory() as scratch:
-    data = report.choose_data(
-      experiment.data if experiment else _fresh_data(scratch),
-      _DATA.value,
-      _SKIP_BAD_ROWS.value,
-    )
+    data = experiment.data if experiment else _fresh_data(scratch)
+    data = report.choose_data(data, _DATA.value, _SKIP_BAD_ROWS.value)
     split = _choose(data)
-    scenes = pictures.scenes_of(
-      split,
-      data.task,
-      examples=_load_examples(data),
-      copies=_COPIES.value,
-      seed=_SEED.value,
-    )
-    if folder:
-      split = datasets.match_ids(
-        split.take(np.arange(len(split)), copies=1),
-        datasets.identifiers(data),
-        folder.read_identifiers(),
-        _PUZZLE_ID.value,
-      )
+    scenes = scenes_lib.scenes_of(
+      split, data.task, examples=_load_examples(data),
+      copies=_COPIES.value, seed=_SEED.value,
+    )  # fmt: skip
   frames, title = [scenes], ""
   if folder and experiment:
-    frames, title = _answer(scenes, split.puzzle_ids, folder, experiment)
+    experiment = dataclasses.replace(experiment, data=data)
+    frames, title = _answer(scenes, split, folder, experiment)
   figures = (
     pictures.panels(frame, data.task, title, len(frames)) for frame in frames
   )
@@ -183,11 +168,12 @@ def _choose(data: config_lib.Data) -> Split:
     if os.path.isfile(path):
       return _choose_rows(data, path)
   # What a run keeps may take a while to make; other data is small.
-  for note in datasets.prepare(data, cli.say if _WORKDIR.value else _hush):
+  say = cli.say if _WORKDIR.value else lambda message: None
+  for note in datasets.prepare(data, say):
     cli.say(f"note: {note}")
   if _NAME.value:
     split = datasets.load(data, _SPLIT.value)
-    return split.take(_numbers(split.names, _NAME.value))
+    return split.take(_places(split.names))
   count = datasets.num_groups(data, _SPLIT.value)
   groups = evaluate.choose_groups(count, _PUZZLES.value, _SEED.value)
   split = datasets.load(data, _SPLIT.value, groups)
@@ -195,12 +181,8 @@ def _choose(data: config_lib.Data) -> Split:
   return dataclasses.replace(split, names=split.names or places)
 
 
-def _hush(message: str):
-  del message
-
-
 def _choose_rows(data: SudokuData | MazeData, path: str) -> Split:
-  """Rows of a file, read without all that a dataset asks of it."""
+  """Rows of a file; a dataset would search all for second solutions first."""
   if _SPLIT.value == "train":
     raise UserError("--split=train: a file is no run's training data")
   if isinstance(data, MazeData):
@@ -211,24 +193,23 @@ def _choose_rows(data: SudokuData | MazeData, path: str) -> Split:
     )
   if rows.skipped:
     cli.say(f"note: {len(rows.skipped):,} bad rows of {path} were left out")
-  rows = rows.take(
-    evaluate.choose_groups(len(rows), _PUZZLES.value, _SEED.value)
-  )
-  split = Split.of_rows(rows.inputs, rows.labels)
+  groups = evaluate.choose_groups(len(rows), _PUZZLES.value, _SEED.value)
+  rows = rows.take(groups)
   lines = tuple(f"line {line}" for line in rows.lines)
+  split = Split.of_rows(rows.inputs, rows.labels)
   return dataclasses.replace(split, names=lines)
 
 
-def _numbers(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-  """The places of names among others."""
-  for name in wanted:
+def _places(names: Sequence[str]) -> np.ndarray:
+  """Where the tasks of `--name` are among all of a split."""
+  for name in _NAME.value:
     if name not in names:
       similar = difflib.get_close_matches(name, names, cutoff=0)
       raise UserError(
         f"--name={name}: the {_SPLIT.value} split has no task of this name; "
         f"similar are {', '.join(similar) or 'none'}"
       )
-  return np.array([names.index(name) for name in wanted])
+  return np.array([names.index(name) for name in _NAME.value])
 
 
 def _load_examples(data: config_lib.Data) -> Split | None:
@@ -241,44 +222,37 @@ def _load_examples(data: config_lib.Data) -> Split | None:
 
 
 def _answer(
-  scenes: Sequence[pictures.Scene],
-  puzzle_ids: np.ndarray,
+  scenes: Sequence[Scene],
+  split: Split,
   folder: RunFolder,
   experiment: Experiment,
-) -> tuple[list[list[pictures.Scene]], str]:
-  """Asks a model.
-
-  Args:
-    scenes: the puzzles.
-    puzzle_ids: int32 [len(scenes)], the model's.
-    folder: the run.
-    experiment: the same.
+) -> tuple[list[list[Scene]], str]:
+  """Adds a model's answers: for a film after each step, else after the last.
 
   Returns:
-    The puzzles with its answers: after each supervision step for a film, else
-    after the last. And what answers.
+    The scenes of each frame, and what answers.
   """
+  known = folder.read_identifiers()
+  names = datasets.identifiers(experiment.data)
+  originals = split.take(np.arange(len(split)), copies=1)
+  originals = datasets.match_ids(originals, names, known, _PUZZLE_ID.value)
   step, state, _ = fit.restore_for_inference(
     experiment, folder, _CHECKPOINT.value
   )
   params = state.averaged_params
   if _PUZZLE_ID.value == "mean":
-    known = len(folder.read_identifiers())
-    params = evaluate.with_mean_embedding(params, known)
+    params = evaluate.with_mean_embedding(params, len(known))
   asked = [pair.question for scene in scenes for pair in scene.asked]
   questions = jnp.asarray(np.stack(asked))
-  ids = np.repeat(puzzle_ids, [len(scene.asked) for scene in scenes])
+  counts = [len(scene.asked) for scene in scenes]
+  ids = jnp.asarray(np.repeat(originals.puzzle_ids, counts))
+  puzzles = train.as_puzzles(questions, questions, ids)
   depth = _DEPTH.value or experiment.eval.depth
   answers, q_halt = jax.device_get(
-    evaluate.refine(
-      params,
-      train.as_puzzles(questions, questions, jnp.asarray(ids)),
-      depth,
-      experiment.model,
-    )
+    evaluate.refine(params, puzzles, depth, experiment.model)
   )
   first = 0 if _OUT.value.endswith(".gif") else depth - 1
-  frames = pictures.with_answers(
+  frames = scenes_lib.with_answers(
     scenes, experiment.task, answers[first:], q_halt[first:], first + 1
   )
   return frames, report.title(experiment, step)

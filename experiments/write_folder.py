@@ -19,7 +19,7 @@ from absl import flags
 
 from experiments import cli
 from trm_jax import config as config_lib
-from trm_jax.data import datasets, dihedral, folder
+from trm_jax.data import datasets, dihedral, folder_writer
 from trm_jax.data.arc import grids
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
   if _DIHEDRAL.value:
     splits["train"] = _with_images(splits["train"])
   view = jax.jit(jax.vmap(task.view)) if task.view else None
-  folder.write(
+  folder_writer.write(
     _OUT.value, splits, datasets.identifiers(data), task.vocab_size, view
   )
   if task.view:

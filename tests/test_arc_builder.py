@@ -9,6 +9,7 @@ import pytest
 
 from trm_jax.data import records
 from trm_jax.data.arc import builder, copies, grids
+from trm_jax.data.arc import names as names_lib
 from trm_jax.data.arc.settings import ArcData
 from trm_jax.errors import UserError
 
@@ -115,7 +116,9 @@ def test_a_copy_has_one_id_in_both_splits(train, test, names):
       puzzles = range(split.first_puzzle[group], split.first_puzzle[group + 1])
       assert names[split.puzzle_ids[puzzles[0]]] == task
       for puzzle in puzzles:
-        parsed, symmetry = grids.parse_name(names[split.puzzle_ids[puzzle]])
+        (parsed,), (symmetry,) = names_lib.parse_names(
+          [names[split.puzzle_ids[puzzle]]]
+        )
         assert parsed == task and (symmetry == split.symmetries[puzzle]).all()
 
 
@@ -152,7 +155,7 @@ def test_our_copies_show_what_the_reference_built(train, test):
       for name in ("inputs", "labels", "puzzle_identifiers", "puzzle_indices")
     }
     for puzzle, number in enumerate(theirs["puzzle_identifiers"]):
-      task, symmetry = grids.parse_name(reference_names[number])
+      (task,), (symmetry,) = names_lib.parse_names([reference_names[number]])
       group = ours.take(np.array([ours.names.index(task)]), copies=1)
       rows, _ = group.rows
       symmetries = np.tile(symmetry, (len(rows), 1))

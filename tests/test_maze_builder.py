@@ -97,6 +97,11 @@ def test_bad_rows_are_refused_with_file_and_line(write, row, reason):
     read_csv(write(GOOD, row, GOOD), 3)
 
 
+def test_ratings_may_have_decimals(write):
+  rows = [f"made,{QUESTION},{ANSWER},{rating}" for rating in ("7", "7.9")]
+  assert read_csv(write(*rows), 3).ratings.tolist() == [7, 7]
+
+
 def test_bad_rows_can_be_skipped(write):
   path = write(GOOD, *(row for row, _ in BAD_ROWS), GOOD)
   table = read_csv(path, 3, skip_bad_rows=True)

@@ -19,6 +19,7 @@ from programs import run_in_forks
 from experiments import report
 from trm_jax import config as config_lib
 from trm_jax import fit, pictures
+from trm_jax import scenes as scenes_lib
 from trm_jax.checkpoint import Checkpoints
 from trm_jax.data import folder
 from trm_jax.data.arc import grids
@@ -26,8 +27,8 @@ from trm_jax.data.maze import grid as maze
 from trm_jax.data.sudoku import board
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
-from trm_jax.pictures import Guess, Pair, Scene
 from trm_jax.run_folder import RunFolder, write_json
+from trm_jax.scenes import Guess, Pair, Scene
 
 SUDOKU = board.task(4)
 ARC = grids.task(3)
@@ -88,7 +89,7 @@ def arc_split() -> Split:
 class TestScenes:
   def test_copies_of_rows_are_made_and_stay_solved(self, split):
     few = dataclasses.replace(split.take(np.arange(3)), names=("a", "b", "c"))
-    scenes = pictures.scenes_of(few, SUDOKU, copies=4, seed=1)
+    scenes = scenes_lib.scenes_of(few, SUDOKU, copies=4, seed=1)
     assert [scene.name for scene in scenes] == ["a", "b", "c"]
     for scene, question in zip(scenes, few.inputs, strict=False):
       assert (scene.asked[0].question == question).all()
@@ -99,7 +100,7 @@ class TestScenes:
         assert board.solves(copy.question, copy.label, size=4)
 
   def test_pairs_and_copies_of_arc_are_shown_as_the_split_says(self):
-    swap, grow = pictures.scenes_of(arc_split(), ARC, copies=3)
+    swap, grow = scenes_lib.scenes_of(arc_split(), ARC, copies=3)
     assert [ARC.render(p.question) for p in swap.asked] == ["12/34", "05"]
     assert [ARC.render(p.label) for p in swap.asked] == ["21/43", "50"]
     assert [p.title for p in swap.asked] == [
@@ -114,11 +115,11 @@ class TestScenes:
 
   def test_without_copies_there_are_none(self, split):
     for data, task in ((arc_split(), ARC), (split, SUDOKU)):
-      assert not any(s.copies for s in pictures.scenes_of(data, task))
+      assert not any(s.copies for s in scenes_lib.scenes_of(data, task))
 
   def test_examples_are_found_by_name(self):
     examples = dataclasses.replace(arc_split(), names=("other", "swap"))
-    swap, grow = pictures.scenes_of(arc_split(), ARC, examples=examples)
+    swap, grow = scenes_lib.scenes_of(arc_split(), ARC, examples=examples)
     assert [ARC.render(p.question) for p in swap.examples] == ["7", "111/222"]
     assert swap.examples[0].title == "example 1 of 2"
     assert not grow.examples
@@ -129,7 +130,7 @@ class TestScenes:
     split = folder.read(DATA / "folder_arc", "train")
     moved = 0
     for scene, puzzle in zip(
-      pictures.scenes_of(split, task), split.first_puzzle, strict=False
+      scenes_lib.scenes_of(split, task), split.first_puzzle, strict=False
     ):
       rows = split.inputs[split.first_example[puzzle] :]
       for pair, row in zip(scene.asked, rows, strict=False):
@@ -140,10 +141,10 @@ class TestScenes:
     assert moved
 
   def test_answers_go_to_the_questions_in_their_order(self):
-    scenes = pictures.scenes_of(arc_split(), ARC)
+    scenes = scenes_lib.scenes_of(arc_split(), ARC)
     answers = np.arange(3 * 4 * 9).reshape(3, 4, 9)
     q = np.log([[1, 3, 1, 1]] * 3)
-    frames = pictures.with_answers(scenes, ARC, answers, q, first_step=7)
+    frames = scenes_lib.with_answers(scenes, ARC, answers, q, first_step=7)
     assert len(frames) == 3
     found = [guess for scene in frames[1] for guess in scene.guesses]
     assert np.stack([g.answer for g in found]).tolist() == answers[1].tolist()
@@ -156,7 +157,7 @@ class TestScenes:
   def test_rules_judge_answers(self):
     scenes = [Scene([Pair(OPEN, DOWN)]), Scene([Pair(OPEN, DOWN)])]
     answers = np.stack([[RIGHT, OPEN], [DOWN, DOWN]])
-    frames = pictures.with_answers(scenes, MAZE, answers, np.zeros((2, 2)))
+    frames = scenes_lib.with_answers(scenes, MAZE, answers, np.zeros((2, 2)))
     solved = [[s.guesses[0].is_solution for s in frame] for frame in frames]
     assert solved == [[True, False], [True, True]]
 
@@ -177,7 +178,7 @@ class TestScenes:
 )
 def test_verdict(task, label, answer, is_solution, told):
   guess = Guess(answer, halting=0.5, is_solution=is_solution)
-  assert pictures.verdict(Pair(OPEN, label), guess, task) == told
+  assert scenes_lib.verdict(Pair(OPEN, label), guess, task) == told
 
 
 def test_padding_is_no_mistake():
@@ -185,7 +186,7 @@ def test_padding_is_no_mistake():
   label = ARC.parse("12/34")
   answer = label.copy()
   answer[-1] = 5
-  told = pictures.verdict(Pair(label, label), Guess(answer, 0.5), ARC)
+  told = scenes_lib.verdict(Pair(label, label), Guess(answer, 0.5), ARC)
   assert told == "right"
 
 
@@ -271,8 +272,8 @@ class TestPanels:
     assert taller.bbox.width == sizes[0][0]
 
   def test_panels_do_not_overlap_and_are_not_cut_off(self, split):
-    scenes = pictures.scenes_of(arc_split(), ARC, copies=1)
-    scenes = pictures.with_answers(
+    scenes = scenes_lib.scenes_of(arc_split(), ARC, copies=1)
+    scenes = scenes_lib.with_answers(
       scenes, ARC, np.full((1, 4, 9), 3), np.zeros((1, 4))
     )[0]
     figure = pictures.panels(scenes, ARC, "a title")
@@ -299,7 +300,7 @@ class TestPanels:
 class TestFiles:
   def frames(self, pair, count):
     answers = np.stack([[with_wrong_cells(pair, k)] for k in range(count)])
-    frames = pictures.with_answers(
+    frames = scenes_lib.with_answers(
       [Scene([pair])], SUDOKU, answers[::-1], np.linspace(-2, 2, count)[:, None]
     )
     return [pictures.panels(frame, SUDOKU) for frame in frames]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.programs import run_program
 from trm_jax import vote
 from trm_jax.data.arc import grids, predictions
+from trm_jax.data.arc import names as names_lib
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 
@@ -32,7 +33,7 @@ def recorded():
 
 def as_split(recorded, **changes):
   """What the recorded predictions are for, each copy as it is shown."""
-  tasks, symmetries = grids.parse_names(read("identifiers.json"))
+  tasks, symmetries = names_lib.parse_names(read("identifiers.json"))
   ids = recorded["puzzle_identifiers"]
   first = np.flatnonzero(np.diff(ids, prepend=-1))
   task_of = np.array(tasks)[ids[first]]

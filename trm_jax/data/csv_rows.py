@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import itertools
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -17,6 +18,7 @@ COLUMNS = ("source", "question", "answer", "rating")
 
 _BLOCK = 65_536  # lines parsed together: bounds the memory of a huge file
 
+_RATING = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?")
 _ARRAYS = ("inputs", "labels", "ratings", "sources", "lines")
 
 _Rows = TypeVar("_Rows", bound="Rows")
@@ -30,7 +32,7 @@ class Rows:
     path: the file.
     inputs: uint8 [N, L] tokens of the questions.
     labels: uint8 [N, L] tokens of the answers.
-    ratings: int32 [N].
+    ratings: int32 [N], rounded down.
     sources: str [N].
     lines: int64 [N], line numbers in the file.
     skipped: why rows were left out, one text a row.
@@ -82,7 +84,7 @@ def read(path: str | os.PathLike, form: Format, skip_bad_rows: bool) -> Rows:
   """Reads and checks a csv file.
 
   Every row must have four columns, grids of the right length and characters,
-  a whole number as rating, and none of the faults of its format.
+  a number as rating, and none of the faults of its format.
 
   Args:
     path: the file; `.gz` at the end of its name means that it is compressed.
@@ -210,7 +212,9 @@ def _check(
     path=path,
     inputs=_tokens([records[index][1] for index in read], form),
     labels=_tokens([records[index][2] for index in read], form),
-    ratings=np.array([int(records[index][3]) for index in read], np.int32),
+    ratings=np.array(
+      [int(float(records[index][3])) for index in read], np.int32
+    ),
     sources=np.array([records[index][0] for index in read], object),
     lines=np.array([lines[index] for index in read], np.int64),
   )
@@ -248,9 +252,9 @@ def _fault_in_text(record: Sequence[str], form: Format) -> str | None:
         f"{column}: {len(grid)} characters; expected {form.length}, as "
         f"{form.board} has"
       )
-  # int() would also take "1_000", " 7" and numbers beyond the stored int32.
-  if not (rating.isdecimal() and len(rating) < 10):
-    return f"rating: {rating!r} is not a whole number; expected 0 or more"
+  # float() would also take "1_000", " 7", "nan" and what int32 cannot store.
+  if not _RATING.fullmatch(rating):
+    return f"rating: {rating!r} is not a number; expected 0 or more"
   return None
 
 

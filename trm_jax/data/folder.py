@@ -18,12 +18,12 @@ import math
 import os
 import pathlib
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from trm_jax.data.arc import grids
+from trm_jax.data.arc import names as names_lib
 from trm_jax.data.task import Split, Task
 from trm_jax.errors import UserError
 
@@ -162,68 +162,19 @@ def read(path: str | os.PathLike, split: str) -> Split:
   return dataclasses.replace(whole, symmetries=symmetries, names=groups)
 
 
-def write(
-  path: str | os.PathLike,
-  splits: Mapping[str, Split],
-  identifiers: Sequence[str],
-  vocab_size: int,
-  view: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
-) -> None:
-  """Writes a folder that `read` and the reference can read.
-
-  The folder appears when it is complete and has passed the checks of `read`;
-  until then, and if anything fails, it is not there.
+def chunks(count: int, width: int) -> Iterator[slice]:
+  """Cuts an array into parts that fit into memory.
 
   Args:
-    path: the folder to make. It may exist if it is empty.
-    splits: by name, "train" or "test".
-    identifiers: the name of each puzzle id, id 0 being "<blank>".
-    vocab_size: token values, the padding token 0 included.
-    view: `(tokens uint8 [N, S], symmetries uint8 [N, K]) -> tokens [N, S]`,
-      `Task.view` over rows. Needed for splits with copies whose examples are
-      stored as originals, for the layout stores every copy. The reference's
-      builder also moves training grids of ARC about; this does not.
+    count: rows of the array.
+    width: tokens of each row.
 
-  Raises:
-    UserError: the folder holds something or cannot be written, or a split is
-      empty or does not pass the checks.
-    ValueError: `view` is needed, but missing.
+  Yields:
+    The rows of each part.
   """
-  target = pathlib.Path(path).expanduser().resolve()
-  for name, split in splits.items():
-    if not len(split):
-      raise UserError(f"{name}: a split without puzzles; leave it out")
-    has_copies = split.symmetries is not None and not split.is_viewed
-    if has_copies and view is None:
-      raise ValueError(f"{name}: its copies need a view to be written")
-  try:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-      raise UserError(
-        f"{target}: something is there already; choose a folder that is new "
-        f"or empty"
-      )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-      prefix=".unfinished-", dir=target.parent
-    ) as unfinished:
-      root = pathlib.Path(unfinished) / target.name
-      root.mkdir()
-      for name, split in splits.items():
-        (root / name).mkdir()
-        _write_split(root / name, split, len(identifiers), vocab_size, view)
-      _write_json(root / "identifiers.json", list(identifiers))
-      for name in splits:
-        read(root, name)
-      metadata(root)
-      root.rename(target)
-  except OSError as error:
-    raise UserError(
-      f"{target}: cannot be written ({error.strerror}); choose a folder with "
-      f"free space that you may write to"
-    ) from error
-
-
-# Reading.
+  step = max(1, _CHUNK // width)
+  for begin in range(0, count, step):
+    yield slice(begin, min(begin + step, count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -473,7 +424,7 @@ def _tokens(path, array, least: int, header: _Header) -> np.ndarray:
   tokens = array if is_bytes else np.empty(array.shape, np.uint8)
   most = header.vocab_size - 1
   rule = "vocab_size and ignore_label_id" if least else "vocab_size"
-  for rows in _chunks(*array.shape):
+  for rows in chunks(*array.shape):
     chunk = array[rows]
     if chunk.min() < least or chunk.max() > most:
       row, column = np.argwhere((chunk < least) | (chunk > most))[0]
@@ -485,12 +436,6 @@ def _tokens(path, array, least: int, header: _Header) -> np.ndarray:
     if not is_bytes:
       tokens[rows] = chunk
   return tokens
-
-
-def _chunks(count: int, width: int) -> Iterator[slice]:
-  step = max(1, _CHUNK // width)
-  for begin in range(0, count, step):
-    yield slice(begin, min(begin + step, count))
 
 
 def _concatenate(parts: list[Split]) -> Split:
@@ -558,7 +503,7 @@ def _symmetries(
       f"expected the name of a task or of a copy"
     )
   try:
-    tasks, symmetries = grids.parse_names(names)
+    tasks, symmetries = names_lib.parse_names(names)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
   groups = tuple(tasks[puzzle] for puzzle in split.first_puzzle[:-1])
@@ -588,50 +533,3 @@ def _read_json(path: pathlib.Path):
 def _short(value) -> str:
   text = repr(value)
   return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-# Writing.
-
-
-def _write_split(folder, split: Split, num_ids: int, vocab_size: int, view):
-  examples, puzzles = split.rows
-  symmetries = None if split.is_viewed else split.symmetries
-  for name in ("inputs", "labels"):
-    tokens = getattr(split, name)
-    shape = (len(examples), tokens.shape[1])
-    # A stream, not a map: when the disk is full it says so.
-    with open(folder / f"all__{name}.npy", "wb") as file:
-      header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-      np.lib.format.write_array_header_1_0(file, header)
-      for rows in _chunks(*shape):
-        chunk = tokens[examples[rows]]
-        if symmetries is not None:
-          chunk = view(chunk, symmetries[puzzles[rows]])
-        file.write(np.asarray(chunk, np.uint8).tobytes())
-  bounds = np.concatenate([[0], np.cumsum(split.num_examples)])
-  indices = {
-    "puzzle_indices": bounds,
-    "group_indices": split.first_puzzle,
-    "puzzle_identifiers": split.puzzle_ids,
-  }
-  for name, values in indices.items():
-    np.save(folder / f"all__{name}.npy", values.astype(np.int32))
-  _write_json(
-    folder / "dataset.json",
-    {
-      "pad_id": 0,
-      "ignore_label_id": 0,
-      "blank_identifier_id": 0,
-      "vocab_size": vocab_size,
-      "seq_len": split.inputs.shape[1],
-      "num_puzzle_identifiers": num_ids,
-      "total_groups": len(split),
-      "mean_puzzle_examples": len(examples) / len(split.puzzle_ids),
-      "total_puzzles": len(split.puzzle_ids),
-      "sets": ["all"],
-    },
-  )
-
-
-def _write_json(path: pathlib.Path, value):
-  path.write_text(json.dumps(value), "utf-8")

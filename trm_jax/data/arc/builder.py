@@ -16,6 +16,7 @@ from absl import logging
 from trm_jax.data import records
 from trm_jax.data import task as task_lib
 from trm_jax.data.arc import copies, files, grids
+from trm_jax.data.arc import names as names_lib
 from trm_jax.data.arc.files import ArcTask, Pair
 from trm_jax.data.arc.groups import gather
 from trm_jax.data.arc.settings import ArcData
@@ -128,7 +129,7 @@ def identifiers(settings: ArcData) -> list[str]:
   for feature in records.read(_prepare(settings), "train"):
     symmetries.append(_array(feature["symmetries"], len(grids.IDENTITY)))
     names += [_name(feature)] * len(symmetries[-1])
-  return ["<blank>", *grids.copy_names(names, np.concatenate(symmetries))]
+  return ["<blank>", *names_lib.copy_names(names, np.concatenate(symmetries))]
 
 
 def _prepare(

@@ -173,7 +173,7 @@ def _object(items: list[tuple]) -> dict:
 
 def _task(name: str, content, path: str) -> ArcTask:
   where = f"{path}: task {_show(name)}"
-  # Names of copies are made of it, see `grids.copy_name`.
+  # Names of copies are made of it, see `names.copy_names`.
   is_taken = name == "<blank>" or "|||" in name
   if is_taken or not name.strip() or not name.isprintable():
     raise UserError(

@@ -1,4 +1,4 @@
-"""ARC grids: tokens, symmetries, names of copies, and drawing.
+"""ARC grids: tokens, symmetries, and drawing.
 
 A grid of up to `size` x `size` cells stands on a square canvas of tokens:
 
@@ -18,7 +18,6 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +47,6 @@ _SWAPS = np.array([0, 1, 0, 1, 0, 0, 1, 1], bool)
 _FLIPS_ROWS = np.array([0, 0, 1, 1, 0, 1, 0, 1], bool)
 _FLIPS_COLUMNS = np.array([0, 1, 1, 0, 1, 0, 0, 1], bool)
 _INVERSE = np.array(dihedral.DIHEDRAL_INVERSE, np.uint8)
-
-_SEPARATOR = "|||"
-_SUFFIX = "|||t0|||0123456789"
 
 
 def encode(
@@ -261,104 +257,6 @@ def _place(read, extent, offset, size, dtype):
     in_rows & in_columns,
     read(rows, columns).astype(dtype),
     jnp.where(is_end, EOS, PAD).astype(dtype),
-  )
-
-
-def copy_name(task: str, symmetry: np.ndarray) -> str:
-  """Names a copy as the reference does.
-
-  Args:
-    task: the original's name.
-    symmetry: uint8 [11].
-
-  Returns:
-    For example "007bbfb7|||t3|||0123456789"; the identity is just the task.
-  """
-  return copy_names([task], symmetry[None])[0]
-
-
-def copy_names(tasks: Sequence[str], symmetries: np.ndarray) -> list[str]:
-  """Is `copy_name` for many; a million take about a second.
-
-  Args:
-    tasks: N names.
-    symmetries: uint8 [N, 11].
-
-  Returns:
-    N names.
-  """
-  letters = np.tile(np.frombuffer(_SUFFIX.encode(), np.uint8), (len(tasks), 1))
-  letters[:, _DIGITS] += symmetries - IDENTITY
-  text = letters.tobytes().decode()
-  is_copy = (symmetries != IDENTITY).any(-1).tolist()
-  length = len(_SUFFIX)
-  return [
-    task + text[n * length : (n + 1) * length] if is_copy[n] else task
-    for n, task in enumerate(tasks)
-  ]
-
-
-# Where a suffix holds the numbers of a symmetry.
-_DIGITS = np.array([i for i, letter in enumerate(_SUFFIX) if letter.isdigit()])
-
-
-def parse_name(name: str) -> tuple[str, np.ndarray]:
-  """Reads the name of a copy, the inverse of `copy_name`.
-
-  Args:
-    name: the name.
-
-  Returns:
-    The original's name, and the symmetry, uint8 [11].
-
-  Raises:
-    UserError: the name is malformed.
-  """
-  tasks, symmetries = parse_names([name])
-  return tasks[0], symmetries[0]
-
-
-def parse_names(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
-  """Is `parse_name` for many; a million take about a second.
-
-  Args:
-    names: N names.
-
-  Returns:
-    N names of originals, and the symmetries, uint8 [N, 11].
-
-  Raises:
-    UserError: a name is malformed.
-  """
-  length = len(_SUFFIX)
-  is_copy = [_SEPARATOR in name for name in names]
-  tasks = [
-    name[:-length] if copied else name
-    for name, copied in zip(names, is_copy, strict=True)
-  ]
-  suffixes = [
-    name[-length:] if copied else _SUFFIX
-    for name, copied in zip(names, is_copy, strict=True)
-  ]
-  for name, task, suffix in zip(names, tasks, suffixes, strict=True):
-    if not task or _SEPARATOR in task or not _COPY.fullmatch(suffix):
-      raise _malformed(name)
-  letters = np.frombuffer("".join(suffixes).encode(), np.uint8)
-  symmetries = letters.reshape(-1, length)[:, _DIGITS] - np.uint8(ord("0"))
-  is_permuted = (np.sort(symmetries[:, 1:]) == IDENTITY[1:]).all(-1)
-  if not is_permuted.all():
-    raise _malformed(names[is_permuted.argmin()])
-  return tasks, symmetries
-
-
-_COPY = re.compile(r"\|\|\|t[0-7]\|\|\|[0-9]{10}")
-
-
-def _malformed(name):
-  return UserError(
-    f"{name!r} is not the name of an ARC task or of a copy of one; expected "
-    f"NAME, or NAME{_SUFFIX} with a number from 0 to 7 after the t and then "
-    "the ten colours in any order."
   )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trm_jax.data.arc import files, grids
+from trm_jax.data.arc import names as names_lib
 from trm_jax.errors import UserError
 
 # A test input and its solution, None where that is not known.
@@ -222,7 +223,7 @@ def read_identifiers(
   if not isinstance(names, list) or not all(type(n) is str for n in names):
     raise UserError(f"{path}: expected a list of names of puzzles.")
   try:
-    return grids.parse_names(names)
+    return names_lib.parse_names(names)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
 
