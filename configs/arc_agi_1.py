@@ -27,7 +27,8 @@ Other places, and files of Kaggle's contests, are named with
 scored with the votes of 32 copies; the whole test set is 16 supervision steps
 on 386,000 grids.
 
-`:cpu` learns ten tasks with grids of at most 8x8, to see all of it work: files,
+`:cpu` learns the demonstrations of five tasks by heart, in eight copies each
+and on a canvas of 8x8 without translations, to see all of it work: files,
 copies, training, votes, submission.
 """
 
@@ -35,11 +36,8 @@ import ml_collections
 
 VARIANTS = ("paper", "readme", "cpu")
 
-# Rotations, reflections, shifts and colourings of small grids.
-SMALL_TASKS = (
-  "25ff71a9,3c9b0459,6150a2bd,67a3c6ac,68b16354,74dd1130,9dfd6313,a416b8f3,"
-  "d037b0a7,ed36ccf7"
-)
+# Rotations and reflections of grids of at most 7x7.
+SMALL_TASKS = "3c9b0459,67a3c6ac,68b16354,74dd1130,ed36ccf7"
 
 
 def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
@@ -127,13 +125,13 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
 
 
 def _shrink(config: ml_collections.ConfigDict):
-  """Ten small tasks, a small model, two CPU cores."""
+  """Five small tasks, a small model, two CPU cores."""
   config.data.update(
     train="",
     test="data/ARC-AGI/data/training",
     only=SMALL_TASKS,
     size=8,
-    num_aug=16,
+    num_aug=7,
   )
   config.model.update(
     width=96,
@@ -146,10 +144,14 @@ def _shrink(config: ml_collections.ConfigDict):
     latent_steps=2,
     dtype="float32",
   )
-  config.halting.max_steps = 6
-  config.optim.update(lr=1e-3, warmup_steps=100, ema=0.99)
+  config.halting.max_steps = 4
+  config.optim.update(lr=2e-3, warmup_steps=50, schedule="cosine", ema=0.99)
   config.train.update(
-    steps=2_000, batch_size=64, steps_per_dispatch=5, log_every=20
+    steps=1_500,
+    batch_size=64,
+    steps_per_dispatch=5,
+    augment=False,
+    log_every=20,
   )
-  config.eval.update(every=500, puzzles=0, copies=0, depth=6, batch_size=128)
+  config.eval.update(every=500, puzzles=0, copies=0, depth=4, batch_size=128)
   config.checkpoint.every = 250

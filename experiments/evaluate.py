@@ -2,7 +2,8 @@
 
     python -m experiments.evaluate --workdir=DIR [--depth=1,2,4,8,16,32]
         [--checkpoint=best|last|STEP] [--puzzles=N] [--data=SOURCE]
-        [--copies=N] [--puzzle_id=error|mean|blank] [--skip_bad_rows]
+        [--split=test|train] [--copies=N] [--puzzle_id=error|mean|blank]
+        [--skip_bad_rows]
 
 Prints a table, and writes `result.json` and `plots/depth.png` in the folder.
 
@@ -31,6 +32,9 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _DEPTH = flags.DEFINE_string(
   "depth", "1,2,4,8,16,32", "Depths to report, in supervision steps."
+)
+_SPLIT = flags.DEFINE_enum(
+  "split", "test", ["test", "train"], "train: the puzzles that it has learnt."
 )
 _PUZZLES = flags.DEFINE_integer(
   "puzzles", None, "Test puzzles; 0 for all. As in training by default.",
@@ -69,7 +73,7 @@ def main(argv: list[str]) -> int:
     cli.say(f"note: {note}")
   puzzles = _PUZZLES.value
   puzzles = experiment.eval.puzzles if puzzles is None else puzzles
-  split = report.load_test(experiment, puzzles, _COPIES.value)
+  split = report.load_test(experiment, puzzles, _COPIES.value, _SPLIT.value)
   split = datasets.match_ids(
     split,
     datasets.identifiers(experiment.data),
@@ -91,9 +95,15 @@ def main(argv: list[str]) -> int:
   told = f"step {steps[-1]}"
   if len(steps) > 1:
     told += f"; votes of steps {', '.join(map(str, steps))} together"
-  report.print_depths(records, f"{folder.path}, {told}")
+  kind = "held-out" if _SPLIT.value == "test" else "training"
+  report.print_depths(records, f"{folder.path}, {told}", kind)
   if jax.process_index() == 0:
-    result = {"checkpoint": steps[-1], "data": _DATA.value, "depths": records}
+    result = {
+      "checkpoint": steps[-1],
+      "data": _DATA.value,
+      "split": _SPLIT.value,
+      "depths": records,
+    }
     if unview:
       result["voting_checkpoints"] = steps
     write_json(folder.result, result)

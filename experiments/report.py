@@ -82,7 +82,9 @@ def load_splits(experiment: Experiment) -> tuple[Split, Split | None]:
   return training, load_test(experiment, experiment.eval.puzzles)
 
 
-def load_test(experiment: Experiment, puzzles: int, copies: int = -1) -> Split:
+def load_test(
+  experiment: Experiment, puzzles: int, copies: int = -1, split: str = "test"
+) -> Split:
   """A part of the test set, drawn with the config's seed.
 
   Args:
@@ -90,16 +92,17 @@ def load_test(experiment: Experiment, puzzles: int, copies: int = -1) -> Split:
     puzzles: how many puzzles (in ARC: tasks); 0 for all.
     copies: how many copies of each; 0 for all, -1 for as many as the config
       says.
+    split: "test", or "train" for puzzles that were trained on.
 
   Returns:
     The split.
   """
   groups = evaluate.choose_groups(
-    datasets.num_groups(experiment.data, "test"), puzzles, experiment.eval.seed
+    datasets.num_groups(experiment.data, split), puzzles, experiment.eval.seed
   )
-  split = datasets.load(experiment.data, "test", groups)
+  chosen = datasets.load(experiment.data, split, groups)
   copies = experiment.eval.copies if copies < 0 else copies
-  return split.take(np.arange(len(split)), copies)
+  return chosen.take(np.arange(len(chosen)), copies)
 
 
 def describe(
@@ -159,7 +162,6 @@ _COLUMNS = {
   "pass@1": "pass@1",
   "pass@2": "pass@2",
   "pass@10": "pass@10",
-  "pass@100": "pass@100",
   "exact_accuracy": "exact",
   "valid_rate": "valid",
   "cell_accuracy": "cells",
@@ -168,8 +170,16 @@ _COLUMNS = {
 }
 
 
-def print_depths(records: Sequence[evaluate.Record], title: str):
-  """Prints accuracy against depth as a table."""
+def print_depths(
+  records: Sequence[evaluate.Record], title: str, kind: str = "held-out"
+):
+  """Prints accuracy against depth as a table.
+
+  Args:
+    records: evaluations at several depths.
+    title: what was evaluated.
+    kind: what kind of puzzles.
+  """
   columns = {k: v for k, v in _COLUMNS.items() if k in records[0]}
   table = Table(
     "depth", *columns.values(), "mean steps", "FLOPs/puzzle", title=title
@@ -185,16 +195,16 @@ def print_depths(records: Sequence[evaluate.Record], title: str):
     )
   console = Console()
   if not console.is_terminal:
-    console = Console(width=120)  # a log has no width of its own
+    console = Console(width=140)  # a log has no width of its own
   console.print(table)
-  words = "held-out puzzles, copies included" if "pass@1" in records[0] else (
-    "held-out puzzles"
-  )  # fmt: skip
-  print(f"{records[0]['puzzles']} {words}; ± is one standard error")
+  copies = ", copies included" if "pass@1" in records[0] else ""
+  print(
+    f"{records[0]['puzzles']} {kind} puzzles{copies}; ± is one standard error"
+  )
 
 
 def _share(record: evaluate.Record, name: str) -> str:
-  error = record.get(f"{name}_se") if name != "cell_accuracy" else None
+  error = record.get(f"{name}_se")
   spread = f" ± {error:.1%}" if error is not None else ""
   return f"{record[name]:.1%}{spread}"
 

@@ -95,6 +95,7 @@ def TINY_ARC(folder: pathlib.Path) -> list[str]:  # noqa: N802
     "model.width": 16,
     "model.layers": 1,
     "model.puzzle_emb_ndim": 16,
+    "train.augment": True,
     "train.steps": 8,
     "train.batch_size": 16,
     "train.steps_per_dispatch": 2,

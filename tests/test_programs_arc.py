@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from programs import ROOT, TINY, TINY_ARC, run_in_forks, run_program
 
+from trm_jax.data import folder as folder_lib
+
 FOLDER = "tests/data/folder_arc"
 
 # As in test_programs.py; "arc" stands for the flags of the run in {}/run.
@@ -77,7 +79,19 @@ DONE = {
   "together": "--workdir={}/together --depth=3 --checkpoint=4,8",
   "mean": "--workdir={}/mean --depth=2 --data={}/others --puzzle_id=mean",
   "blank": "--workdir={}/blank --depth=2 --data={}/others --puzzle_id=blank",
+  "learnt": "--workdir={}/learnt --depth=2 --split=train",
   "few": "--workdir={}/few --depth=2 --copies=2 --puzzles=1",
+}
+
+
+SAMPLE = "tests/data/maze_sample.csv"
+WRITTEN = {
+  "written": "arc --out={}/written",
+  "mazes": "--config=configs/maze_hard.py --out={}/mazes --dihedral "
+  f"--config.data.train={SAMPLE} --config.data.test={SAMPLE} "
+  "--config.data.cache_dir={}/data",
+  "twice": "arc --out={}/run",
+  "images": "arc --out={}/images --dihedral",
 }
 
 
@@ -113,6 +127,11 @@ def outcomes(folder):
     commands[name] = [program, *words]
   for name, flags in DONE.items():
     commands[name] = ["evaluate", *flags.replace("{}", str(folder)).split()]
+  for name, flags in WRITTEN.items():
+    words = flags.replace("{}", str(folder)).split()
+    if words[0] == "arc":
+      words[:1] = TINY_ARC(folder)
+    commands[name] = ["write_folder", *words]
   logs = folder.parent / "arc_logs"
   logs.mkdir()
   return run_in_forks(commands, logs)
@@ -199,3 +218,46 @@ def test_a_folder_in_the_layout_of_the_reference_trains(tmp_path):
   groups = np.load(ROOT / FOLDER / "test" / "all__group_indices.npy")
   assert row["puzzles"] >= 2 * (len(groups) - 1)
   assert 0 <= row["pass@1"] <= row["pass@1000"] <= 1
+
+
+def test_a_dataset_is_written_in_the_layout_of_the_reference(folder, outcomes):
+  status, printed = outcomes["written"]
+  assert status == 0, printed
+  split = folder_lib.read(folder / "written", "test")
+  assert split.names == ("mirror", "turn")
+  assert len(split.rows[0]) == 2 * 2 * 7
+  solved = json.loads((folder / "written" / "test_puzzles.json").read_text())
+  given = json.loads((folder / "tasks" / "mirror.json").read_text())
+  assert solved["mirror"] == given
+
+
+def test_mazes_are_written_as_the_reference_writes_them(folder, outcomes):
+  status, printed = outcomes["mazes"]
+  assert status == 0, printed
+  with np.load(ROOT / "tests/data/maze_sample_reference.npz") as reference:
+    for name in ("inputs", "labels"):
+      for split, every in (("test", 1), ("train", 8)):
+        array = np.load(folder / "mazes" / split / f"all__{name}.npy")
+        np.testing.assert_array_equal(array[::every], reference[name])
+  turned = np.load(folder / "mazes" / "train" / "all__inputs.npy")
+  grids = turned.reshape(-1, 8, 30, 30)
+  np.testing.assert_array_equal(grids[0, 3], np.rot90(grids[0, 0], 3))
+  np.testing.assert_array_equal(grids[5, 5], np.flipud(grids[5, 0]))
+
+
+@pytest.mark.parametrize(
+  ("name", "reason"),
+  [("twice", "something is there already"), ("images", "--dihedral: not for")],
+)
+def test_folders_are_not_written_over(outcomes, name, reason):
+  status, printed = outcomes[name]
+  assert status == 2, printed
+  assert reason in printed
+
+
+def test_training_puzzles_are_scored_too(folder, outcomes):
+  status, printed = outcomes["learnt"]
+  assert status == 0, printed
+  result = _result(folder, "learnt")
+  assert result["split"] == "train"
+  assert result["depths"][0]["puzzles"] == 2 * 3 * 7  # three pairs a task
