@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     folder.read_identifiers(),
     _PUZZLE_ID.value,
   )
-  ballots = evaluate.new_ballots(max(depths)) if unview else None
+  ballots = evaluate.new_ballots(depths) if unview else None
   records, steps = [], []
   for which in checkpoints:
     step, state, program = fit.restore_for_inference(experiment, folder, which)
@@ -110,7 +110,9 @@ def main(argv: list[str]) -> int:
     made = [folder.result]
     if unview and ballots:
       _, pairs = vote.questions_of(split, unview)
-      write_json(folder.submission, vote.submission(ballots[-1], pairs))
+      write_json(
+        folder.submission, vote.submission(ballots[max(depths)], pairs)
+      )
       made.append(folder.submission)
     if "exact_accuracy" in records[0]:
       made.append(folder.plots / "depth.png")

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,7 @@ def evaluate_depths(
   params: Params,
   split: Split,
   depths: Sequence[int],
-  ballots: Sequence[vote.Ballot] | None = None,
+  ballots: Mapping[int, vote.Ballot] | None = None,
 ) -> list[evaluate.Record]:
   """Evaluates with a progress bar, and keeps the depths that were asked for."""
   with Progress(transient=True) as progress:

@@ -154,7 +154,7 @@ def _evaluate(split, arc_model, ballots=None, batch_size=16):
 def test_copies_vote_as_counted_by_hand(arc_split, arc_model):
   model, params = arc_model
   task = grids.task(SIZE)
-  ballots = evaluate.new_ballots(DEPTH)
+  ballots = evaluate.new_ballots([DEPTH])
   records = _evaluate(arc_split, arc_model, ballots)
   examples, puzzles = arc_split.rows
   symmetries = arc_split.symmetries[puzzles]
@@ -188,7 +188,7 @@ def test_copies_vote_as_counted_by_hand(arc_split, arc_model):
   several = 0
   for number, votes in enumerate(expected.values()):
     tally = collections.Counter(grid for grid, _ in votes)
-    found = ballots[-1].ranking(number)
+    found = ballots[DEPTH].ranking(number)
     several += len(found) > 1
     assert {
       str(grids.decode(c.answer).tolist()): c.count for c in found
@@ -198,7 +198,9 @@ def test_copies_vote_as_counted_by_hand(arc_split, arc_model):
     assert best.q == pytest.approx(np.mean(mine), rel=1e-5)
     assert best.count == max(tally.values())
   assert several  # the vote decides something
-  assert all("pass@1" in record for record in records)
+  # Only where there is a ballot; by default that is everywhere.
+  assert ["pass@1" in record for record in records] == [False, True]
+  assert all("pass@1" in r for r in _evaluate(arc_split, arc_model))
   assert records[-1]["puzzles"] == len(examples)
 
 
@@ -235,18 +237,18 @@ def test_batches_of_any_size_vote_alike(arc_split, arc_model):
 
 def test_without_solutions_there_are_votes_but_no_scores(arc_split, arc_model):
   unsolved = dataclasses.replace(arc_split, labels=0 * arc_split.labels)
-  ballots = evaluate.new_ballots(DEPTH)
+  ballots = evaluate.new_ballots([DEPTH])
   record = _evaluate(unsolved, arc_model, ballots)[-1]
   assert record.keys() == {"depth", "puzzles", "flops_per_puzzle"}
-  assert ballots[-1].ranking(0)
+  assert ballots[DEPTH].ranking(0)
 
 
 def test_votes_of_two_checkpoints_add_up(arc_split, arc_model):
-  ballots = evaluate.new_ballots(DEPTH)
+  ballots = evaluate.new_ballots([DEPTH])
   _evaluate(arc_split, arc_model, ballots)
-  once = [c.count for c in ballots[-1].ranking(2)]
+  once = [c.count for c in ballots[DEPTH].ranking(2)]
   _evaluate(arc_split, arc_model, ballots)
-  assert [c.count for c in ballots[-1].ranking(2)] == [2 * n for n in once]
+  assert [c.count for c in ballots[DEPTH].ranking(2)] == [2 * n for n in once]
 
 
 def test_the_mean_embedding_is_of_the_trained_rows(arc_model):

@@ -11,7 +11,7 @@ mapped back to the original, at every depth.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +150,7 @@ def evaluate(
   depth: int,
   batch_size: int,
   mesh: Mesh,
-  ballots: Sequence[vote.Ballot] | None = None,
+  ballots: Mapping[int, vote.Ballot] | None = None,
   on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Record]:
   """Scores a model on a split, at every depth from 1 to `depth`.
@@ -163,8 +163,9 @@ def evaluate(
     depth: D, the largest number of supervision steps.
     batch_size: puzzles at once, over all devices.
     mesh: the devices.
-    ballots: where copies vote, one ballot a depth; votes are added to those
-      that are there already. By default every depth starts with an empty one.
+    ballots: where copies vote, the ballots of some depths, that of `depth`
+      among them, which alone keeps the answers; votes are added to those that
+      are there already. By default every depth has an empty one.
     on_batch: called with (puzzles done, puzzles in all).
 
   Returns:
@@ -176,7 +177,7 @@ def evaluate(
   if split.symmetries is not None:
     assert task.unview, "a task with copies maps answers back"
     questions, pairs = vote.questions_of(split, task.unview)
-    ballots = ballots or new_ballots(depth)
+    ballots = ballots or new_ballots(range(1, depth + 1))
   score = scorer(mesh)
   sums: dict[str, np.ndarray] = {}
   total = len(split.rows[0])
@@ -192,7 +193,7 @@ def evaluate(
   return [
     {"depth": k + 1, "puzzles": done}
     | _accuracies({name: float(values[k]) for name, values in sums.items()})
-    | _passes(ballots[k] if ballots else None, pairs)
+    | _passes((ballots or {}).get(k + 1), pairs)
     | {"flops_per_puzzle": float(flops.inference(model, k + 1))}
     for k in range(depth)
   ]
@@ -229,9 +230,9 @@ def refine(
   return jax.lax.scan(step, start, length=depth)[1]
 
 
-def new_ballots(depth: int) -> list[vote.Ballot]:
+def new_ballots(depths: Iterable[int]) -> dict[int, vote.Ballot]:
   """An empty ballot for each depth."""
-  return [vote.Ballot() for _ in range(depth)]
+  return {depth: vote.Ballot() for depth in depths}
 
 
 def with_mean_embedding(params: Params, known: int) -> Params:
@@ -258,15 +259,14 @@ def choose_groups(num_groups: int, count: int, seed: int) -> np.ndarray:
   return np.sort(chosen)
 
 
-def _cast(ballots, votes, questions):
+def _cast(ballots: Mapping[int, vote.Ballot], votes: Votes, questions):
   """Adds the votes of a batch; its filling rows are cut off."""
   size = len(questions)
   keys = vote.as_keys(votes.fingerprints)
   q = vote.confidences(votes.q_halt)
-  for k, ballot in enumerate(ballots):
-    last = k == len(ballots) - 1
-    answers = votes.answers[:size] if last else None
-    ballot.add(questions, keys[k, :size], q[k, :size], answers)
+  for depth, ballot in ballots.items():
+    answers = votes.answers[:size] if depth == len(keys) else None
+    ballot.add(questions, keys[depth - 1, :size], q[depth - 1, :size], answers)
 
 
 def _batches(
