@@ -138,7 +138,10 @@ def run_program(
 
 
 def run_in_forks(
-  commands: dict[str, list[str]], logs: pathlib.Path, **variables: str
+  commands: dict[str, list[str]],
+  logs: pathlib.Path,
+  devices: int = 8,
+  **variables: str,
 ) -> dict[str, tuple[int, str]]:
   """Runs many programs in forks of one process that has imported everything.
 
@@ -147,6 +150,7 @@ def run_in_forks(
   Args:
     commands: name -> program and flags.
     logs: an existing folder for what they print.
+    devices: how many CPU devices they see.
     **variables: added to the environment.
 
   Returns:
@@ -155,7 +159,7 @@ def run_in_forks(
   done = subprocess.run(
     [sys.executable, "-c", _PARENT, str(logs)],
     input=json.dumps(commands),
-    env=environment(8) | {"HF_HUB_OFFLINE": "1"} | variables,
+    env=environment(devices) | {"HF_HUB_OFFLINE": "1"} | variables,
     cwd=ROOT,
     capture_output=True,
     text=True,

@@ -186,7 +186,7 @@ def evaluate(
     found, votes = jax.device_get(score(params, batch, depth, model, task))
     for name, value in found.items():
       sums[name] = sums.get(name, 0) + value.astype(np.float64)
-    if votes is not None:
+    if votes is not None and ballots:
       _cast(ballots, votes, questions[done : done + size])
     done += size
     on_batch(done, total)
@@ -262,10 +262,11 @@ def choose_groups(num_groups: int, count: int, seed: int) -> np.ndarray:
 def _cast(ballots: Mapping[int, vote.Ballot], votes: Votes, questions):
   """Adds the votes of a batch; its filling rows are cut off."""
   size = len(questions)
-  keys = vote.as_keys(votes.fingerprints)
-  q = vote.confidences(votes.q_halt)
+  keys = vote.as_keys(np.asarray(votes.fingerprints))
+  q = vote.confidences(np.asarray(votes.q_halt))
+  originals = np.asarray(votes.answers)[:size]
   for depth, ballot in ballots.items():
-    answers = votes.answers[:size] if depth == len(keys) else None
+    answers = originals if depth == len(keys) else None
     ballot.add(questions, keys[depth - 1, :size], q[depth - 1, :size], answers)
 
 
