@@ -84,6 +84,8 @@ def main(argv: list[str]) -> int:
   records, steps = [], []
   for which in checkpoints:
     step, state, program = fit.restore_for_inference(experiment, folder, which)
+    if step in steps:
+      continue  # "best" may be "last", and must not vote twice
     params = state.averaged_params
     if _PUZZLE_ID.value == "mean":
       known = len(folder.read_identifiers())
