@@ -74,11 +74,9 @@ def main(argv: list[str]) -> int:
   puzzles = _PUZZLES.value
   puzzles = experiment.eval.puzzles if puzzles is None else puzzles
   split = report.load_test(experiment, puzzles, _COPIES.value, _SPLIT.value)
+  known = folder.read_identifiers()
   split = datasets.match_ids(
-    split,
-    datasets.identifiers(experiment.data),
-    folder.read_identifiers(),
-    _PUZZLE_ID.value,
+    split, datasets.identifiers(experiment.data), known, _PUZZLE_ID.value
   )
   ballots = evaluate.new_ballots(depths) if unview else None
   records, steps = [], []
@@ -88,8 +86,7 @@ def main(argv: list[str]) -> int:
       continue  # "best" may be "last", and must not vote twice
     params = state.averaged_params
     if _PUZZLE_ID.value == "mean":
-      known = len(folder.read_identifiers())
-      params = evaluate.with_mean_embedding(params, known)
+      params = evaluate.with_mean_embedding(params, len(known))
     records = report.evaluate_depths(
       experiment, program, params, split, depths, ballots
     )

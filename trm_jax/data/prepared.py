@@ -289,19 +289,12 @@ def _content_name(family: Family, settings: Any, files: dict[str, str]) -> str:
     del content[name]
   for split in _SPLITS:
     source = files.get(split, "")
-    content[split] = source if source in ("", "generate") else _digest(source)
+    content[split] = (
+      source
+      if source in ("", "generate")
+      else records.digest(source, "a csv file of puzzles, 'generate' or 'hub'")
+    )
   content["version"] = family.version
   text = json.dumps(content, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:16]
   return f"{family.name}-{settings.size}x{settings.size}-{digest}"
-
-
-def _digest(path: str) -> str:
-  try:
-    with open(path, "rb") as file:
-      return hashlib.file_digest(file, "sha256").hexdigest()
-  except OSError as error:
-    raise UserError(
-      f"{path}: cannot be read ({error.strerror}); expected a csv file of "
-      f"puzzles, 'generate' or 'hub'. Check the path."
-    ) from error

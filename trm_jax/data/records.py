@@ -184,11 +184,12 @@ def read(
       yield _EXAMPLE.FromString(record).features.feature
 
 
-def digest(path: str) -> str:
+def digest(path: str, wanted: str) -> str:
   """Returns the SHA-256 of a file in hexadecimal.
 
   Args:
     path: the file.
+    wanted: what it should be, for the error.
 
   Returns:
     64 characters.
@@ -201,5 +202,6 @@ def digest(path: str) -> str:
       return hashlib.file_digest(file, "sha256").hexdigest()
   except OSError as error:
     raise UserError(
-      f"{path}: cannot be read ({error.strerror}). Check the path."
+      f"{path}: cannot be read ({error.strerror}); expected {wanted}. Check "
+      f"the path."
     ) from error

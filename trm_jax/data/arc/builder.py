@@ -171,7 +171,10 @@ def _content(settings: ArcData) -> str:
   del content["cache_dir"], content["path"]
   for split in ("train", "test"):
     content[split] = [
-      [(os.path.basename(file), records.digest(file)) for file in found]
+      [
+        (os.path.basename(file), records.digest(file, "ARC tasks"))
+        for file in found
+      ]
       for found in map(
         files.source_files, getattr(settings, f"{split}_sources")
       )
