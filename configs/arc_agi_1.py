@@ -64,6 +64,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
   )
   config.model = ml_collections.ConfigDict(
     dict(
+      family="trm",
       num_puzzle_ids=1,  # grows to what the data needs
       width=512,
       layers=2,
@@ -74,8 +75,11 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
       positions="rotary",
       puzzle_emb_ndim=512,
       puzzle_emb_len=16,
+      registers=0,
       cycles=3,
       latent_steps=6,
+      initial_std=0.0,
+      path_noise=0.0,
       remat="dots",
       dtype="bfloat16",
       param_dtype="float32",
@@ -86,6 +90,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
   )
   config.optim = ml_collections.ConfigDict(
     dict(
+      kind="adam_atan2",
       lr=1e-4,
       weight_decay=0.1,
       beta1=0.9,
@@ -106,6 +111,8 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
       steps_per_dispatch=10,
       refill="queue",
       loss="stablemax",
+      label_smoothing=0.0,
+      supervision_decay=1.0,
       augment=True,
       log_every=100,
       seed=0,
@@ -115,6 +122,9 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     dict(every=10_000, puzzles=32, copies=32, depth=16, batch_size=768, seed=0)
   )
   config.checkpoint = ml_collections.ConfigDict(dict(every=5_000, keep=2))
+  config.depth = ml_collections.ConfigDict(
+    dict(schedule="fixed", stages=(), until=(), seed=0)
+  )
   config.mesh = ml_collections.ConfigDict(dict(data=-1, model=1))
 
   if variant == "readme":

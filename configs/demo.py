@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.model = ml_collections.ConfigDict(
     dict(
+      family="trm",
       width=96,
       layers=1,
       expansion=4.0,
@@ -36,8 +37,11 @@ def get_config() -> ml_collections.ConfigDict:
       positions="none",
       puzzle_emb_ndim=96,
       puzzle_emb_len=1,
+      registers=0,
       cycles=2,
       latent_steps=3,
+      initial_std=0.0,
+      path_noise=0.0,
       remat="dots",
       dtype="float32",
       param_dtype="float32",
@@ -48,6 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.optim = ml_collections.ConfigDict(
     dict(
+      kind="adam_atan2",
       lr=2e-3,
       weight_decay=0.1,
       warmup_steps=50,
@@ -63,6 +68,8 @@ def get_config() -> ml_collections.ConfigDict:
       steps_per_dispatch=5,
       refill="queue",
       loss="stablemax",
+      label_smoothing=0.0,
+      supervision_decay=1.0,
       augment=True,
       log_every=10,
       seed=0,
@@ -72,5 +79,8 @@ def get_config() -> ml_collections.ConfigDict:
     dict(every=500, puzzles=0, depth=16, batch_size=128, seed=0)
   )
   config.checkpoint = ml_collections.ConfigDict(dict(every=250, keep=1))
+  config.depth = ml_collections.ConfigDict(
+    dict(schedule="fixed", stages=(), until=(), seed=0)
+  )
   config.mesh = ml_collections.ConfigDict(dict(data=-1, model=1))
   return config

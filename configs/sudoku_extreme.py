@@ -50,6 +50,7 @@ def get_config(variant: str = "mlp") -> ml_collections.ConfigDict:
   )
   config.model = ml_collections.ConfigDict(
     dict(
+      family="trm",
       width=512,
       layers=2,
       heads=8,
@@ -59,8 +60,11 @@ def get_config(variant: str = "mlp") -> ml_collections.ConfigDict:
       positions="none",
       puzzle_emb_ndim=512,
       puzzle_emb_len=16,
+      registers=0,
       cycles=3,
       latent_steps=6,
+      initial_std=0.0,
+      path_noise=0.0,
       remat="dots",
       dtype="bfloat16",
       param_dtype="float32",
@@ -71,6 +75,7 @@ def get_config(variant: str = "mlp") -> ml_collections.ConfigDict:
   )
   config.optim = ml_collections.ConfigDict(
     dict(
+      kind="adam_atan2",
       lr=1e-4,
       weight_decay=1.0,
       beta1=0.9,
@@ -90,6 +95,8 @@ def get_config(variant: str = "mlp") -> ml_collections.ConfigDict:
       steps_per_dispatch=10,
       refill="queue",
       loss="stablemax",
+      label_smoothing=0.0,
+      supervision_decay=1.0,
       augment=True,
       log_every=100,
       seed=0,
@@ -99,6 +106,9 @@ def get_config(variant: str = "mlp") -> ml_collections.ConfigDict:
     dict(every=5_000, puzzles=15_000, depth=16, batch_size=768, seed=0)
   )
   config.checkpoint = ml_collections.ConfigDict(dict(every=1_000, keep=2))
+  config.depth = ml_collections.ConfigDict(
+    dict(schedule="fixed", stages=(), until=(), seed=0)
+  )
   config.mesh = ml_collections.ConfigDict(dict(data=-1, model=1))
 
   if variant == "attention":

@@ -120,20 +120,21 @@ def _measure_training(
   table = fit.stage(split, program.mesh)
   state = program.init()
   started = time.perf_counter()
-  compiled = program.dispatch.lower(state, table).compile()
+  steps = experiment.train.steps_per_dispatch
+  choices = program.recipe.choices(0, steps)
+  compiled = program.dispatch.lower(state, table, choices).compile()
   compile_seconds = time.perf_counter() - started
 
   def call():
     nonlocal state
-    state, metrics = compiled(state, table)
+    state, metrics = compiled(state, table, choices)
     return metrics
 
-  steps = experiment.train.steps_per_dispatch
   return _figures(
     compile_seconds,
     _seconds_a_call(call) / steps,
     experiment.train.batch_size,
-    flops.training_step(experiment.model),
+    program.recipe.training_flops(steps) / steps / experiment.train.batch_size,
     compiled,
   )
 
@@ -181,7 +182,7 @@ def _figures(
   compile_seconds: float,
   step_seconds: float,
   puzzles_a_step: float,
-  flops_a_puzzle: int,
+  flops_a_puzzle: float,
   compiled: Any,
 ) -> dict[str, float]:
   puzzles = puzzles_a_step / step_seconds

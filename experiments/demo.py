@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
       return 128 + stopped.signal
   step, state, program = fit.restore_for_inference(experiment, folder, "best")
   records = report.evaluate_depths(
-    experiment, program, state.averaged_params, held_out, DEPTHS
+    experiment, program, step, state.averaged_params, held_out, DEPTHS
   )
   title = report.title(experiment, step)
   report.print_depths(records, title)

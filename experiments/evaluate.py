@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     if _PUZZLE_ID.value == "mean":
       params = evaluate.with_mean_embedding(params, len(known))
     records = report.evaluate_depths(
-      experiment, program, params, split, depths, ballots
+      experiment, program, step, params, split, depths, ballots
     )
     steps.append(step)
   told = f"step {steps[-1]}"

@@ -56,7 +56,7 @@ class Bar:
   def advance(self, step: int, row: dict[str, Any]) -> None:
     """Moves the bar to `step` and shows the row's numbers."""
     accuracy = row.get("accuracy")
-    numbers = f"loss {row['loss']:.3f}"
+    numbers = f"loss {row['loss']:.3f}" if "loss" in row else "diverged"
     if accuracy is not None:
       numbers += f"  cells {accuracy:.1%}"
       numbers += f"  exact {row['exact_accuracy']:.1%}"

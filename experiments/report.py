@@ -14,12 +14,13 @@ from rich.table import Table
 from trm_jax import evaluate, metrics, plots, vote
 from trm_jax.config import Data, Experiment
 from trm_jax.core import flops, network
-from trm_jax.core.network import Params
+from trm_jax.core.network import ModelConfig, Params
 from trm_jax.data import datasets
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.fit import Program
 from trm_jax.run_folder import RunFolder
+from trm_jax.train import Recipe
 
 
 def prepare(
@@ -111,14 +112,22 @@ def describe(
   """The experiment in two lines."""
   model, train = experiment.model, experiment.train
   weights = network.count_weights(network.shapes(model))
-  work = flops.training_step(model) * train.batch_size
+  work = Recipe.of(experiment).training_flops(train.steps) / train.steps
+  depth = ""
+  if flops.passes(model) > 1:
+    depth = f", T={model.cycles}, n={model.latent_steps}"
   return (
-    f"TRM {model.mixer}, {weights:,} weights, {model.length} tokens of width "
-    f"{model.width}, T={model.cycles}, n={model.latent_steps}\n"
+    f"{_family(model)}, {weights:,} weights, {model.layers} layers, "
+    f"{model.length} tokens of width {model.width}{depth}\n"
     f"training on {_count(training)}, held out {_count(held_out)}; "
     f"{train.steps:,} steps of batch {train.batch_size}, "
     f"{work / 1e9:,.1f} GFLOP each"
   )
+
+
+def _family(model: ModelConfig) -> str:
+  name = "TRM" if model.family == "trm" else model.family.replace("_", " ")
+  return f"{name} ({model.mixer})"
 
 
 def _count(split: Split | None) -> str:
@@ -135,12 +144,15 @@ def _count(split: Split | None) -> str:
 def evaluate_depths(
   experiment: Experiment,
   program: Program,
+  step: int,
   params: Params,
   split: Split,
   depths: Sequence[int],
   ballots: Mapping[int, vote.Ballot] | None = None,
 ) -> list[evaluate.Record]:
   """Evaluates with a progress bar, and keeps the depths that were asked for."""
+  if not experiment.model.is_recursive:
+    depths = [1]
   with Progress(transient=True) as progress:
     bar = progress.add_task("evaluating", total=len(split.rows[0]))
     records = evaluate.evaluate(
@@ -152,6 +164,7 @@ def evaluate_depths(
       batch_size=experiment.eval.batch_size,
       mesh=program.mesh,
       ballots=ballots,
+      training_flops=program.recipe.training_flops(step),
       on_batch=lambda done, _: progress.update(bar, completed=done),
     )
   return [record for record in records if record["depth"] in depths]
@@ -223,6 +236,6 @@ def title(experiment: Experiment, step: int) -> str:
   side = math.isqrt(experiment.task.seq_len)
   weights = network.count_weights(network.shapes(experiment.model))
   return (
-    f"TRM ({experiment.model.mixer}, {weights / 1e3:,.0f}k weights) on "
+    f"{_family(experiment.model)}, {weights / 1e3:,.0f}k weights, on "
     f"{side}x{side} {experiment.task.name}, after {step:,} steps"
   )

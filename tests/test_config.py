@@ -14,6 +14,7 @@ from trm_jax import train
 from trm_jax.data.batches import Table
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
+from trm_jax.study import grid
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = [p.stem for p in (ROOT / "configs").glob("[!_]*.py")]
@@ -73,12 +74,146 @@ def test_unknown_names_are_refused_with_a_suggestion():
     ("data", "task", "chess", "must be one of sudoku, maze, arc"),
     ("data", "task", ["sudoku"], "must be one of sudoku"),
     ("eval", "copies", -1, "must be 0 .all. or more"),
+    ("model", "family", "lstm", "must be one of trm, hrm, single_latent"),
+    ("model", "registers", -1, "must not be negative"),
+    ("model", "initial_std", -0.5, "must not be negative"),
+    ("model", "path_noise", float("nan"), "must not be negative"),
+    ("train", "label_smoothing", 1, r"1.0: must be in \[0, 1\)"),
+    ("train", "label_smoothing", -0.1, r"must be in \[0, 1\)"),
+    ("train", "supervision_decay", 0, r"0.0: must be in \(0, 1\]"),
+    ("train", "supervision_decay", 1.1, r"must be in \(0, 1\]"),
+    ("depth", "schedule", "steep", "one of fixed, curriculum, random"),
+    ("depth", "stages", ((1, 2),), "must be empty for a 'fixed' schedule"),
+    ("depth", "until", (0.5,), "needs 0 rising shares"),
   ],
 )
 def test_bad_values_are_refused_by_name(section, field, value, pattern):
   with pytest.raises(UserError, match=pattern) as refusal:
     config_lib.read({section: {field: value}})
   assert re.search(rf"config\.{section}\.{field}\b", str(refusal.value))
+
+
+_DECODER = dict(family="autoregressive", mixer="attention", positions="rotary")
+_ONE_STEP = dict(max_steps=1)
+_SOFTMAX = dict(loss="softmax")
+_BARE = dict(puzzle_emb_ndim=0)
+
+
+@pytest.mark.parametrize(
+  ("pattern", "sections"),
+  [
+    (
+      r"model\.family='autoregressive': .*needs mixer='attention'",
+      dict(model=_DECODER | dict(mixer="mlp", positions="learned")),
+    ),
+    (
+      r"model\.family='autoregressive': .*needs mixer='attention'",
+      dict(model=_DECODER | dict(positions="none")),
+    ),
+    (
+      r"train\.loss='stablemax': must be 'softmax' for .*'autoregressive'",
+      dict(model=_DECODER, halting=_ONE_STEP),
+    ),
+    (
+      r"halting\.max_steps=2: must be 1 for .*'autoregressive'",
+      dict(model=_DECODER, halting=dict(max_steps=2), train=_SOFTMAX),
+    ),
+    (
+      r"halting\.max_steps=16: must be 1 for .*'feedforward'",
+      dict(model=dict(family="feedforward")),
+    ),
+    (
+      r"model\.registers=4: .* set puzzle_emb_ndim=512 to 0",
+      dict(model=dict(registers=4)),
+    ),
+    (
+      r"model\.initial_std=0.0, path_noise=0.01: must be 0, for family='feed",
+      dict(
+        model=dict(family="feedforward", path_noise=0.01), halting=_ONE_STEP
+      ),
+    ),
+    (
+      r"model\.initial_std=1.0, path_noise=0.0: must be 0, for family='auto",
+      dict(
+        model=_DECODER | dict(initial_std=1), halting=_ONE_STEP, train=_SOFTMAX
+      ),
+    ),
+    (
+      r"depth\.schedule='random': family='transformer' has no cycles",
+      dict(
+        model=dict(family="transformer"),
+        depth=dict(schedule="random", stages=((1, 2), (2, 2))),
+      ),
+    ),
+    (
+      r"depth\.stages=.*'multi_latent' .* n=6 .*, so n cannot change",
+      dict(
+        model=dict(family="multi_latent"),
+        depth=dict(schedule="random", stages=((1, 6), (2, 4))),
+      ),
+    ),
+    (
+      r"depth\.stages\[1\]=\(1, 2, 3\): must be tuple",
+      dict(depth=dict(schedule="random", stages=((1, 2), (1, 2, 3)))),
+    ),
+    (
+      r"depth\.until=\(0.5,\): a 'curriculum' schedule of 3 stages needs 2",
+      dict(
+        depth=dict(
+          schedule="curriculum", stages=((1, 2), (2, 4), (3, 6)), until=(0.5,)
+        )
+      ),
+    ),
+  ],
+)
+def test_settings_that_do_not_go_together_are_refused(pattern, sections):
+  _refuses(rf"^config\.{pattern}", **sections)
+
+
+@pytest.mark.parametrize(
+  "sections",
+  [
+    dict(model=_DECODER | _BARE, halting=_ONE_STEP, train=_SOFTMAX),
+    dict(
+      model=_DECODER | _BARE | dict(positions="learned", registers=4),
+      halting=_ONE_STEP,
+      train=_SOFTMAX | dict(label_smoothing=0.1),
+    ),
+    dict(model=dict(family="feedforward"), halting=_ONE_STEP),
+    dict(model=dict(family="transformer", path_noise=0.01)),
+    dict(
+      model=dict(family="hrm", layers=4, mixer="attention", initial_std=1),
+      depth=dict(schedule="random", stages=[[1, 2], [2, 4]], seed=7),
+    ),
+    dict(model=dict(family="single_latent") | _BARE | dict(registers=1)),
+    dict(
+      model=dict(family="multi_latent"),
+      depth=dict(schedule="random", stages=((1, 6), (3, 6))),
+    ),
+    dict(
+      train=dict(supervision_decay=0.7),
+      depth=dict(
+        schedule="curriculum", stages=((1, 2), (2, 4), (3, 6)), until=(0.3, 0.6)
+      ),
+    ),
+  ],
+)
+def test_every_family_can_be_asked_for(sections):
+  experiment = config_lib.read(sections)
+  recipe = train.Recipe.of(experiment)
+  hash(recipe)  # it is a static argument of jit
+  # What was set is what is used.
+  for name, section in sections.items():
+    for field, value in section.items():
+      used = getattr(getattr(recipe, name), field)
+      if field == "stages":
+        value = tuple(map(tuple, value))
+      assert used == value
+  stages = recipe.depth.stages or (
+    (experiment.model.cycles, experiment.model.latent_steps),
+  )
+  models = [(m.cycles, m.latent_steps) for m in recipe.models]
+  assert tuple(models) == stages
 
 
 def test_what_is_no_config_is_refused():
@@ -126,10 +261,25 @@ def test_every_config_builds(name, variant):
   module = importlib.import_module(f"configs.{name}")
   config = module.get_config(*([variant] if variant else []))
   assert isinstance(config, ml_collections.ConfigDict)
-  experiment = config_lib.read(config)
-  # A run reads it back from config.json.
-  assert config_lib.read(json.loads(json.dumps(config.to_dict()))) == experiment
-  recipe = train.Recipe.of(experiment)
+  for one in _experiments(config):
+    experiment = config_lib.read(one)
+    # A run reads it back from config.json.
+    kept = json.loads(json.dumps(one.to_dict()))
+    assert config_lib.read(kept) == experiment
+    _build(train.Recipe.of(experiment))
+
+
+def _experiments(config):
+  """A study makes many, of which the smallest of each family is built."""
+  if "grid" not in config:
+    return [config]
+  _, settings = grid.read(config.to_dict())
+  settings.sort(key=lambda setting: -setting.experiment.model.layers)
+  of_family = {setting.family: setting.config for setting in settings}
+  return [ml_collections.ConfigDict(plain) for plain in of_family.values()]
+
+
+def _build(recipe):
   state = jax.eval_shape(lambda: train.init_state(recipe))
   tokens = np.ones((1000, recipe.task.seq_len), np.uint8)
   split = Split.of_rows(tokens, tokens)

@@ -239,7 +239,7 @@ def test_without_solutions_there_are_votes_but_no_scores(arc_split, arc_model):
   unsolved = dataclasses.replace(arc_split, labels=0 * arc_split.labels)
   ballots = evaluate.new_ballots([DEPTH])
   record = _evaluate(unsolved, arc_model, ballots)[-1]
-  assert record.keys() == {"depth", "puzzles", "flops_per_puzzle"}
+  assert record.keys() == {"depth", "puzzles", "flops_per_puzzle", "weights"}
   assert ballots[DEPTH].ranking(0)
 
 

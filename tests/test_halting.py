@@ -48,7 +48,9 @@ def test_halting_rule():
   carry = carry.replace(steps=jnp.array([0, 0, 2, 2, 4, 4]))
   q_halt = jnp.array([1.0, -1.0, 1.0, 0.0, -1.0, 1.0])
   minimum = jnp.array([0, 0, 4, 0, 0, 5])
-  after = halting.finish_step(carry, carry.latents, q_halt, minimum, settings)
+  after = halting.finish_step(
+    carry, carry.latents, q_halt > 0, minimum, settings
+  )
   np.testing.assert_array_equal(after.steps, [1, 1, 3, 3, 5, 5])
   # wants to; does not; must wait; 0 is not above 0; too long; too long
   np.testing.assert_array_equal(
@@ -78,5 +80,7 @@ def test_a_single_step_always_halts():
   carry = halting.initial_carry(8, tiny_model())
   minimum = halting.draw_minimum_steps(jax.random.key(0), 8, settings)
   q_halt = jnp.full((8,), -9.0)
-  after = halting.finish_step(carry, carry.latents, q_halt, minimum, settings)
+  after = halting.finish_step(
+    carry, carry.latents, q_halt > 0, minimum, settings
+  )
   assert bool(after.halted.all())

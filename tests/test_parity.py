@@ -11,7 +11,10 @@ from trm_jax import parity
 from trm_jax.errors import UserError
 from trm_jax.export import reference
 
-RECORDINGS = ("trm_attention", "trm_mlp", "trm_learned_positions")
+RECORDINGS = (
+  "trm_attention", "trm_mlp", "trm_learned_positions", "trm_single_latent",
+  "trm_six_latents", "hrm", "transformer",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECORDINGS)

@@ -47,7 +47,7 @@ def test_eight_devices_equal_one(recipe, table, compiled_steps, data, model):
     jax.device_get(state.params),
   )
   # What is counted, not computed, is the same to the bit.
-  for name in ("cursor", "step", "key"):
+  for name in ("cursor", "step", "seed"):
     jax.tree.map(
       np.testing.assert_array_equal, getattr(spread, name), getattr(state, name)
     )

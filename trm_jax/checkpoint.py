@@ -128,7 +128,7 @@ class Checkpoints:
     try:
       self._orbax.save_async(
         step,
-        state,
+        _storable(state),
         force=True,
         metrics=cast(Any, metrics),
         custom_metadata={"fingerprint": int(fingerprint(state))},
@@ -163,7 +163,8 @@ class Checkpoints:
     """
     # Shapes come first: a whole checkpoint of another model must not be
     # called damaged, for the advice is then to delete it.
-    wanted = _described(abstract)
+    storable = _storable(abstract)
+    wanted = _described(storable)
     try:
       metadata = self._orbax.metadata(step)
       there = _described(metadata.metadata)
@@ -180,7 +181,7 @@ class Checkpoints:
         "was edited, undo that"
       )
     try:
-      state = self._orbax.load(step, abstract)
+      state = _whole(self._orbax.load(step, storable), abstract)
     except Exception as error:
       raise self._damaged(step, _first_line(error)) from error
     if expected is not None and int(fingerprint(state)) != expected:
@@ -216,6 +217,24 @@ def abstract_state(tree: Any, shardings: Any) -> Any:
     ),
     tree,
     shardings,
+  )
+
+
+def _storable(tree: Any) -> Any:
+  """A tree without its empty arrays, which Orbax refuses to write."""
+  return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
+
+
+def _whole(stored: Any, abstract: Any) -> Any:
+  """A stored tree with its empty arrays put back."""
+  leaves = iter(jax.tree.leaves(stored))
+  return jax.tree.map(
+    lambda leaf: (
+      next(leaves)
+      if leaf.size
+      else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    ),
+    abstract,
   )
 
 

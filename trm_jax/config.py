@@ -18,6 +18,7 @@ from trm_jax.data.arc.settings import ArcData
 from trm_jax.data.maze.settings import MazeData
 from trm_jax.data.sudoku.settings import SudokuData
 from trm_jax.data.task import Task
+from trm_jax.depth import DepthConfig
 from trm_jax.errors import UserError
 from trm_jax.optim import OptimConfig
 
@@ -41,7 +42,13 @@ class TrainConfig:
     refill: "queue" hands each halted slot the next puzzle and wastes none;
       "discard" draws a full batch every step and throws away the rows of
       running slots, as the reference does.
-    loss: token loss, "stablemax" or "softmax".
+    loss: token loss, "stablemax" or "softmax". A decoder needs "softmax",
+      whose probabilities it writes by.
+    label_smoothing: the share of each label that is spread over all tokens
+      (arXiv 1512.00567); 0 for none.
+    supervision_decay: weight of each supervision step's token loss, as a
+      share of the one before (0.7 in CGAR, arXiv 2511.08653); 1 for equal
+      weights.
     augment: whether puzzles are augmented, on the device. Grids of an ARC
       folder in the reference's layout never are, for they were when it was
       written.
@@ -54,6 +61,8 @@ class TrainConfig:
   steps_per_dispatch: int = 10
   refill: str = "queue"
   loss: str = "stablemax"
+  label_smoothing: float = 0.0
+  supervision_decay: float = 1.0
   augment: bool = True
   log_every: int = 100
   seed: int = 0
@@ -64,6 +73,14 @@ class TrainConfig:
     )
     _require_choice(self, "refill", REFILLS)
     _require_choice(self, "loss", TOKEN_LOSSES)
+    if not 0 <= self.label_smoothing < 1:
+      raise ValueError(
+        f"label_smoothing={self.label_smoothing}: must be in [0, 1)"
+      )
+    if not 0 < self.supervision_decay <= 1:
+      raise ValueError(
+        f"supervision_decay={self.supervision_decay}: must be in (0, 1]"
+      )
     _require_multiple(self, self.steps_per_dispatch, "steps", "log_every")
 
 
@@ -77,7 +94,8 @@ class EvalConfig:
       means all of them.
     copies: how many augmented copies of each vote, the original first; 0
       means all of them. Only ARC has copies.
-    depth: supervision steps given to each puzzle.
+    depth: supervision steps given to each puzzle; a model that does not
+      recurse takes one.
     batch_size: puzzles evaluated at once.
     seed: seed of the choice of puzzles.
   """
@@ -144,8 +162,24 @@ class Experiment:
   eval: EvalConfig
   checkpoint: CheckpointConfig
   mesh: MeshConfig
+  depth: DepthConfig
 
   def __post_init__(self):
+    try:
+      self.depth.models(self.model)
+    except ValueError as error:
+      raise UserError(f"config.depth.{error}") from error
+    family = self.model.family
+    if not self.model.is_recursive and self.halting.max_steps > 1:
+      raise UserError(
+        f"config.halting.max_steps={self.halting.max_steps}: must be 1 for "
+        f"config.model.family={family!r}, which has nothing to refine"
+      )
+    if family == "autoregressive" and self.train.loss != "softmax":
+      raise UserError(
+        f"config.train.loss={self.train.loss!r}: must be 'softmax' for "
+        f"config.model.family={family!r}, which writes by its probabilities"
+      )
     dispatch = self.train.steps_per_dispatch
     for name, every in (
       ("eval.every", self.eval.every),
@@ -216,15 +250,15 @@ def read(config: Mapping[str, Any]) -> Experiment:
     raise UserError(
       f"config.data.task={task_name!r}: must be one of {', '.join(TASKS)}"
     )
-  settings = _build(TASKS[task_name], "data", data)
+  settings = read_section(TASKS[task_name], "data", data)
   task = settings.task
   fixed = {"vocab_size": task.vocab_size, "seq_len": task.seq_len}
-  model = _build(ModelConfig, "model", sections.pop("model", {}), fixed)
+  model = read_section(ModelConfig, "model", sections.pop("model", {}), fixed)
   return Experiment(
     data=settings,
     model=model,
     **{
-      name: _build(cls, name, sections.get(name, {}))
+      name: read_section(cls, name, sections.get(name, {}))
       for name, cls in (
         ("halting", HaltingConfig),
         ("optim", OptimConfig),
@@ -232,18 +266,29 @@ def read(config: Mapping[str, Any]) -> Experiment:
         ("eval", EvalConfig),
         ("checkpoint", CheckpointConfig),
         ("mesh", MeshConfig),
+        ("depth", DepthConfig),
       )
     },
   )
 
 
-def _build(
+def read_section(
   cls: type,
   section: str,
   values: Mapping[str, Any],
   fixed: Mapping[str, Any] = types.MappingProxyType({}),
 ):
-  """Makes one section's dataclass; `fixed` are fields the config can't set."""
+  """Makes one section's dataclass.
+
+  Args:
+    cls: the dataclass.
+    section: the section's name.
+    values: its fields.
+    fixed: fields that the config cannot set.
+
+  Raises:
+    UserError: naming the field, its value and what was expected.
+  """
   hints = typing.get_type_hints(cls)
   allowed = [f.name for f in dataclasses.fields(cls) if f.name not in fixed]
   _refuse_unknown(f"config.{section}", values, allowed)
@@ -275,6 +320,8 @@ def _convert(where: str, value: Any, hint: Any) -> Any:
       return None
     if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
       parts = typing.get_args(option)
+      if parts[-1] is Ellipsis:
+        parts = (parts[0],) * len(value)
       if len(parts) == len(value):
         return tuple(
           _convert(f"{where}[{i}]", part, parts[i])
@@ -284,7 +331,10 @@ def _convert(where: str, value: Any, hint: Any) -> Any:
       return float(value)
     if isinstance(option, type) and type(value) is option:
       return value
-  expected = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+  expected = " or ".join(
+    str(o) if typing.get_args(o) else getattr(o, "__name__", str(o))
+    for o in options
+  )
   raise UserError(
     f"{where}={value!r}: must be {expected}, not {type(value).__name__}"
   )

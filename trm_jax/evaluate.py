@@ -3,7 +3,8 @@
 All puzzles run all D supervision steps and are scored after each, so the whole
 curve of accuracy against depth costs no more than its last point. Beside the
 fixed depth, each is scored at the first step where the halting head says
-"right" (`q_halt > 0`), as if it had stopped there.
+"right" (`Outputs.wants_to_halt`), as if it had stopped there. Models that do
+not recurse have depth 1 alone.
 
 Where puzzles have augmented copies, as in ARC, each copy votes for its answer,
 mapped back to the original, at every depth.
@@ -20,9 +21,9 @@ from flax import struct
 from jax.sharding import Mesh
 
 from trm_jax import sharding, vote
-from trm_jax.core import flops, halting, losses, recursion
+from trm_jax.core import flops, halting, losses, network, recursion
 from trm_jax.core.halting import Puzzles
-from trm_jax.core.network import ModelConfig, Params
+from trm_jax.core.network import Latents, ModelConfig, Params
 from trm_jax.data.task import Split, Task
 from trm_jax.train import as_puzzles
 
@@ -89,7 +90,7 @@ def score_batch(
     predictions = jnp.argmax(outputs.logits, axis=-1).astype(jnp.int32)
     answer = jnp.where(halted[:, None], answer, predictions)
     steps = steps + ~halted
-    halted = halted | (outputs.q_halt > 0)
+    halted = halted | outputs.wants_to_halt(model)
     fixed = losses.score(predictions, puzzles.labels)
     values = {
       "count": jnp.ones_like(counted),
@@ -116,7 +117,7 @@ def score_batch(
 
   nothing = jnp.zeros_like(puzzles.inputs)
   start = (
-    recursion.initial_latents(params.initial, size, model),
+    _start(params, size, model),
     jnp.zeros((size,), bool),
     jnp.zeros((size,), jnp.int32),
     nothing,
@@ -151,6 +152,7 @@ def evaluate(
   batch_size: int,
   mesh: Mesh,
   ballots: Mapping[int, vote.Ballot] | None = None,
+  training_flops: float | None = None,
   on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Record]:
   """Scores a model on a split, at every depth from 1 to `depth`.
@@ -160,12 +162,14 @@ def evaluate(
     split: the puzzles.
     model: the model's config.
     task: the task family.
-    depth: D, the largest number of supervision steps.
+    depth: D, the largest number of supervision steps; 1 is enough for a model
+      that does not recurse, and all that it gets.
     batch_size: puzzles at once, over all devices.
     mesh: the devices.
     ballots: where copies vote, the ballots of some depths, that of `depth`
       among them, which alone keeps the answers; votes are added to those that
       are there already. By default every depth has an empty one.
+    training_flops: spent on the model so far, for the records.
     on_batch: called with (puzzles done, puzzles in all).
 
   Returns:
@@ -173,6 +177,10 @@ def evaluate(
     `_se` are standard errors of the mean over puzzles. Where nothing has a
     label, there are no accuracies.
   """
+  depth = depth if model.is_recursive else 1
+  facts: Record = {"weights": network.count_weights(params)}
+  if training_flops is not None:
+    facts["training_flops"] = training_flops
   pairs, questions = [], np.zeros(0, np.int32)
   if split.symmetries is not None:
     assert task.unview, "a task with copies maps answers back"
@@ -195,6 +203,7 @@ def evaluate(
     | _accuracies({name: float(values[k]) for name, values in sums.items()})
     | _passes((ballots or {}).get(k + 1), pairs)
     | {"flops_per_puzzle": float(flops.inference(model, k + 1))}
+    | facts
     for k in range(depth)
   ]
 
@@ -224,10 +233,15 @@ def refine(
     answers = jnp.argmax(outputs.logits, axis=-1).astype(jnp.int32)
     return latents, (answers, outputs.q_halt)
 
-  start = recursion.initial_latents(
-    params.initial, puzzles.inputs.shape[0], model
-  )
+  start = _start(params, puzzles.inputs.shape[0], model)
   return jax.lax.scan(step, start, length=depth)[1]
+
+
+def _start(params: Params, size: int, model: ModelConfig) -> Latents:
+  """Where recursion starts; a random start is the same in every batch."""
+  return recursion.initial_latents(
+    params.initial, size, model, jax.random.key(0)
+  )
 
 
 def new_ballots(depths: Iterable[int]) -> dict[int, vote.Ballot]:

@@ -57,14 +57,14 @@ class Program:
     recipe: what a step does.
     abstract: the state's shapes, dtypes and shardings.
     init: makes a fresh state, already sharded.
-    dispatch: `(state, table) -> (state, metrics)`; donates the state.
+    dispatch: `(state, table, choices) -> (state, metrics)`; donates the state.
   """
 
   mesh: Mesh
   recipe: train.Recipe
   abstract: train.TrainState
   init: Callable[[], train.TrainState]
-  dispatch: Callable[[train.TrainState, Table], Any]
+  dispatch: Callable[[train.TrainState, Table, Any], Any]
 
 
 def build(experiment: Experiment) -> Program:
@@ -85,8 +85,8 @@ def build(experiment: Experiment) -> Program:
   placed = sharding.shardings(shapes, mesh)
   whole = sharding.replicated(mesh)
 
-  def dispatch(state, table):
-    return train.train_steps(state, table, recipe)
+  def dispatch(state, table, choices):
+    return train.train_steps(state, table, recipe, choices)
 
   return Program(
     mesh=mesh,
@@ -165,14 +165,15 @@ def fit(
         writer.write(step, split, row)
 
     def on_training_row(step: int, row: metrics.Row):
-      record(step, "train", row)
+      spent = program.recipe.training_flops(step)
+      record(step, "train", row | {"training_flops": spent})
       watcher.advance(step, row)
 
     log = metrics.TrainingLog(experiment.train.log_every, on_training_row)
-    stop_requested = closing.enter_context(_stop_signals())
+    stop_requested = closing.enter_context(stop_signals())
 
     def evaluate_now(
-      state: train.TrainState, held_out: Split
+      step: int, state: train.TrainState, held_out: Split
     ) -> list[evaluate.Record]:
       started = time.perf_counter()
       records = evaluate.evaluate(
@@ -183,6 +184,7 @@ def fit(
         depth=experiment.eval.depth,
         batch_size=experiment.eval.batch_size,
         mesh=program.mesh,
+        training_flops=program.recipe.training_flops(step),
       )
       seconds = time.perf_counter() - started
       log.pause(seconds)
@@ -193,13 +195,15 @@ def fit(
     records: list[evaluate.Record] = []
     last = experiment.train.steps
     while step < last:
-      state, dispatched = program.dispatch(state, table)
-      step += experiment.train.steps_per_dispatch
+      count = experiment.train.steps_per_dispatch
+      choices = program.recipe.choices(step, count)
+      state, dispatched = program.dispatch(state, table, choices)
+      step += count
       log.push(step, dispatched)
       scores = None
       if held_out and (step % experiment.eval.every == 0 or step == last):
         log.flush()  # stops here, before anything is kept, if not finite
-        records = evaluate_now(state, held_out)
+        records = evaluate_now(step, state, held_out)
         scores = records[-1]
         if _best_metric(experiment) not in scores:
           scores = None  # nothing in the split has a label
@@ -215,7 +219,7 @@ def fit(
         raise Stopped(step, stop)
     checkpoints.wait()
     if held_out and not records:  # resumed after its last step
-      records = evaluate_now(state, held_out)
+      records = evaluate_now(step, state, held_out)
   return records
 
 
@@ -277,7 +281,7 @@ def _best_metric(experiment: Experiment) -> str:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[int], int | None]]:
+def stop_signals() -> Iterator[Callable[[int], int | None]]:
   """Turns SIGTERM and Ctrl-C into a question asked between dispatches.
 
   Several processes must stop at the same step: there JAX's coordination

@@ -1,4 +1,4 @@
-"""Optimizers: AdamATan2 for the weights, sign-SGD for the puzzle table."""
+"""Optimizers: AdamATan2 or Muon for weights, sign-SGD for the puzzle table."""
 
 import dataclasses
 from typing import NamedTuple
@@ -8,8 +8,24 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
+from optax.contrib import MuonDimensionNumbers
 
+KINDS = ("adam_atan2", "muon")
 SCHEDULES = ("constant", "cosine")
+
+# Muon's matrices: where they are, and by name which axes a matrix sums over and
+# which it gives; any other axis counts matrices.
+_MATRIX_ROOMS = {"blocks", "answer_blocks"}
+_MATRIX_AXES = {
+  "gate_up": MuonDimensionNumbers(0, 2),  # [D, 2, F]
+  "down": MuonDimensionNumbers(0, 1),  # [F, D]
+  "qkv": MuonDimensionNumbers(0, (2, 3)),  # [D, 3, H, K]
+  "out": MuonDimensionNumbers((0, 1), 2),  # [H, K, D]
+}
+
+# Root mean square of Muon's updates: about that of AdamW's, so that its
+# learning rates hold (arXiv 2502.16982, section 2.2).
+_MUON_RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +33,12 @@ class OptimConfig:
   """Settings of every update rule; the defaults are the paper's for Sudoku.
 
   Attributes:
+    kind: update rule of the weights, "adam_atan2", or "muon" for the matrices
+      of the blocks and AdamATan2 for all others.
     lr: learning rate of the weights after warm-up.
     weight_decay: decoupled decay of the weights, times the learning rate.
-    beta1: decay of the first moment.
-    beta2: decay of the second moment.
+    beta1: decay of AdamATan2's first moment; Muon's is always 0.95.
+    beta2: decay of AdamATan2's second moment.
     warmup_steps: optimizer steps of linear warm-up.
     schedule: "constant", or "cosine" down to `lr * lr_min_ratio`.
     lr_min_ratio: final learning rate of "cosine" as a share of `lr`.
@@ -29,6 +47,7 @@ class OptimConfig:
     ema: decay of the moving average of the weights.
   """
 
+  kind: str = "adam_atan2"
   lr: float = 1e-4
   weight_decay: float = 1.0
   beta1: float = 0.9
@@ -52,10 +71,11 @@ class OptimConfig:
       raise ValueError(
         f"lr_min_ratio={self.lr_min_ratio}: must be a share in [0, 1]"
       )
-    if self.schedule not in SCHEDULES:
-      raise ValueError(
-        f"schedule={self.schedule!r}: must be one of {', '.join(SCHEDULES)}"
-      )
+    for name, allowed in (("kind", KINDS), ("schedule", SCHEDULES)):
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}"
+        )
 
 
 def warmup_schedule(
@@ -146,17 +166,58 @@ def scale_by_adam_atan2(
   return optax.GradientTransformation(init, update)
 
 
-def adam_atan2(
+def weights_optimizer(
   config: OptimConfig, total_steps: int
 ) -> optax.GradientTransformation:
-  """The optimizer of the weights: AdamATan2 with decoupled decay."""
-  return optax.chain(
+  """The optimizer of the weights, with decoupled decay.
+
+  Muon moves a matrix by about the orthogonal one nearest to its momentum, times
+  `0.2 sqrt(max(inputs, outputs))`, so that the root mean square of an update
+  does not depend on the shape ("Muon is Scalable for LLM Training",
+  arXiv 2502.16982). Gate and up are two matrices to it; q, k and v are three,
+  each of all heads.
+
+  Args:
+    config: names the rule.
+    total_steps: where the schedule ends.
+
+  Returns:
+    A transform of `Params.weights`.
+  """
+  schedule = warmup_schedule(config.lr, config, total_steps)
+  adam_atan2 = optax.chain(
     scale_by_adam_atan2(config.beta1, config.beta2),
     optax.add_decayed_weights(config.weight_decay),
-    optax.scale_by_learning_rate(
-      warmup_schedule(config.lr, config, total_steps)
+    optax.scale_by_learning_rate(schedule),
+  )
+  if config.kind == "adam_atan2":
+    return adam_atan2
+  muon = optax.contrib.muon(
+    schedule,
+    weight_decay=config.weight_decay,
+    # Called with what the partition leaves it, which is matrices alone.
+    muon_weight_dimension_numbers=lambda weights: jax.tree.map_with_path(
+      lambda path, _: _matrix_axes(path), weights
+    ),
+    consistent_rms=_MUON_RMS,
+  )
+  return optax.partition(
+    {"muon": muon, "adam_atan2": adam_atan2},
+    lambda weights: jax.tree.map_with_path(
+      lambda path, _: "muon" if _matrix_axes(path) else "adam_atan2", weights
     ),
   )
+
+
+adam_atan2 = weights_optimizer
+
+
+def _matrix_axes(path: tuple) -> MuonDimensionNumbers | None:
+  """The axes of a matrix that Muon updates; None for any other weight."""
+  *rooms, name = jax.tree_util.keystr(path, simple=True, separator="/").split(
+    "/"
+  )
+  return _MATRIX_AXES.get(name) if _MATRIX_ROOMS & {*rooms} else None
 
 
 def sign_sgd_rows(

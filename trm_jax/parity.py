@@ -21,13 +21,12 @@ from trm_jax import train
 from trm_jax.config import TrainConfig
 from trm_jax.core import halting, losses, recursion
 from trm_jax.core.halting import HaltingConfig, Puzzles
-from trm_jax.core.network import ModelConfig, Params
+from trm_jax.core.network import Latents, ModelConfig, Params
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
 from trm_jax.export import reference
 from trm_jax.optim import OptimConfig
 
-KINDS = ("trm",)
 _POSITIONS = {"none": "none", "rope": "rotary", "learned": "learned"}
 _LOSSES = {
   "stablemax_cross_entropy": "stablemax",
@@ -117,9 +116,17 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
   """Everything that fixes the replay, from a recording's config."""
   get = recording.setting
   kind = get("kind")
-  if kind not in KINDS:
+  if kind not in reference.KINDS:
     raise UserError(
-      f"{recording.path}: kind={kind!r}: must be one of {', '.join(KINDS)}"
+      f"{recording.path}: kind={kind!r}: must be one of "
+      f"{', '.join(reference.KINDS)}"
+    )
+  family = reference.KINDS[kind]
+  layers = get("H_layers" if family == "transformer" else "L_layers")
+  if family == "hrm" and get("H_layers") != layers:
+    raise UserError(
+      f"{recording.path}: H_layers={get('H_layers')}, L_layers={layers}: both "
+      "networks must have as many"
     )
 
   def choose(name: str, choices: dict[str, str]) -> str:
@@ -139,8 +146,9 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
       vocab_size=get("vocab_size"),
       seq_len=get("seq_len"),
       num_puzzle_ids=get("num_puzzle_identifiers"),
+      family=family,
       width=get("hidden_size"),
-      layers=get("L_layers"),
+      layers=layers,
       heads=get("num_heads"),
       expansion=get("expansion"),
       mixer=mixer,
@@ -148,7 +156,7 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
       rope_theta=recording.config.get("rope_theta", 10000.0),
       norm_eps=recording.config.get("rms_norm_eps", 1e-5),
       puzzle_emb_ndim=get("puzzle_emb_ndim"),
-      puzzle_emb_len=get("puzzle_emb_len"),
+      puzzle_emb_len=recording.config.get("puzzle_emb_len", 0),
       cycles=get("H_cycles"),
       latent_steps=get("L_cycles"),
       dtype=dtype,
@@ -252,12 +260,11 @@ def _replay_training(
       ("loss", learned.loss),
       ("halted", carry.halted),
       ("steps", carry.steps),
-      ("carry/z_H", carry.latents.y),
-      ("carry/z_L", carry.latents.z),
+      *_latents(carry.latents, recipe.model),
       ("current/inputs", carry.puzzles.inputs),
       ("current/labels", carry.puzzles.labels),
       ("current/puzzle_identifiers", carry.puzzles.puzzle_ids),
-      *((f"metrics/{name}", learned.metrics[name]) for name in _METRICS),
+      *((f"metrics/{name}", v) for name, v in learned.metrics.items()),
     ):
       yield _compare(recording, f"{where}/{name}", ours)
     if t == 0:
@@ -268,10 +275,13 @@ def _replay_training(
       yield _compare(recording, f"updated/{count - 1}/{name}", ours)
 
 
-_METRICS = (
-  "count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss",
-  "q_halt_loss",
-)  # fmt: skip
+def _latents(
+  latents: Latents, config: ModelConfig
+) -> Iterator[tuple[str, jax.Array]]:
+  """The carried latents by the names of the recording."""
+  for name, (part, *row) in reference.latent_names(config):
+    array = getattr(latents, part)
+    yield f"carry/z_{name}", array[:, row[0]] if row else array
 
 
 def _compare_gradients(

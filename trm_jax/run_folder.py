@@ -95,7 +95,7 @@ class RunFolder:
 
   def _refuse_other(self, config: Mapping[str, Any]):
     """Refuses a config that would not go on with this folder's run."""
-    found = differences(_computed(config), _computed(self.read_config()))
+    found = differences(computed(config), computed(self.read_config()))
     if found:
       raise UserError(
         f"{self.path} was made with another config; use another --workdir, "
@@ -193,7 +193,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
+def computed(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config without the fields that say where a run happens."""
   kept = {name: dict(section) for name, section in config.items()}
   for section, *fields in _PLACES:

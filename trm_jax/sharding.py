@@ -1,11 +1,13 @@
 """Where arrays live: the mesh, and ordered rules from paths to shardings.
 
-A mesh has two axes: "data" shares the batch, "model" shares weight matrices.
+A mesh has two axes: "data" shares the batch, "model" shares weight matrices. A
+population has a third before them: "member" shares its members.
 Rules are tried in order and the first whose pattern is found in an array's
 path wins. An axis that does not divide its dimension is dropped, so that the
 same rules serve a laptop and a pod.
 """
 
+import math
 import re
 from typing import Any
 
@@ -27,15 +29,17 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int = -1, model: int = 1) -> Mesh:
+def make_mesh(data: int = -1, model: int = 1, members: int = 0) -> Mesh:
   """Lays out all devices of all processes.
 
   Args:
     data: devices that share the batch; -1 for all that `model` leaves.
     model: devices that share each weight matrix.
+    members: of a population, which the "data" devices divide among them as
+      evenly as goes before they share each member's batch; 0 for none.
 
   Returns:
-    A mesh with axes ("data", "model").
+    A mesh with axes ("data", "model"), or ("member", "data", "model").
 
   Raises:
     UserError: if the numbers do not fit the devices there are.
@@ -49,20 +53,35 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
       f"{devices} devices; their product must be {devices} (data=-1 takes "
       "what model leaves)"
     )
+  shape = {"data": data, "model": model}
+  if members:
+    ways = math.gcd(members, data)
+    shape = {"member": ways, "data": data // ways, "model": model}
   return jax.make_mesh(
-    (data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2
+    tuple(shape.values()),
+    tuple(shape),
+    axis_types=(AxisType.Auto,) * len(shape),
   )
 
 
-def check_batch(name: str, batch: int, mesh: Mesh):
-  """Refuses a batch that the data axis does not divide."""
-  ways = mesh.shape["data"]
+def check_batch(name: str, batch: int, mesh: Mesh, shared: bool = False):
+  """Refuses a batch that its devices do not divide.
+
+  Args:
+    name: of the config's field.
+    batch: its value.
+    mesh: the devices.
+    shared: whether the members of a population share it, and not only the
+      devices of one member.
+  """
+  axes = _batch_axes(mesh) if shared else ("data",)
+  ways = math.prod(mesh.shape[name] for name in axes)
   if batch % ways:
     below, above = batch // ways * ways, -(-batch // ways) * ways
     near = f"{below} or {above}" if below else f"{above}"
     raise UserError(
-      f"{name}={batch}: must be a multiple of the {ways} devices on the data "
-      f"axis; try {near}"
+      f"{name}={batch}: must be a multiple of the {ways} devices that share "
+      f"it; try {near}"
     )
 
 
@@ -72,16 +91,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_batch(mesh: Mesh) -> NamedSharding:
-  """The leading axis is shared over "data"."""
-  return NamedSharding(mesh, P("data"))
+  """The leading axis is shared over all devices but those of "model"."""
+  return NamedSharding(mesh, P(_batch_axes(mesh)))
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
+  return tuple(name for name in mesh.axis_names if name != "model")
+
+
+def shardings(tree: Any, mesh: Mesh, stacked: bool = False) -> Any:
   """The sharding of every array of a tree, by `RULES`.
 
   Args:
     tree: arrays or `jax.ShapeDtypeStruct`s.
     mesh: the devices.
+    stacked: whether a leading axis of every array counts the members of a
+      population; the rules then hold for what follows it.
 
   Returns:
     The same tree of `NamedSharding`.
@@ -90,6 +115,8 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
   def of(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+    if stacked:
+      spec = P("member", *spec)
     return NamedSharding(mesh, _fit(spec, leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(of, tree)

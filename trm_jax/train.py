@@ -10,17 +10,20 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
+from jax.typing import ArrayLike
 
 from trm_jax import optim
 from trm_jax.config import Experiment, TrainConfig
-from trm_jax.core import halting, losses, network
+from trm_jax.core import flops, halting, losses, network, recursion
 from trm_jax.core.halting import Carry, HaltingConfig, Puzzles
 from trm_jax.core.network import ModelConfig, Params, Weights
 from trm_jax.data import batches
 from trm_jax.data.batches import Table
 from trm_jax.data.task import Task
+from trm_jax.depth import DepthConfig
 from trm_jax.optim import OptimConfig
 
 
@@ -33,6 +36,7 @@ class Recipe:
   optim: OptimConfig
   train: TrainConfig
   task: Task
+  depth: DepthConfig = dataclasses.field(default_factory=DepthConfig)
 
   @classmethod
   def of(cls, experiment: Experiment) -> "Recipe":
@@ -43,7 +47,23 @@ class Recipe:
       optim=experiment.optim,
       train=experiment.train,
       task=experiment.task,
+      depth=experiment.depth,
     )
+
+  @property
+  def models(self) -> tuple[ModelConfig, ...]:
+    """The model at each depth that is trained."""
+    return self.depth.models(self.model)
+
+  def choices(self, first: int, count: int) -> np.ndarray:
+    """Which of `models` the steps from `first` on train, int32 [count]."""
+    return self.depth.choices(first, count, self.train.steps)
+
+  def training_flops(self, steps: int) -> float:
+    """FLOPs of the first optimizer steps, over the whole batch."""
+    each = [flops.training_step(model) for model in self.models]
+    trained = np.bincount(self.choices(0, steps), minlength=len(each))
+    return float(np.dot(trained, each)) * self.train.batch_size
 
 
 class TrainState(struct.PyTreeNode):
@@ -56,8 +76,8 @@ class TrainState(struct.PyTreeNode):
     ema: moving average of `params.weights`.
     carry: what the batch slots hold.
     cursor: place in the endless stream of training puzzles.
-    key: uint32 `[2]`, raw data of the run's base key; every other key is
-      folded from it and the step, so it never changes.
+    seed: uint32 [], of the order, the augmentation and the halting; every key
+      is folded from it and the step, so it never changes.
   """
 
   step: jax.Array
@@ -66,7 +86,12 @@ class TrainState(struct.PyTreeNode):
   ema: Weights
   carry: Carry
   cursor: batches.Cursor
-  key: jax.Array
+  seed: jax.Array
+
+  @property
+  def key(self) -> jax.Array:
+    """The run's base key, typed."""
+    return jax.random.fold_in(jax.random.key(self.seed), 1)
 
   @property
   def averaged_params(self) -> Params:
@@ -92,17 +117,28 @@ class Learned(struct.PyTreeNode):
   row_gradients: jax.Array
 
 
-def init_state(recipe: Recipe) -> TrainState:
-  """A fresh state, a function of the recipe (and its seed) alone."""
-  key = jax.random.key(recipe.train.seed)
-  params = network.init(jax.random.fold_in(key, 0), recipe.model)
-  return state_from_params(params, recipe)
+def init_state(recipe: Recipe, seed: ArrayLike | None = None) -> TrainState:
+  """A fresh state.
+
+  Args:
+    recipe: what to train.
+    seed: integer [], in place of the recipe's: members of a population differ
+      in nothing else.
+
+  Returns:
+    The state, a function of the arguments alone.
+  """
+  seed = recipe.train.seed if seed is None else seed
+  key = jax.random.fold_in(jax.random.key(seed), 0)
+  return state_from_params(network.init(key, recipe.model), recipe, seed)
 
 
-def state_from_params(params: Params, recipe: Recipe) -> TrainState:
-  """A fresh state around given parameters."""
-  key = jax.random.key(recipe.train.seed)
-  optimizer = optim.adam_atan2(recipe.optim, recipe.train.steps)
+def state_from_params(
+  params: Params, recipe: Recipe, seed: ArrayLike | None = None
+) -> TrainState:
+  """A fresh state around given parameters; see `init_state`."""
+  seed = recipe.train.seed if seed is None else seed
+  optimizer = optim.weights_optimizer(recipe.optim, recipe.train.steps)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -111,7 +147,7 @@ def state_from_params(params: Params, recipe: Recipe) -> TrainState:
     ema=jax.tree.map(jnp.copy, params.weights),
     carry=halting.initial_carry(recipe.train.batch_size, recipe.model),
     cursor=batches.start(),
-    key=jax.random.key_data(jax.random.fold_in(key, 1)),
+    seed=jnp.asarray(seed, jnp.uint32),
   )
 
 
@@ -138,7 +174,7 @@ def draw_puzzles(
   else:
     offsets = jnp.arange(halted.shape[0], dtype=jnp.int32)
     taken = jnp.int32(halted.shape[0])
-  drawn = batches.take(state.cursor, offsets, recipe.train.seed, table)
+  drawn = batches.take(state.cursor, offsets, state.seed, table)
   inputs, labels = table.inputs[drawn.rows], table.labels[drawn.rows]
   view, augment = recipe.task.view, recipe.task.augment
   if view and not table.is_viewed:
@@ -148,7 +184,7 @@ def draw_puzzles(
     labels = jax.vmap(view)(labels, symmetries)
   # Copies that are stored as shown were moved about when they were written.
   if augment and recipe.train.augment and not (view and table.is_viewed):
-    base = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
+    base = jax.random.fold_in(state.key, 0)
 
     def move(epoch, row, inputs, labels):
       key = jax.random.fold_in(jax.random.fold_in(base, epoch), row)
@@ -194,32 +230,54 @@ def learn(
   Returns:
     The next state, and the by-products.
   """
-  params = state.params
+  params, model = state.params, recipe.model
   batch = state.carry.halted.shape[0]
+
+  def key(purpose: int) -> jax.Array:
+    return jax.random.fold_in(
+      jax.random.fold_in(state.key, purpose), state.step
+    )
+
   carry = halting.refill(
     state.carry,
     incoming,
-    jax.tree.map(
-      lambda v: v[None, None].astype(recipe.model.dtype), params.initial
-    ),
+    recursion.initial_latents(params.initial, batch, model, key(2)),
   )
   puzzles = carry.puzzles
-  key = jax.random.wrap_key_data(state.key)
-  minimum_steps = halting.draw_minimum_steps(
-    jax.random.fold_in(jax.random.fold_in(key, 1), state.step),
-    batch,
-    recipe.halting,
-  )
+  minimum_steps = halting.draw_minimum_steps(key(1), batch, recipe.halting)
+  # A decoder learns to write padding too, lest it be led astray by its own.
+  writes = model.family == "autoregressive"
+  answers = jnp.where(puzzles.labels == losses.IGNORE_LABEL, 0, puzzles.labels)
 
   def loss_of(weights, puzzle_rows):
     latents, outputs = halting.supervise(
-      weights, puzzle_rows, carry.latents, puzzles.inputs, recipe.model
-    )
+      weights, puzzle_rows, carry.latents, puzzles.inputs, model,
+      answers, key(3) if model.path_noise else None,
+    )  # fmt: skip
     after = halting.finish_step(
-      carry, latents, outputs.q_halt, minimum_steps, recipe.halting
-    )
+      carry, latents, outputs.wants_to_halt(model), minimum_steps,
+      recipe.halting,
+    )  # fmt: skip
+    if model.family == "hrm":
+      last = after.steps >= recipe.halting.max_steps
+      target = halting.bootstrap(
+        weights, puzzle_rows, latents, puzzles.inputs, last, model
+      )
+      outputs = outputs.replace(target_continue=target)
+    weighted = None
+    if recipe.train.supervision_decay != 1:
+      weighted = losses.step_weights(
+        after.steps, recipe.train.supervision_decay, recipe.halting.max_steps
+      )
     loss, metrics = losses.losses_and_metrics(
-      outputs, puzzles.labels, after.halted, after.steps, recipe.train.loss
+      outputs,
+      answers if writes else puzzles.labels,
+      after.halted,
+      after.steps,
+      recipe.train.loss,
+      smoothing=recipe.train.label_smoothing,
+      weights=weighted,
+      judges=not writes,
     )
     return loss / batch, (loss, metrics, outputs, after)
 
@@ -229,7 +287,7 @@ def learn(
       params.weights, puzzle_rows
     )
   )
-  optimizer = optim.adam_atan2(recipe.optim, recipe.train.steps)
+  optimizer = optim.weights_optimizer(recipe.optim, recipe.train.steps)
   updates, opt_state = optimizer.update(
     gradients, state.opt_state, params.weights
   )
@@ -261,7 +319,10 @@ def learn(
 
 
 def train_step(
-  state: TrainState, table: Table, recipe: Recipe
+  state: TrainState,
+  table: Table,
+  recipe: Recipe,
+  choice: ArrayLike = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Draws puzzles and learns from them.
 
@@ -269,26 +330,54 @@ def train_step(
     state: the training state.
     table: the whole training split, on the device.
     recipe: what to do.
+    choice: int32 [], which of `recipe.models` to train.
 
   Returns:
     The next state, and scalar metrics: the sums of
     `losses.losses_and_metrics`, `loss` per puzzle and `gradient_norm`.
   """
   incoming, cursor = draw_puzzles(state, table, recipe)
-  state, learned = learn(state, incoming, recipe)
-  metrics = learned.metrics | {
-    "loss": learned.loss / recipe.train.batch_size,
-    "gradient_norm": optax.tree.norm(learned.gradients),
-  }
+
+  def learn_at(model: ModelConfig):
+    at_this_depth = dataclasses.replace(recipe, model=model)
+
+    def branch(state, incoming):
+      state, learned = learn(state, incoming, at_this_depth)
+      return state, learned.metrics | {
+        "loss": learned.loss / recipe.train.batch_size,
+        "gradient_norm": optax.tree.norm(learned.gradients),
+      }
+
+    return branch
+
+  branches = [learn_at(model) for model in recipe.models]
+  state, metrics = jax.lax.switch(choice, branches, state, incoming)
   return state.replace(cursor=cursor), metrics
 
 
 def train_steps(
-  state: TrainState, table: Table, recipe: Recipe
+  state: TrainState,
+  table: Table,
+  recipe: Recipe,
+  choices: ArrayLike | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """`steps_per_dispatch` training steps in one program; metrics `[K]` each."""
+  """`steps_per_dispatch` training steps in one program; metrics `[K]` each.
 
-  def body(state, _):
-    return train_step(state, table, recipe)
+  Args:
+    state: the training state.
+    table: the whole training split, on the device.
+    recipe: what to do.
+    choices: int32 `[K]`, see `Recipe.choices`; `None` where there is but one.
 
-  return jax.lax.scan(body, state, length=recipe.train.steps_per_dispatch)
+  Returns:
+    The state K steps later, and the metrics of each.
+  """
+  count = recipe.train.steps_per_dispatch
+  if choices is None:
+    assert len(recipe.models) == 1, "choose among the depths"
+    choices = np.zeros(count, np.int32)
+
+  def body(state, choice):
+    return train_step(state, table, recipe, choice)
+
+  return jax.lax.scan(body, state, jnp.asarray(choices), length=count)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from trm_jax.core import network, recursion
+from trm_jax.core import decoder, network, recursion
 from trm_jax.core.network import Latents, ModelConfig, Weights
 
 
@@ -56,7 +56,7 @@ class Carry(struct.PyTreeNode):
   """What one supervision step hands to the next.
 
   Attributes:
-    latents: `y, z`, `[B, L, D]`.
+    latents: `Latents` of the batch.
     steps: int32 `[B]`, supervision steps spent on the slot's puzzle.
     halted: bool `[B]`, whether the slot takes a new puzzle next.
     puzzles: what the slots hold.
@@ -75,22 +75,35 @@ class Outputs(struct.PyTreeNode):
     logits: `[B, S, V]` in the model's dtype.
     q_halt: `[B]`, logit of "the answer is right", at least float32.
     q_continue: `[B]`, logit of "going on is better", at least float32.
+    target_continue: `[B]`, the probability that `q_continue` should learn,
+      without gradient; None in all families but "hrm", and outside training.
   """
 
   logits: jax.Array
   q_halt: jax.Array
   q_continue: jax.Array
+  target_continue: jax.Array | None = None
+
+  def wants_to_halt(self, config: ModelConfig) -> jax.Array:
+    """Whether each slot would stop here, bool `[B]`.
+
+    HRM compares its two logits, its successors the first one with zero.
+    """
+    rival = self.q_continue if config.family == "hrm" else 0
+    return self.q_halt > rival
 
 
 def initial_carry(batch: int, config: ModelConfig) -> Carry:
   """A carry whose slots are all halted and empty."""
-  latents = jnp.zeros(
-    (batch, config.length, config.width), jnp.dtype(config.dtype)
+  like = jax.eval_shape(
+    lambda: recursion.initial_latents(
+      network.init(jax.random.key(0), config).initial, batch, config
+    )
   )
   tokens = jnp.zeros((batch, config.seq_len), jnp.int32)
   zeros = jnp.zeros((batch,), jnp.int32)
   return Carry(
-    latents=Latents(y=latents, z=latents),
+    latents=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like),
     steps=zeros,
     halted=jnp.ones((batch,), bool),
     puzzles=Puzzles(inputs=tokens, labels=tokens, puzzle_ids=zeros),
@@ -103,7 +116,7 @@ def refill(carry: Carry, incoming: Puzzles, initial: Latents) -> Carry:
   Args:
     carry: the carry of the last step.
     incoming: one puzzle per slot; those of running slots are ignored.
-    initial: `y, z` to start from, broadcast to `[B, L, D]`.
+    initial: latents to start from, as `recursion.initial_latents` gives.
 
   Returns:
     The carry to take a step from; `halted` still tells who was refilled.
@@ -126,24 +139,71 @@ def supervise(
   latents: Latents,
   inputs: jax.Array,
   config: ModelConfig,
+  answers: jax.Array | None = None,
+  key: jax.Array | None = None,
 ) -> tuple[Latents, Outputs]:
-  """Embeds, recurses once and reads both heads.
+  """Embeds, takes one supervision step and reads both heads.
 
   Args:
     weights: `Params.weights`.
     puzzle_rows: `[B, E]`, rows of the puzzle table.
-    latents: `y, z`, `[B, L, D]`.
+    latents: what the last step left, or `recursion.initial_latents`.
     inputs: int32 `[B, S]`.
     config: the model.
+    answers: int32 `[B, S]`, the true tokens, which a decoder in training reads
+      as it goes; others never look at them. `None` lets it write its own.
+    key: typed PRNG key for the noise of training; `None` for no noise.
 
   Returns:
     The refined latents, and what was read from them.
   """
+  if config.family == "autoregressive":
+    if answers is None:
+      _, logits = decoder.write(weights, puzzle_rows, inputs, config)
+    else:
+      logits = decoder.predict(weights, puzzle_rows, inputs, answers, config)
+    sure = decoder.confidence(logits)
+    return latents, Outputs(logits=logits, q_halt=sure, q_continue=-sure)
   x = network.embed(weights, puzzle_rows, inputs, config)
-  latents = recursion.supervision_step(weights, latents, x, config)
-  q_halt, q_continue = network.read_halting(weights, latents.y, config)
-  logits = network.read_answer(weights, latents.y, config)
-  return latents, Outputs(logits=logits, q_halt=q_halt, q_continue=q_continue)
+  refined = recursion.supervision_step(weights, latents, x, config, key)
+  y = refined.y
+  q_halt, q_continue = network.read_halting(weights, y, config)
+  logits = network.read_answer(weights, y[:, config.prefix :], config)
+  outputs = Outputs(logits=logits, q_halt=q_halt, q_continue=q_continue)
+  # What does not recur carries nothing on.
+  return refined if config.is_recursive else latents, outputs
+
+
+def bootstrap(
+  weights: Weights,
+  puzzle_rows: jax.Array,
+  latents: Latents,
+  inputs: jax.Array,
+  last: jax.Array,
+  config: ModelConfig,
+) -> jax.Array:
+  """What going on is worth, by the model's own judgement one step later.
+
+  The target of HRM's `q_continue` (arXiv 2506.21734, "adaptive computation").
+  Unlike TRM, which dropped it, it costs one more pass a training step.
+
+  Args:
+    weights: `Params.weights`.
+    puzzle_rows: `[B, E]`.
+    latents: those behind the step.
+    inputs: int32 `[B, S]`.
+    last: bool `[B]`, whether the step after this one must halt anyway.
+    config: the model.
+
+  Returns:
+    Probabilities `[B]`, without gradient.
+  """
+  weights, puzzle_rows, latents = jax.lax.stop_gradient(
+    (weights, puzzle_rows, latents)
+  )
+  _, ahead = supervise(weights, puzzle_rows, latents, inputs, config)
+  best = jnp.maximum(ahead.q_halt, ahead.q_continue)
+  return jax.nn.sigmoid(jnp.where(last, ahead.q_halt, best))
 
 
 def draw_minimum_steps(
@@ -160,19 +220,19 @@ def draw_minimum_steps(
 def finish_step(
   carry: Carry,
   latents: Latents,
-  q_halt: jax.Array,
+  wants_to_halt: jax.Array,
   minimum_steps: jax.Array,
   halting: HaltingConfig,
 ) -> Carry:
   """Counts the step and decides which slots halt.
 
-  A slot halts at `max_steps`, or when `q_halt > 0`, but not before its
+  A slot halts at `max_steps`, or when it wants to, but not before its
   minimum. The last step halts whatever the minimum, which never exceeds it.
 
   Args:
     carry: the refilled carry that the step started from.
     latents: what the step returned; passed on without gradient.
-    q_halt: `[B]` halting logits of the step.
+    wants_to_halt: bool `[B]`, see `Outputs`.
     minimum_steps: int32 `[B]`.
     halting: the rule's settings.
 
@@ -180,7 +240,7 @@ def finish_step(
     The carry for the next step.
   """
   steps = carry.steps + 1
-  halted = (steps >= halting.max_steps) | (q_halt > 0)
+  halted = (steps >= halting.max_steps) | wants_to_halt
   if halting.max_steps > 1:
     halted &= steps >= minimum_steps
   return carry.replace(

@@ -151,16 +151,60 @@ class Attention(nn.Module):
     out = self.param(
       "out", _fan_in(width), (self.heads, head_dim, width), self.param_dtype
     )
-    q, k, v = jnp.moveaxis(
-      jnp.einsum("bld,dphk->blphk", h, qkv.astype(h.dtype)), 2, 0
-    )
-    if rotary is not None:
-      q, k = rotate(q, rotary), rotate(k, rotary)
-    wide = at_least_float32(h.dtype)
-    scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=wide)
-    weights = jax.nn.softmax(scores / math.sqrt(head_dim)).astype(h.dtype)
-    mixed = jnp.einsum("bhqs,bshk->bqhk", weights, v)
-    return jnp.einsum("bqhk,hkd->bqd", mixed, out.astype(h.dtype))
+    q, k, v = project(h, qkv, rotary)
+    return attend(q, k, v, out, None)
+
+
+def project(
+  h: jax.Array,
+  qkv: jax.Array,
+  rotary: tuple[jax.Array, jax.Array] | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Queries, keys and values of attention.
+
+  Args:
+    h: `[B, N, D]`.
+    qkv: weights, `[D, 3, H, K]`.
+    rotary: tables for the N places of `h`, or `None` to rotate nothing.
+
+  Returns:
+    q, k and v, `[B, N, H, K]` each; q and k rotated.
+  """
+  q, k, v = jnp.moveaxis(
+    jnp.einsum("bld,dphk->blphk", h, qkv.astype(h.dtype)), 2, 0
+  )
+  if rotary is not None:
+    q, k = rotate(q, rotary), rotate(k, rotary)
+  return q, k, v
+
+
+def attend(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  out: jax.Array,
+  visible: jax.Array | None,
+) -> jax.Array:
+  """Softmax attention and its output projection.
+
+  Args:
+    q: `[B, N, H, K]`.
+    k: `[B, M, H, K]`.
+    v: `[B, M, H, K]`.
+    out: weights, `[H, K, D]`.
+    visible: bool `[N, M]`, which keys a query sees; `None` for all.
+
+  Returns:
+    `[B, N, D]`. Scores and their softmax are at least float32.
+  """
+  wide = at_least_float32(q.dtype)
+  scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=wide)
+  scores = scores / math.sqrt(q.shape[-1])
+  if visible is not None:
+    scores = jnp.where(visible[None, None], scores, -jnp.inf)
+  weights = jax.nn.softmax(scores).astype(q.dtype)
+  mixed = jnp.einsum("bhqs,bshk->bqhk", weights, v)
+  return jnp.einsum("bqhk,hkd->bqd", mixed, out.astype(q.dtype))
 
 
 def rotary_table(

@@ -33,13 +33,17 @@ def log_stablemax(logits: jax.Array) -> jax.Array:
   return jax.nn.log_softmax(jnp.where(logits >= 0, positive, negative))
 
 
-def token_loss(logits: jax.Array, labels: jax.Array, kind: str) -> jax.Array:
+def token_loss(
+  logits: jax.Array, labels: jax.Array, kind: str, smoothing: float = 0.0
+) -> jax.Array:
   """Mean cross-entropy over the labelled tokens of each puzzle.
 
   Args:
     logits: `[B, S, V]`.
     labels: int32 `[B, S]`, `IGNORE_LABEL` where unlabelled.
     kind: "stablemax" or "softmax".
+    smoothing: the share of each target that is spread evenly over all V
+      tokens ("Rethinking the Inception Architecture", arXiv 1512.00567).
 
   Returns:
     `[B]` in nats, at least float32; 0 for a puzzle without labels.
@@ -50,7 +54,12 @@ def token_loss(logits: jax.Array, labels: jax.Array, kind: str) -> jax.Array:
   # A comparison, not a gather: its gradient is then no scatter.
   tokens = jnp.arange(logits.shape[-1])[None, None]
   picked = labels[..., None] == tokens  # [B, S, V]
-  total = jnp.sum(jnp.where(picked, log_probs(logits), 0), axis=(1, 2))
+  log_p = log_probs(logits)
+  total = jnp.sum(jnp.where(picked, log_p, 0), axis=(1, 2))
+  if smoothing:
+    labelled = (labels != IGNORE_LABEL)[..., None]
+    spread = jnp.sum(jnp.where(labelled, log_p, 0), axis=(1, 2))
+    total = (1 - smoothing) * total + smoothing / logits.shape[-1] * spread
   return -total / jnp.maximum(count_labels(labels), 1)
 
 
@@ -83,12 +92,36 @@ def score(predictions: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
   return {"cell_accuracy": share, "exact": right == labelled}
 
 
+def step_weights(steps: jax.Array, decay: float, max_steps: int) -> jax.Array:
+  """How much the token loss of each supervision step counts.
+
+  "Hierarchical supervision weighting" of CGAR (arXiv 2511.08653, section 3.5):
+  step t counts `decay**(t - 1)`, here scaled so that the mean over `max_steps`
+  steps is 1, for each is an optimizer step of its own.
+
+  Args:
+    steps: int32 `[B]`, t, from 1.
+    decay: in (0, 1]; 0.7 in the paper, and 1 counts all steps alike.
+    max_steps: the last t.
+
+  Returns:
+    Weights, float `[B]`.
+  """
+  powers = [decay**t for t in range(max_steps)]
+  wide = jnp.asarray(decay, layers.at_least_float32(jnp.result_type(float)))
+  return wide ** (steps - 1) * (max_steps / sum(powers))
+
+
 def losses_and_metrics(
   outputs: Outputs,
   labels: jax.Array,
   halted: jax.Array,
   steps: jax.Array,
   kind: str,
+  *,
+  smoothing: float = 0.0,
+  weights: jax.Array | None = None,
+  judges: bool = True,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of one supervision step, summed over the batch, and metrics.
 
@@ -98,22 +131,35 @@ def losses_and_metrics(
     halted: bool `[B]`, slots that halted on this step.
     steps: int32 `[B]`, steps spent on each slot's puzzle, this one included.
     kind: token loss, "stablemax" or "softmax".
+    smoothing: of the labels, see `token_loss`.
+    weights: of each slot's token loss, `[B]`; `None` for 1.
+    judges: whether the model has halting heads to train.
 
   Returns:
     The loss, a scalar: divide it by the global batch size. And sums: over all
-    slots `lm_loss` and `q_halt_loss`; over the slots that halted on this step
+    slots `lm_loss` (before weighting) and, from heads that there are,
+    `q_halt_loss` and `q_continue_loss`; over the slots that halted on this step
     with something labelled `count`, `accuracy`, `exact_accuracy`,
     `q_halt_accuracy` and `steps` (divide these by `count`).
   """
   predictions = jnp.argmax(outputs.logits, axis=-1).astype(jnp.int32)
   scores = score(predictions, labels)
   exact = scores["exact"]
-  lm_loss = jnp.sum(token_loss(outputs.logits, labels, kind))
-  q_halt_loss = jnp.sum(
-    binary_cross_entropy(
-      outputs.q_halt, jax.lax.stop_gradient(exact.astype(outputs.q_halt.dtype))
-    )
-  )
+  token_losses = token_loss(outputs.logits, labels, kind, smoothing)
+  sums = {"lm_loss": jnp.sum(token_losses)}
+  if weights is not None:
+    token_losses = weights * token_losses
+  loss = jnp.sum(token_losses)
+  targets = {}
+  if judges:
+    targets["q_halt"] = exact
+  if outputs.target_continue is not None:
+    targets["q_continue"] = outputs.target_continue
+  for name, target in targets.items():
+    q = getattr(outputs, name)
+    target = jax.lax.stop_gradient(target.astype(q.dtype))
+    sums[f"{name}_loss"] = jnp.sum(binary_cross_entropy(q, target))
+    loss += HALTING_WEIGHT * sums[f"{name}_loss"]
   counted = halted & (count_labels(labels) > 0)
 
   def over_counted(values):
@@ -125,7 +171,5 @@ def losses_and_metrics(
     "exact_accuracy": over_counted(exact),
     "q_halt_accuracy": over_counted((outputs.q_halt >= 0) == exact),
     "steps": over_counted(steps),
-    "lm_loss": lm_loss,
-    "q_halt_loss": q_halt_loss,
   }
-  return lm_loss + HALTING_WEIGHT * q_halt_loss, metrics
+  return loss, metrics | sums

@@ -1,4 +1,4 @@
-"""The network that recursion applies: embedding, blocks and heads.
+"""Embedding, blocks and heads: what every model family is made of.
 
 Notation, here and everywhere in the project:
   B  batch                 P  prefix tokens (from the puzzle embedding)
@@ -10,6 +10,16 @@ Notation, here and everywhere in the project:
 Weights are plain nested dicts of arrays. Source of every rule: the reference
 implementation of "Less is More: Recursive Reasoning with Tiny Networks"
 (arXiv 2510.04871).
+
+Families, all behind the same embedding and heads:
+  trm             one network, an answer `y` and a scratchpad `z`
+  hrm             two networks, one for each ("Hierarchical Reasoning Model",
+                  arXiv 2506.21734)
+  single_latent   `y` alone, which is its own scratchpad
+  multi_latent    a scratchpad for every latent step, summed when read
+  transformer     one pass a supervision step: `y <- net(y + x)`
+  feedforward     one pass and no recursion: `y = net(x)`
+  autoregressive  a causal decoder that writes the answer token by token
 """
 
 import dataclasses
@@ -25,9 +35,15 @@ from trm_jax.core import layers
 
 Weights = dict[str, Any]
 
+RECURSIVE = ("trm", "hrm", "single_latent", "multi_latent", "transformer")
+FAMILIES = (*RECURSIVE, "feedforward", "autoregressive")
 MIXERS = ("mlp", "attention")
 POSITIONS = ("none", "rotary", "learned")
 REMATS = ("none", "dots", "full")
+_MAY_BE_ZERO = (
+  "puzzle_emb_ndim", "puzzle_emb_len", "registers", "initial_std",
+  "path_noise",
+)  # fmt: skip
 DTYPES = ("bfloat16", "float32", "float64")
 
 
@@ -40,8 +56,9 @@ class ModelConfig:
     seq_len: S, tokens of a puzzle without the prefix.
     num_puzzle_ids: rows of the puzzle-embedding table; 1 grows to what the
       data needs.
+    family: which model, one of `FAMILIES`.
     width: D.
-    layers: blocks in the network.
+    layers: blocks in the network; in each of the two of "hrm".
     heads: H, used by the attention mixer only.
     expansion: SwiGLU expansion, before the factor 2/3.
     inner_multiple: SwiGLU inner widths are rounded up to a multiple of this.
@@ -51,8 +68,17 @@ class ModelConfig:
     rope_theta: base of the rotary frequencies.
     puzzle_emb_ndim: E; 0 means no puzzle embedding and no prefix.
     puzzle_emb_len: P; 0 means `ceil(E / D)`.
-    cycles: T, of which only the last carries gradient.
-    latent_steps: n, updates of `z` in a cycle.
+    registers: P learned prefix tokens for a model without puzzle embeddings,
+      room to compute in ("Vision Transformers Need Registers",
+      arXiv 2309.16588).
+    cycles: T, of which only the last carries gradient. Not read by
+      "transformer", "feedforward" and "autoregressive".
+    latent_steps: n, updates of `z` in a cycle. Read by the same families.
+    initial_std: deviation of a `y` and `z` drawn anew for each puzzle; 0
+      starts from the two fixed vectors. 1 in "Equilibrium Reasoners"
+      (arXiv 2605.21488, section 4).
+    path_noise: deviation of the noise added, in training, to whatever the
+      network returns; 0.01 there.
     norm_eps: epsilon of `rms_norm`.
     remat: what the backward pass keeps: "none" everything, "dots" only matrix
       products (norms and activations are computed anew: less memory traffic,
@@ -67,6 +93,7 @@ class ModelConfig:
   vocab_size: int
   seq_len: int
   num_puzzle_ids: int = 1
+  family: str = "trm"
   width: int = 512
   layers: int = 2
   heads: int = 8
@@ -77,8 +104,11 @@ class ModelConfig:
   rope_theta: float = 10000.0
   puzzle_emb_ndim: int = 512
   puzzle_emb_len: int = 16
+  registers: int = 0
   cycles: int = 3
   latent_steps: int = 6
+  initial_std: float = 0.0
+  path_noise: float = 0.0
   norm_eps: float = 1e-5
   remat: str = "dots"
   dtype: str = "bfloat16"
@@ -88,12 +118,13 @@ class ModelConfig:
     for name, value in vars(self).items():
       if isinstance(value, str):
         continue
-      if name.startswith("puzzle_emb"):  # 0 has a meaning there
-        if value < 0:
+      if name in _MAY_BE_ZERO:
+        if not value >= 0:
           raise ValueError(f"{name}={value}: must not be negative")
       elif not value > 0:
         raise ValueError(f"{name}={value}: must be positive")
     for name, allowed in (
+      ("family", FAMILIES),
       ("mixer", MIXERS),
       ("positions", POSITIONS),
       ("remat", REMATS),
@@ -114,6 +145,23 @@ class ModelConfig:
         "positions='rotary': rotates attention heads, which mixer='mlp' does "
         "not have; use 'none' or 'learned'"
       )
+    if self.family == "autoregressive" and (
+      self.mixer != "attention" or self.positions == "none"
+    ):
+      raise ValueError(
+        "family='autoregressive': reads in order, so it needs "
+        "mixer='attention' and positions='rotary' or 'learned'"
+      )
+    if not self.is_recursive and (self.initial_std or self.path_noise):
+      raise ValueError(
+        f"initial_std={self.initial_std}, path_noise={self.path_noise}: must "
+        f"be 0, for family={self.family!r} has no latents to disturb"
+      )
+    if self.registers and self.puzzle_emb_ndim:
+      raise ValueError(
+        f"registers={self.registers}: they take the place of the puzzle "
+        f"embedding; set puzzle_emb_ndim={self.puzzle_emb_ndim} to 0"
+      )
     if self.puzzle_emb_ndim and self.puzzle_emb_ndim > self.prefix * self.width:
       raise ValueError(
         f"puzzle_emb_ndim={self.puzzle_emb_ndim}: does not fit in "
@@ -121,15 +169,25 @@ class ModelConfig:
       )
 
   @property
+  def is_recursive(self) -> bool:
+    """Whether more supervision steps can change an answer."""
+    return self.family in RECURSIVE
+
+  @property
   def prefix(self) -> int:
     """P, the number of prefix tokens."""
     if not self.puzzle_emb_ndim:
-      return 0
+      return self.registers
     return self.puzzle_emb_len or -(-self.puzzle_emb_ndim // self.width)
 
   @property
   def length(self) -> int:
-    """L, the tokens that the blocks see."""
+    """L, the tokens that the blocks see; P + 2S - 1 in a decoder.
+
+    The last token of an answer is written and never read.
+    """
+    if self.family == "autoregressive":
+      return self.prefix + 2 * self.seq_len - 1
     return self.prefix + self.seq_len
 
   @property
@@ -146,11 +204,13 @@ class ModelConfig:
 class Latents(struct.PyTreeNode):
   """What recursion refines: the answer `y` and the scratchpad `z`.
 
-  Both `[B, L, D]` during recursion, and `[D]` each as initial values.
+  Both `[B, L, D]` during recursion, and `[D]` each as initial values. `z` is
+  `[B, n, L, D]`, from `[n, D]`, in "multi_latent". What a family does not have
+  is None: `z` in "single_latent" and "transformer", both where nothing recurs.
   """
 
-  y: jax.Array
-  z: jax.Array
+  y: Any
+  z: Any
 
 
 class Params(struct.PyTreeNode):
@@ -159,7 +219,7 @@ class Params(struct.PyTreeNode):
   Attributes:
     weights: nested dict, trained by the main optimizer and averaged by EMA.
     puzzle_table: `[num_puzzle_ids, E]`, trained by sign-SGD on touched rows.
-    initial: `Latents` of shape `[D]`, drawn once and never trained or decayed.
+    initial: `Latents` to start from, drawn once, never trained or decayed.
   """
 
   weights: Weights
@@ -178,7 +238,10 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
     `Params` in `config.param_dtype`.
   """
   dtype = jnp.dtype(config.param_dtype)
-  keys = iter(jax.random.split(key, 6 + 2 * config.layers))
+  stacks = ["blocks"]  # that think; and, in HRM, others that answer
+  if config.family == "hrm":
+    stacks.append("answer_blocks")
+  keys = iter(jax.random.split(key, 6 + 2 * config.layers * len(stacks)))
   embed_init = layers.truncated_normal(1.0 / math.sqrt(config.width))
   h = jnp.zeros((1, config.length, config.width), dtype)
   embed = {
@@ -188,6 +251,28 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
   if config.positions == "learned":
     shape = (config.length, config.width)
     embed["positions"] = embed_init(position_key, shape, dtype)
+  if config.registers:
+    shape = (config.registers, config.width)
+    embed["registers"] = embed_init(
+      jax.random.fold_in(position_key, 1), shape, dtype
+    )
+  weights: Weights = {"embed": embed}
+  for stack in stacks:
+    weights[stack] = _init_blocks(keys, h, config)
+  weights["lm_head"] = _lm_head(config).init(next(keys), h)["params"]
+  q_key = next(keys)
+  if config.family != "autoregressive":
+    weights["q_head"] = _q_head(config).init(q_key, h[:, 0])["params"]
+  return Params(
+    weights=weights,
+    puzzle_table=jnp.zeros(
+      (config.num_puzzle_ids, config.puzzle_emb_ndim), dtype
+    ),
+    initial=_init_latents(next(keys), next(keys), config),
+  )
+
+
+def _init_blocks(keys, h: jax.Array, config: ModelConfig) -> Weights:
   blocks = {}
   for i in range(config.layers):
     mixer_key, mlp_key = next(keys), next(keys)
@@ -197,25 +282,22 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
       mixer = _attention(config).init(mixer_key, h, None)
     blocks[f"block_{i}"] = {
       "mixer": mixer["params"],
-      "mlp": _mlp(config).init(mlp_key, h)["params"],
+      "mlp": mlp(config).init(mlp_key, h)["params"],
     }
-  weights = {
-    "embed": embed,
-    "blocks": blocks,
-    "lm_head": _lm_head(config).init(next(keys), h)["params"],
-    "q_head": _q_head(config).init(next(keys), h[:, 0])["params"],
-  }
-  unit = layers.truncated_normal(1.0)
-  return Params(
-    weights=weights,
-    puzzle_table=jnp.zeros(
-      (config.num_puzzle_ids, config.puzzle_emb_ndim), dtype
-    ),
-    initial=Latents(
-      y=unit(next(keys), (config.width,), dtype),
-      z=unit(next(keys), (config.width,), dtype),
-    ),
-  )
+  return blocks
+
+
+def _init_latents(y_key, z_key, config: ModelConfig) -> Latents:
+  unit, dtype = layers.truncated_normal(1.0), jnp.dtype(config.param_dtype)
+  if not config.is_recursive:
+    return Latents(y=None, z=None)
+  y = unit(y_key, (config.width,), dtype)
+  if config.family in ("single_latent", "transformer"):
+    return Latents(y=y, z=None)
+  shape = (config.width,)
+  if config.family == "multi_latent":
+    shape = (config.latent_steps, config.width)
+  return Latents(y=y, z=unit(z_key, shape, dtype))
 
 
 def shapes(config: ModelConfig) -> Params:
@@ -234,25 +316,53 @@ def embed(
   Args:
     weights: `Params.weights`.
     puzzle_rows: `[B, E]`, the puzzles' rows of the table.
-    inputs: int `[B, S]`, tokens.
+    inputs: int `[B, S]`, tokens; a decoder may read more, or fewer.
     config: the model.
 
   Returns:
-    `x`, `[B, L, D]` in `config.dtype`.
+    `x`, `[B, P + S, D]` in `config.dtype`.
   """
   batch = inputs.shape[0]
-  chex.assert_shape(inputs, (batch, config.seq_len))
   chex.assert_shape(puzzle_rows, (batch, config.puzzle_emb_ndim))
-  dtype = jnp.dtype(config.dtype)
-  x = weights["embed"]["tokens"].astype(dtype)[inputs]  # [B, S, D]
+  x = embed_tokens(weights, inputs, config)
   if config.prefix:
-    room = config.prefix * config.width - config.puzzle_emb_ndim
-    rows = jnp.pad(puzzle_rows.astype(dtype), ((0, 0), (0, room)))
+    if config.registers:
+      rows = weights["embed"]["registers"].astype(x.dtype)[None]
+      rows = jnp.broadcast_to(rows, (batch, *rows.shape[1:]))
+    else:
+      room = config.prefix * config.width - config.puzzle_emb_ndim
+      rows = jnp.pad(puzzle_rows.astype(x.dtype), ((0, 0), (0, room)))
     prefix = rows.reshape(batch, config.prefix, config.width)
     x = jnp.concatenate([prefix, x], axis=1)  # [B, L, D]
+  return place(weights, x, 0, config)
+
+
+def embed_tokens(
+  weights: Weights, tokens: jax.Array, config: ModelConfig
+) -> jax.Array:
+  """Looks tokens up: int `[B, N]` to `[B, N, D]`, neither placed nor scaled."""
+  return weights["embed"]["tokens"].astype(config.dtype)[tokens]
+
+
+def place(
+  weights: Weights, x: jax.Array, first: jax.typing.ArrayLike,
+  config: ModelConfig,
+) -> jax.Array:  # fmt: skip
+  """Adds learned positions, where the model has them, and scales by sqrt(D).
+
+  Args:
+    weights: `Params.weights`.
+    x: `[B, N, D]`, embedded tokens.
+    first: integer [], the place of the first of them in the sequence.
+    config: the model.
+
+  Returns:
+    `[B, N, D]`.
+  """
   if config.positions == "learned":
-    positions = weights["embed"]["positions"].astype(dtype)
-    x = math.sqrt(0.5) * (x + positions[None])
+    table = weights["embed"]["positions"].astype(x.dtype)
+    here = jax.lax.dynamic_slice_in_dim(table, first, x.shape[1])
+    x = math.sqrt(0.5) * (x + here[None])
   return math.sqrt(config.width) * x
 
 
@@ -267,7 +377,7 @@ def rotary(config: ModelConfig) -> tuple[jax.Array, jax.Array] | None:
 
 
 def apply_blocks(
-  weights: Weights,
+  blocks: Weights,
   h: jax.Array,
   table: tuple[jax.Array, jax.Array] | None,
   config: ModelConfig,
@@ -275,7 +385,7 @@ def apply_blocks(
   """The network `net(h)`: post-norm blocks of a mixer and a SwiGLU.
 
   Args:
-    weights: `Params.weights`.
+    blocks: one stack of blocks, as `Params.weights["blocks"]`.
     h: `[B, L, D]`.
     table: what `rotary(config)` gives.
     config: the model.
@@ -285,7 +395,7 @@ def apply_blocks(
   """
   chex.assert_shape(h, (None, config.length, config.width))
   for i in range(config.layers):
-    block = weights["blocks"][f"block_{i}"]
+    block = blocks[f"block_{i}"]
     if config.mixer == "mlp":
       # Surprising but so in the reference: the norm after token mixing runs
       # over the tokens as well.
@@ -296,7 +406,7 @@ def apply_blocks(
     else:
       mixed = layers.apply(_attention(config), block["mixer"], h, table)
       h = layers.rms_norm(h + mixed, eps=config.norm_eps)
-    out = layers.apply(_mlp(config), block["mlp"], h)
+    out = layers.apply(mlp(config), block["mlp"], h)
     h = layers.rms_norm(h + out, eps=config.norm_eps)
   return h
 
@@ -304,9 +414,11 @@ def apply_blocks(
 def read_answer(
   weights: Weights, y: jax.Array, config: ModelConfig
 ) -> jax.Array:
-  """Logits of every puzzle token, `[B, S, V]` in `config.dtype`."""
-  tokens = y[:, config.prefix :]
-  return layers.apply(_lm_head(config), weights["lm_head"], tokens)
+  """Logits of the next or of the answer's tokens: `[B, N, D]` to `[B, N, V]`.
+
+  In `config.dtype`. Leave out the prefix first.
+  """
+  return layers.apply(_lm_head(config), weights["lm_head"], y)
 
 
 def read_halting(
@@ -331,7 +443,8 @@ def _attention(config: ModelConfig) -> layers.Attention:
   return layers.Attention(config.heads, jnp.dtype(config.param_dtype))
 
 
-def _mlp(config: ModelConfig) -> layers.SwiGLU:
+def mlp(config: ModelConfig) -> layers.SwiGLU:
+  """The layer over channels that ends each block."""
   return layers.SwiGLU(config.mlp_inner, jnp.dtype(config.param_dtype))
 
 

@@ -43,6 +43,13 @@ class RecordsConfig(tfds.core.BuilderConfig):
   make: Callable[[], tuple[Splits, list[str]]] = lambda: ({}, [])
 
 
+class _RecordsInfo(tfds.core.DatasetInfo):
+  """What is known of a dataset, none of which is on the servers of TFDS."""
+
+  def initialize_from_bucket(self):
+    """Looks nowhere; that of TFDS would leave an empty temporary folder."""
+
+
 class Records(tfds.core.GeneratorBasedBuilder):
   """Records of arrays, in the order in which they were made."""
 
@@ -58,7 +65,8 @@ class Records(tfds.core.GeneratorBasedBuilder):
     return cast(RecordsConfig, self.builder_config)
 
   def _info(self):
-    return self.dataset_info_from_configs(
+    return _RecordsInfo(
+      builder=self,
       features=tfds.features.FeaturesDict(self.config.features),
       # Batches are shuffled by the reader, so records may keep their order.
       disable_shuffling=True,

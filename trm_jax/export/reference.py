@@ -7,6 +7,7 @@ which array is which; both directions read it.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from trm_jax.core import network
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
 
+# Keys and attributes, and numbers of rows.
+Path = tuple[Any, ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -23,13 +27,13 @@ class Entry:
 
   Attributes:
     name: the reference's parameter name, without a checkpoint's prefix.
-    path: keys from `Params` down to the array.
+    path: keys from `Params` down to the array; a number is a row of it.
     there: shape in the reference.
     here: shape in this project.
   """
 
   name: str
-  path: tuple[str, ...]
+  path: Path
   there: tuple[int, ...]
   here: tuple[int, ...]
 
@@ -50,12 +54,32 @@ class Entry:
     return self.name.endswith(".weight")
 
 
+# What the reference calls each family; it has no others.
+KINDS = {
+  "trm": "trm",
+  "hrm": "hrm",
+  "trm_singlez": "single_latent",
+  "trm_hier6": "multi_latent",
+  "transformer": "transformer",
+}
+
+
 def layout(config: ModelConfig) -> Iterator[Entry]:
-  """Every array of a TRM, in the reference's order."""
+  """Every array of a model, in the reference's order.
+
+  Raises:
+    UserError: for a family that the reference does not have.
+  """
+  if config.family not in KINDS.values():
+    raise UserError(
+      f"family={config.family!r}: the reference implementation has no such "
+      f"model; it has {', '.join(KINDS.values())}"
+    )
   width, vocab = config.width, config.vocab_size
   weights = ("weights",)
-  yield Entry("inner.H_init", ("initial", "y"), (width,), (width,))
-  yield Entry("inner.L_init", ("initial", "z"), (width,), (width,))
+  for name, path in latent_names(config):
+    vector = (width,)
+    yield Entry(f"inner.{name}_init", ("initial", *path), vector, vector)
   tokens = (vocab, width)
   yield Entry(
     "inner.embed_tokens.embedding_weight",
@@ -73,24 +97,51 @@ def layout(config: ModelConfig) -> Iterator[Entry]:
       "inner.embed_pos.embedding_weight",
       (*weights, "embed", "positions"), places, places,
     )  # fmt: skip
-  for i in range(config.layers):
-    there = f"inner.L_level.layers.{i}"
-    here = (*weights, "blocks", f"block_{i}")
-    if config.mixer == "mlp":
-      yield from _swiglu(
-        f"{there}.mlp_t", (*here, "mixer"), config.length, config.token_inner
-      )
-    else:
-      heads = (config.heads, width // config.heads)
-      yield Entry(
-        f"{there}.self_attn.qkv_proj.weight", (*here, "mixer", "qkv"),
-        (3 * width, width), (width, 3, *heads),
-      )  # fmt: skip
-      yield Entry(
-        f"{there}.self_attn.o_proj.weight", (*here, "mixer", "out"),
-        (width, width), (*heads, width),
-      )  # fmt: skip
-    yield from _swiglu(f"{there}.mlp", (*here, "mlp"), width, config.mlp_inner)
+  stacks = {"L_level": "blocks"}
+  if config.family == "hrm":
+    stacks = {"H_level": "answer_blocks", "L_level": "blocks"}
+  elif config.family == "transformer":
+    stacks = {"H_level": "blocks"}
+  for there, here in stacks.items():
+    for i in range(config.layers):
+      path = (*weights, here, f"block_{i}")
+      yield from _block(f"inner.{there}.layers.{i}", path, config)
+
+
+def latent_names(
+  config: ModelConfig,
+) -> list[tuple[str, Path]]:
+  """Names of the latents there, "H" and "L", and their paths in `Latents`."""
+  if config.family == "single_latent":
+    return [("L", ("y",))]
+  answer = ("H", ("y",))
+  if config.family == "transformer":
+    return [answer]
+  if config.family == "multi_latent":
+    several = range(config.latent_steps)
+    return [answer, *((f"L{i + 1}", ("z", i)) for i in several)]
+  return [answer, ("L", ("z",))]
+
+
+def _block(
+  there: str, here: tuple[str, ...], config: ModelConfig
+) -> Iterator[Entry]:
+  width = config.width
+  if config.mixer == "mlp":
+    yield from _swiglu(
+      f"{there}.mlp_t", (*here, "mixer"), config.length, config.token_inner
+    )
+  else:
+    heads = (config.heads, width // config.heads)
+    yield Entry(
+      f"{there}.self_attn.qkv_proj.weight", (*here, "mixer", "qkv"),
+      (3 * width, width), (width, 3, *heads),
+    )  # fmt: skip
+    yield Entry(
+      f"{there}.self_attn.o_proj.weight", (*here, "mixer", "out"),
+      (width, width), (*heads, width),
+    )  # fmt: skip
+  yield from _swiglu(f"{there}.mlp", (*here, "mlp"), width, config.mlp_inner)
 
 
 def params_from_reference(
@@ -133,7 +184,7 @@ def params_to_reference(
 ) -> dict[str, np.ndarray]:
   """The reference's arrays, name -> array, from our parameters."""
   return {
-    entry.name: entry.to_there(np.asarray(_lookup(params, entry.path)))
+    entry.name: entry.to_there(np.asarray(lookup(params, entry.path)))
     for entry in layout(config)
   }
 
@@ -155,16 +206,25 @@ def _swiglu(
   )  # fmt: skip
 
 
-def _lookup(tree, path: tuple[str, ...]):
+def lookup(tree, path: Path):
+  """What lies at a path of keys, attributes and numbers."""
   for key in path:
-    tree = tree[key] if isinstance(tree, dict) else getattr(tree, key)
+    tree = getattr(tree, key) if _is_attribute(tree, key) else tree[key]
   return tree
 
 
-def _replace(tree, path: tuple[str, ...], leaf):
+def _replace(tree, path: Path, leaf):
   if not path:
     return leaf
   key, rest = path[0], path[1:]
+  if _is_attribute(tree, key):
+    return tree.replace(**{key: _replace(getattr(tree, key), rest, leaf)})
   if isinstance(tree, dict):
     return tree | {key: _replace(tree[key], rest, leaf)}
-  return tree.replace(**{key: _replace(getattr(tree, key), rest, leaf)})
+  tree = tree.copy()
+  tree[key] = leaf
+  return tree
+
+
+def _is_attribute(tree, key) -> bool:
+  return isinstance(key, str) and not isinstance(tree, dict)

@@ -1,0 +1,114 @@
+"""What chips can do at their best, to estimate the time of a training run.
+
+Rates are dense (no structured sparsity) and of the matrix units. That of
+float32 is at JAX's default precision, which multiplies in bfloat16 on TPUs and
+in TensorFloat-32 on NVIDIA's GPUs (`jax.lax.Precision`).
+
+Sources: Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and
+"TPU7x (Ironwood)"; NVIDIA's data sheets of the A100 80GB, H100 and H200 (all
+SXM), the DGX B200 (an eighth of it) and the L40S, and "NVIDIA Ada GPU
+Architecture" for the RTX 4090. Where a sheet gives rates with sparsity alone,
+half of them. "cpu" is what two cores of an Intel Xeon with AVX-512 were seen
+to do: products of 1536 x 1536 matrices, and copying in one thread.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+
+from trm_jax.errors import UserError
+
+_GB = 10**9
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One chip, which for "tpu7x" is two devices of JAX.
+
+  Attributes:
+    name: what `CHIPS` calls it.
+    peak_flops: dtype -> FLOP a second.
+    memory_bytes: of its fast memory.
+    bandwidth: of that memory, bytes a second.
+  """
+
+  name: str
+  peak_flops: Mapping[str, float]
+  memory_bytes: int
+  bandwidth: float
+
+
+def _chip(
+  name: str,
+  bfloat16: float,
+  float32: float,
+  memory_bytes: int,
+  bandwidth: float,
+) -> Chip:
+  rates = {"bfloat16": bfloat16, "float32": float32}
+  return Chip(name, rates, memory_bytes, bandwidth)
+
+
+CHIPS: dict[str, Chip] = {
+  chip.name: chip
+  for chip in (
+    _chip("v4", 275e12, 275e12, 32 * _GIB, 1200e9),
+    _chip("v5e", 197e12, 197e12, 16 * _GIB, 819e9),
+    _chip("v5p", 459e12, 459e12, 95 * _GIB, 2765e9),
+    _chip("v6e", 918e12, 918e12, 32 * _GIB, 1638e9),
+    _chip("tpu7x", 2307e12, 2307e12, 192 * _GIB, 7380e9),
+    _chip("a100", 312e12, 156e12, 80 * _GB, 2039e9),
+    _chip("h100", 989.4e12, 494.7e12, 80 * _GB, 3350e9),
+    _chip("h200", 989.4e12, 494.7e12, 141 * _GB, 4800e9),
+    _chip("b200", 2250e12, 1100e12, 180 * _GB, 8000e9),
+    _chip("l40s", 362e12, 183e12, 48 * _GB, 864e9),
+    _chip("rtx4090", 165.2e12, 82.6e12, 24 * _GB, 1008e9),
+    _chip("cpu", 0.25e12, 0.25e12, 24 * _GIB, 16e9),
+  )
+}
+
+
+def find(name: str) -> Chip:
+  """The chip of that name.
+
+  Raises:
+    UserError: there is none; it names those that there are.
+  """
+  if name not in CHIPS:
+    close = difflib.get_close_matches(name.lower(), CHIPS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise UserError(f"chip={name!r}: must be one of {', '.join(CHIPS)}{hint}")
+  return CHIPS[name]
+
+
+def estimate_seconds(
+  flops: float, chip: str, dtype: str, utilisation: float
+) -> float:
+  """How long one chip computes.
+
+  Args:
+    flops: operations, as `core.flops` counts them.
+    chip: a name in `CHIPS`.
+    dtype: of the activations.
+    utilisation: share of the chip's peak that is reached, in (0, 1].
+
+  Returns:
+    Seconds.
+
+  Raises:
+    UserError: the chip, or its rate in that dtype, is unknown, or the
+      utilisation is no such share.
+  """
+  rates = find(chip).peak_flops
+  if dtype not in rates:
+    raise UserError(
+      f"dtype={dtype!r}: the rate of {chip!r} is known for {', '.join(rates)} "
+      "alone"
+    )
+  if not 0 < utilisation <= 1:
+    raise UserError(
+      f"utilisation={utilisation}: must be a share of the peak, above 0 and "
+      "at most 1"
+    )
+  return flops / (rates[dtype] * utilisation)

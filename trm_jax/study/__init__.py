@@ -1,0 +1,1 @@
+"""Depth against compute: grids of models, what they gave, and the report."""
