@@ -248,6 +248,8 @@ def _answer(
   ids = jnp.asarray(np.repeat(originals.puzzle_ids, counts))
   puzzles = train.as_puzzles(questions, questions, ids)
   depth = _DEPTH.value or experiment.eval.depth
+  if not experiment.model.is_recursive:
+    depth = 1  # there is nothing to refine
   answers, q_halt = jax.device_get(
     evaluate.refine(params, puzzles, depth, experiment.model)
   )

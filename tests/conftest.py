@@ -3,8 +3,18 @@
 import dataclasses
 import os
 import pathlib
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiles in half the time, in the programs that tests start too; what is
+# computed is small. `make demo` compiles as a user does.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  # What one process of this session has compiled, workers and programs too,
+  # the others load. Compiling is most of what the tests do.
+  _COMPILED = tempfile.TemporaryDirectory(prefix="trm_jax_compiled_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +33,17 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 DATA = pathlib.Path(__file__).parent / "data"
+
+# Files that take longest: two workers end together if these come first.
+_LONG = (
+  "test_resume", "test_programs", "test_programs_study", "test_programs_arc",
+  "test_processes", "test_train", "test_population",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+  """Long files first, otherwise the order is as it was."""
+  items.sort(key=lambda item: item.path.stem not in _LONG)
 
 
 def tiny_model(**changes) -> ModelConfig:

@@ -112,7 +112,7 @@ def TINY_ARC(folder: pathlib.Path) -> list[str]:  # noqa: N802
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-  """One CPU device (or more), and nothing inherited that would change it."""
+  """One CPU device (or more); the session's cache of programs is inherited."""
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),

@@ -85,6 +85,19 @@ def _foreign(room, allowed, third_party=None):
     ("trm_jax.metrics", ["trm_jax.errors"], None),
     ("trm_jax.checkpoint", ["trm_jax.errors"], None),
     ("trm_jax.run_folder", ["trm_jax.errors"], ["filelock"]),
+    ("trm_jax.chips", ["trm_jax.errors"], []),
+    ("trm_jax.depth", ["trm_jax.core"], ["numpy"]),
+    # What a study has measured is told without knowing any model.
+    (
+      "trm_jax.study.statistics",
+      ["trm_jax.study.results", "trm_jax.errors"],
+      ["numpy", "scipy"],
+    ),
+    (
+      "trm_jax.study.figures",
+      ["trm_jax.study", "trm_jax.pictures"],
+      ["matplotlib", "numpy"],
+    ),
     ("trm_jax", ["trm_jax"], None),
     ("configs", ["configs"], ["ml_collections"]),
     ("experiments", ["trm_jax", "experiments", "configs"], None),

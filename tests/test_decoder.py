@@ -26,11 +26,6 @@ MODELS = {
   ),
 }
 
-# Compiles in half the time; what is computed is the same.
-_jit = functools.partial(
-  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
-
 
 @pytest.fixture(autouse=True)
 def _float64():
@@ -52,8 +47,8 @@ def _arrays(config, batch=3):
 
 @functools.cache
 def _compiled(config):
-  predict = _jit(functools.partial(decoder.predict, config=config))
-  write = _jit(functools.partial(decoder.write, config=config))
+  predict = jax.jit(functools.partial(decoder.predict, config=config))
+  write = jax.jit(functools.partial(decoder.write, config=config))
   return predict, write
 
 
@@ -80,7 +75,7 @@ def test_a_prediction_depends_on_what_lies_before_and_on_nothing_else(name):
     )
     return logits[0] @ mixture  # [S]
 
-  of_tokens, of_rows = _jit(jax.jacrev(predictions, argnums=(0, 1)))(
+  of_tokens, of_rows = jax.jit(jax.jacrev(predictions, argnums=(0, 1)))(
     weights["embed"]["tokens"], rows
   )
   sees = np.any(of_tokens, axis=-1)  # prediction i, place j
@@ -120,7 +115,7 @@ def test_reading_in_two_parts_equals_reading_at_once():
     second, cache = decoder.extend(weights, cache, x[:, cut:], config)
     return jnp.concatenate([first, second], axis=1), cache
 
-  (at_once, filled), (parts, filled_too) = _jit(
+  (at_once, filled), (parts, filled_too) = jax.jit(
     lambda: (read(0), read(config.prefix + 3))
   )()
   assert filled.length == filled_too.length == config.length
@@ -161,7 +156,7 @@ def test_samples_are_as_frequent_as_they_are_likely():
   config = dataclasses.replace(MODELS["rotary"], seq_len=2)
   weights, rows, inputs, _ = _arrays(config, batch=1)
   rows, inputs = (jnp.repeat(a, batch, axis=0) for a in (rows, inputs))
-  write = _jit(functools.partial(decoder.write, config=config))
+  write = jax.jit(functools.partial(decoder.write, config=config))
   tokens, logits = jax.device_get(
     write(weights, rows, inputs, key=jax.random.key(0), temperature=temperature)
   )

@@ -31,11 +31,6 @@ LEARNT = {
   "transformer": 1, "feedforward": 1,
 }  # fmt: skip
 
-# Compiles in half the time; what is computed is the same.
-_jit = functools.partial(
-  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
-
 
 @pytest.fixture(autouse=True)
 def _float64():
@@ -126,7 +121,7 @@ def _ours(name):
     out = recursion.supervision_step(weights, latents, x, config)
     return _weigh(out), out
 
-  learn = _jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+  learn = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
   return learn(*_arrays(config))
 
 
@@ -145,7 +140,7 @@ def _plain(name):
 
     return jax.grad(loss, argnums=(0, 1), has_aux=True)(weights, x)
 
-  return _jit(step)(*_arrays(config))
+  return jax.jit(step)(*_arrays(config))
 
 
 def test_every_family_but_the_decoder_is_here():
@@ -209,7 +204,7 @@ def _rematerialised(remat):
   def loss(weights, latents, x):
     return _weigh(recursion.supervision_step(weights, latents, x, config))
 
-  return _jit(jax.value_and_grad(loss))(*_arrays(config))
+  return jax.jit(jax.value_and_grad(loss))(*_arrays(config))
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
@@ -241,7 +236,7 @@ def test_token_mlp_normalises_over_tokens():
 
 def test_initial_weights_have_the_stated_deviation():
   config = tiny_model(width=256, puzzle_emb_ndim=256, vocab_size=64)
-  params = _jit(lambda key: network.init(key, config))(jax.random.key(0))
+  params = jax.jit(lambda key: network.init(key, config))(jax.random.key(0))
   weights = params.weights
   assert np.std(weights["embed"]["tokens"]) == pytest.approx(1 / 16, rel=0.03)
   mlp = weights["blocks"]["block_0"]["mlp"]

@@ -65,7 +65,7 @@ def uninterrupted(tmp_path_factory):
   return flags, workdir
 
 
-def test_kill_and_resume_is_bit_for_bit(uninterrupted, tmp_path):
+def test_kill_and_resume_is_bit_for_bit(uninterrupted, tmp_path, monkeypatch):
   flags, whole = uninterrupted
   flags = [*flags, f"--workdir={tmp_path / 'run'}"]
   for at_least in (20, 120):  # killed twice, somewhere behind these steps
@@ -74,6 +74,8 @@ def test_kill_and_resume_is_bit_for_bit(uninterrupted, tmp_path):
     os.kill(worker.pid, signal.SIGKILL)
     worker.communicate()
     assert worker.returncode == -signal.SIGKILL
+  # What goes on has compiled its program anew, as on another day.
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
   printed = run_program("train", *flags)
   assert "resumed from the checkpoint of step" in printed
   (step, ours), (same_step, theirs) = _state(tmp_path / "run"), _state(whole)

@@ -413,7 +413,8 @@ def test_a_page_says_what_its_intervals_are(seeds, pictures, tmp_path):
   page.write(tmp_path / "report.html", cells, DEPTHS, 0.8, pictures, {})
   text = read(tmp_path / "report.html").text
   assert ("Student's t" in text) == (seeds >= 3)
-  assert ("Wilson" in text) == (seeds < 3)
+  assert "Wilson" in text
+  assert ("nothing of what other seeds" in text) == (seeds < 3)
 
 
 def test_what_cannot_be_read_or_written_is_told(pictures, tmp_path):

@@ -103,7 +103,7 @@ def _set(section, **fields):
     ),
     (
       _set("grid", trm={"model": {"family": ("feedforward",)}}),
-      "config.halting.max_steps=16: must be 1",
+      "config.halting.max_steps=8: must be 1",
     ),
     (_set("study", depths=(0, 1)), "config.study.depths="),
     (_set("study", depths=()), "config.study.depths="),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_study_results import cell, diverged, record
 
 from trm_jax.errors import UserError
-from trm_jax.study import statistics
+from trm_jax.study import power_law, statistics
 from trm_jax.study.statistics import Point
 
 SEEDS = (0, 1, 2)
@@ -220,8 +220,8 @@ def test_the_fit_recovers_the_law(parameters):
   xs = np.geomspace(1e9, 1e12, 9)
   others = [point(x, 0.5, family="hrm") for x in xs]
   points = [point(x, law(x, *parameters)) for x in xs]
-  fit = statistics.fit_family([*others, *points[::-1]], "trm")
-  assert isinstance(fit, statistics.Fit), fit
+  fit = power_law.fit_family([*others, *points[::-1]], "trm")
+  assert isinstance(fit, power_law.Fit), fit
   np.testing.assert_allclose(
     (fit.top, fit.drop, fit.exponent), parameters, rtol=1e-4
   )
@@ -234,15 +234,27 @@ def test_the_fit_recovers_the_law(parameters):
 
 def test_the_fit_speaks_in_numbers():
   xs = np.geomspace(1e9, 1e12, 9)
-  fit = statistics.fit_family(
+  fit = power_law.fit_family(
     [point(x, law(x, 0.97, 0.9, 0.72)) for x in xs], "trm"
   )
-  assert isinstance(fit, statistics.Fit)
+  assert isinstance(fit, power_law.Fit)
   assert fit.words == (
     "exact accuracy saturates at 97% (97 to 97); what is missing shrinks "
     "10-fold for every 24-fold compute (exponent 0.72); points lie 0.0 "
     "percentage points from this curve"
   )
+
+
+def test_the_fit_is_of_the_best_setting():
+  xs = np.geomspace(1e9, 1e12, 9)
+  best = [point(x, law(x, 0.97, 0.9, 0.72), setting="b" * 12) for x in xs]
+  worse = [point(x, law(x, 0.6, 0.5, 0.3), setting="a" * 12) for x in xs]
+  both = power_law.fit_family([*worse, *best], "trm")
+  alone = power_law.fit_family(best, "trm")
+  assert isinstance(both, power_law.Fit)
+  assert isinstance(alone, power_law.Fit)
+  assert both.words == alone.words
+  assert both.points == 9
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -251,8 +263,8 @@ def test_the_band_narrows_with_puzzles_and_holds_the_law(seeds):
   widths = []
   for puzzles in (100, 10_000):
     points = drawn(parameters, seeds=seeds, puzzles=puzzles)
-    fit = statistics.fit_family(points, "trm")
-    assert isinstance(fit, statistics.Fit), fit
+    fit = power_law.fit_family(points, "trm")
+    assert isinstance(fit, power_law.Fit), fit
     assert np.all((fit.low >= 0) & (fit.high <= 1))
     assert np.all((fit.low <= fit.mean) & (fit.mean <= fit.high))
     truth = law(fit.x, *parameters)
@@ -273,8 +285,8 @@ def test_the_band_widens_with_the_spread_of_seeds():
       )
       for x in xs
     ]
-    fit = statistics.fit_family(points, "trm")
-    assert isinstance(fit, statistics.Fit), fit
+    fit = power_law.fit_family(points, "trm")
+    assert isinstance(fit, power_law.Fit), fit
     return np.mean(fit.high - fit.low)
 
   # A mean of three drawn seeds has the error spread * sqrt(2/9).
@@ -285,9 +297,9 @@ def test_the_band_widens_with_the_spread_of_seeds():
 
 def test_the_fit_is_the_same_every_time():
   points = drawn((0.9, 0.7, 0.5), seeds=3, puzzles=200, settings=1)
-  first, second = (statistics.fit_family(points, "trm") for _ in range(2))
-  assert isinstance(first, statistics.Fit)
-  assert isinstance(second, statistics.Fit)
+  first, second = (power_law.fit_family(points, "trm") for _ in range(2))
+  assert isinstance(first, power_law.Fit)
+  assert isinstance(second, power_law.Fit)
   assert first.words == second.words
   np.testing.assert_array_equal(first.low, second.low)
   np.testing.assert_array_equal(first.high, second.high)
@@ -297,22 +309,24 @@ def test_where_there_is_no_fit_is_the_reason():
   xs = np.geomspace(1e9, 1e12, 8)
   rising = [point(x, law(x, 0.9, 0.5, 0.5)) for x in xs]
   for few in (rising[:3], rising[:3] * 4):
-    assert "3 different amounts of compute" in statistics.fit_family(few, "trm")
-  assert "no fit for HRM: it has 0" in statistics.fit_family(rising, "hrm")
+    assert "3 different amounts of compute" in power_law.fit_family(few, "trm")
+  assert "no fit for HRM: its best setting has 0" in power_law.fit_family(
+    rising, "hrm"
+  )
   flat = [point(x, 0.4) for x in xs]
-  assert "a flat line" in statistics.fit_family(flat, "trm")
+  assert "a flat line" in power_law.fit_family(flat, "trm")
   unsure = [dataclasses.replace(p, low=0.3, high=0.95) for p in rising]
-  assert "a flat line" in statistics.fit_family(unsure, "trm")
+  assert "a flat line" in power_law.fit_family(unsure, "trm")
   falling = [point(x, 1 - law(x, 0.9, 0.5, 0.5)) for x in xs]
-  assert "does not rise" in statistics.fit_family(falling, "trm")
+  assert "does not rise" in power_law.fit_family(falling, "trm")
 
 
 def test_a_rise_without_end_in_sight_is_told():
   points = [
     point(x, 0.05 * math.log10(x / 1e8)) for x in np.geomspace(1e9, 1e12, 8)
   ]
-  fit = statistics.fit_family(points, "trm")
-  assert isinstance(fit, statistics.Fit), fit
+  fit = power_law.fit_family(points, "trm")
+  assert isinstance(fit, power_law.Fit), fit
   assert "hardly shrinks with compute" in fit.words
 
 

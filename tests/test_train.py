@@ -1,7 +1,6 @@
 """The training step: whose turn it is, and that it learns."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -15,17 +14,12 @@ from trm_jax.core import losses, network, recursion
 from trm_jax.core.halting import HaltingConfig
 from trm_jax.data.batches import Table
 
-# Compiles in half the time; what is computed is the same.
-_jit = functools.partial(
-  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
-
 
 def _taken_rows(recipe, table, steps):
   """Rows of the puzzles that slots took, step by step, without augmentation."""
   recipe = with_train(recipe, augment=False)
   lookup = {np.asarray(row).tobytes(): i for i, row in enumerate(table.inputs)}
-  step = _jit(lambda s: train.train_step(s, table, recipe)[0])
+  step = jax.jit(lambda s: train.train_step(s, table, recipe)[0])
   state = train.init_state(recipe)
   taken = []
   for _ in range(steps):
@@ -65,7 +59,7 @@ def test_both_refills_agree_while_every_slot_halts(recipe, table):
     changed = dataclasses.replace(
       with_train(recipe, refill=refill), halting=halting
     )
-    step = _jit(lambda s, r=changed: train.train_step(s, table, r)[0])
+    step = jax.jit(lambda s, r=changed: train.train_step(s, table, r)[0])
     state = train.init_state(changed)
     for _ in range(3):
       state = step(state)
@@ -95,7 +89,7 @@ def test_several_steps_in_one_dispatch_equal_single_ones(
   recipe, table, compiled_steps
 ):
   together, metrics = compiled_steps(train.init_state(recipe), table)
-  step = _jit(lambda s: train.train_step(s, table, recipe))
+  step = jax.jit(lambda s: train.train_step(s, table, recipe))
   state = train.init_state(recipe)
   for k in range(recipe.train.steps_per_dispatch):
     state, single = step(state)
@@ -137,7 +131,7 @@ def test_what_must_not_move_does_not(recipe, table, compiled_steps):
 
 
 def test_the_average_follows_the_weights(recipe, table):
-  step = _jit(lambda s: train.train_step(s, table, recipe)[0])
+  step = jax.jit(lambda s: train.train_step(s, table, recipe)[0])
   state = train.init_state(recipe)
   expected = state.ema
   for _ in range(3):
@@ -165,7 +159,7 @@ def _logits_of_a_first_step(recipe, table, **changes):
   params = network.init(jax.random.key(0), recipe.model)
   incoming = _same_puzzle_everywhere(table, recipe.train.batch_size)
 
-  @_jit  # of the logits alone, so nothing is differentiated
+  @jax.jit  # of the logits alone, so nothing is differentiated
   def first_step(seed, step):
     state = train.state_from_params(params, recipe, seed).replace(step=step)
     return train.learn(state, incoming, recipe)[1].outputs.logits
@@ -200,7 +194,7 @@ def test_a_random_start_has_the_stated_deviation(family):
   config = tiny_model(family=family, initial_std=0.5)
   vectors = network.shapes(config).initial
   drawn = jax.tree.leaves(
-    _jit(lambda key: recursion.initial_latents(vectors, 64, config, key))(
+    jax.jit(lambda key: recursion.initial_latents(vectors, 64, config, key))(
       jax.random.key(1)
     )
   )
@@ -219,7 +213,7 @@ def test_evaluation_has_no_path_noise_and_always_the_same_start(recipe, table):
 
   def answers(**changes):
     model = dataclasses.replace(recipe.model, **changes)
-    refine = _jit(lambda: evaluate.refine(params, puzzles, 2, model)[0])
+    refine = jax.jit(lambda: evaluate.refine(params, puzzles, 2, model)[0])
     np.testing.assert_array_equal(refine(), refine())
     return np.asarray(refine())  # [D, B, S]
 
@@ -239,7 +233,7 @@ def test_registers_are_learnt_in_place_of_a_puzzle_table(recipe, table):
   recipe = dataclasses.replace(recipe, model=model)
   incoming = _same_puzzle_everywhere(table, recipe.train.batch_size)
 
-  @_jit
+  @jax.jit
   def step():
     before = train.init_state(recipe)
     after, learned = train.learn(before, incoming, recipe)
@@ -291,14 +285,14 @@ def test_one_batch_is_learnt_by_heart(recipe, split, name):
     ),
   )  # fmt: skip
   few = jax.tree.map(jnp.asarray, few)
-  steps = _jit(lambda s: train.train_steps(s, few, recipe))
+  steps = jax.jit(lambda s: train.train_steps(s, few, recipe))
   puzzles = train.as_puzzles(
     *jax.tree.map(
       lambda a: jnp.asarray(a[:count]),
       (split.inputs, split.labels, split.puzzle_ids),
     )
   )
-  state = _jit(lambda: train.init_state(recipe))()
+  state = jax.jit(lambda: train.init_state(recipe))()
   exact = 0.0
   for _ in range(8):
     state, _ = steps(state)

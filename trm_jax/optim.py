@@ -209,9 +209,6 @@ def weights_optimizer(
   )
 
 
-adam_atan2 = weights_optimizer
-
-
 def _matrix_axes(path: tuple) -> MuonDimensionNumbers | None:
   """The axes of a matrix that Muon updates; None for any other weight."""
   *rooms, name = jax.tree_util.keystr(path, simple=True, separator="/").split(

@@ -27,10 +27,11 @@ from matplotlib.ticker import (
 )
 
 from trm_jax import pictures
-from trm_jax.study import names, statistics
+from trm_jax.study import names, power_law, statistics
 from trm_jax.study.looks import RESOLUTION, STYLES, Look, find_looks
+from trm_jax.study.power_law import Fit
 from trm_jax.study.results import FAMILY_NAMES, Cell
-from trm_jax.study.statistics import Fit, Halting, Point
+from trm_jax.study.statistics import Halting, Point
 
 _INFERENCE = "inference FLOPs per puzzle"
 _TRAINING = "training FLOPs"
@@ -41,7 +42,7 @@ _GREY = "#555555"
 _SEED = Line2D([], [], color=_GREY, lw=0.6, alpha=0.7, label="one seed")
 _BAR = Line2D([], [], color=_GREY, marker="|", ms=9, lw=0, label="95% interval")
 _BAND = Patch(color=_GREY, alpha=0.2, lw=0, label="95% interval")
-_FIT = Patch(color=_GREY, alpha=0.2, lw=0, label="fit, 95% band")
+_FIT = Patch(color=_GREY, alpha=0.2, lw=0, label="fit of the best, 95%")
 _FRONT = Line2D([], [], color=_GREY, lw=1.2, label="Pareto front")
 _BEATEN = Line2D(
   [], [], color=_GREY, alpha=0.3, marker="o", ms=4, lw=0, label="beaten"
@@ -182,6 +183,8 @@ def halting(cells: Sequence[Cell], depths: Iterable[int], path: pathlib.Path):
   left.set_ylim(bottom=0)
   _finish_depth(right, ticks, "mean steps per puzzle")
   _set_accuracy(right, halted)
+  most_right = max((max(each.fixed_accuracy) for each in halted), default=0)
+  right.set_ylim(top=max(right.get_ylim()[1], 1.03 * most_right))
   for axes in (left, right):
     _say_if_empty(axes, halted, "no model here halts by itself")
   _add_legend(figure, halted, _HALTED, _FIXED)
@@ -246,7 +249,7 @@ def fits(points: Iterable[Point]) -> dict[str, Fit | str]:
 
 @functools.lru_cache(maxsize=64)
 def _fit(points: tuple[Point, ...], family: str) -> Fit | str:
-  return statistics.fit_family(points, family)
+  return power_law.fit_family(points, family)
 
 
 def as_flops(count: float) -> str:

@@ -15,8 +15,9 @@ import jinja2
 from trm_jax.errors import UserError
 from trm_jax.study import figures, statistics
 from trm_jax.study.figures import as_flops
+from trm_jax.study.power_law import Fit
 from trm_jax.study.results import FAMILY_NAMES, Cell
-from trm_jax.study.statistics import Fit, Point
+from trm_jax.study.statistics import Point
 
 # Families as they stand in a sentence.
 _IN_WORDS = FAMILY_NAMES | {
@@ -45,7 +46,8 @@ _CAPTIONS = {
     "Inference FLOPs",
     "The same scores over what they cost per puzzle, all puzzles at full "
     "depth: markers with bars are means with their intervals, thin lines or "
-    "dots the seeds, the thick curve with its band the fit of a family.",
+    "dots the seeds, the thick curve with its band the fit of a family's "
+    "best setting.",
   ),
   "training": (
     "Training FLOPs",

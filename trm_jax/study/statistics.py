@@ -1,12 +1,11 @@
-"""Numbers of a study: points with intervals, fits, fronts and budgets."""
+"""Numbers of a study: points with intervals, fronts and budgets."""
 
 import dataclasses
 import decimal
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 from trm_jax.errors import UserError
 from trm_jax.study.results import (
@@ -53,37 +52,6 @@ class Point:
   training_flops: float
   inference_flops: float
   puzzles: int = 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fit:
-  """A saturating power law: `top - drop * (x / scale) ** -exponent`.
-
-  Attributes:
-    family: whose points were fitted.
-    top: exact accuracy with unlimited compute.
-    drop: what is missing of it at `scale`.
-    scale: the smallest x of the points.
-    exponent: how fast what is missing shrinks.
-    points: how many were fitted.
-    x: float [N], from the smallest to the largest x, even on a log axis.
-    mean: float [N], the curve, clipped to [0, 1].
-    low: float [N], lower edge of its 95% band.
-    high: float [N], upper edge.
-    words: the formula in words and numbers.
-  """
-
-  family: str
-  top: float
-  drop: float
-  scale: float
-  exponent: float
-  points: int
-  x: np.ndarray
-  mean: np.ndarray
-  low: np.ndarray
-  high: np.ndarray
-  words: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,151 +209,6 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     if best is None or is_equal or point.mean > best.mean:
       front.append(point)
   return front
-
-
-# Draws of the bootstrap, and its seed: the same points give the same band.
-_DRAWS, _SEED = 200, 0
-
-# Bounds of (top, drop, exponent). An exponent of 0 would be a flat line.
-_LOWER, _UPPER = (0.0, 0.0, 0.01), (1.0, np.inf, 5.0)
-
-
-def fit_family(points: Sequence[Point], family: str) -> Fit | str:
-  """Fits a saturating power law to the points of one family.
-
-  The fit is to the means of *all* points of *all* settings of the family,
-  each with the same weight, not to their upper envelope: it says what a
-  setting of the family gives for its compute, not what the best one does.
-
-  The band is a bootstrap over seeds and puzzles. Each draw picks the seeds of
-  each setting anew, adds to the accuracy of each its binomial error, and fits
-  again. All points of a setting share the picked seeds and the direction of
-  the error, for they are the same models on the same puzzles. Settings are not
-  drawn anew: that they do not all follow one law is no part of the band, but
-  is told in the words as their mean (root of squares) distance from it.
-
-  Args:
-    points: of any families, x > 0.
-    family: which to fit.
-
-  Returns:
-    The fit, or why there is none, in words.
-  """
-  points = [point for point in points if point.family == family]
-  name = FAMILY_NAMES[family]
-  x = np.array([point.x for point in points])
-  distinct = len(np.unique(x))
-  if distinct < 4:
-    return (
-      f"no fit for {name}: it has {distinct} different amounts of compute, and "
-      "three parameters need at least 4"
-    )
-  if max(p.low for p in points) <= min(p.high for p in points):
-    return (
-      f"no fit for {name}: a flat line passes through all its intervals, so "
-      "that nothing can be said of the effect of compute"
-    )
-  scale = x.min()
-  scaled = x / scale
-  means = np.array([point.mean for point in points])
-  best = _solve(scaled, means, _guess(scaled, means))
-  if best is None:
-    return f"no fit for {name}: the search for the parameters did not settle"
-  grid = np.geomspace(1.0, scaled.max(), 100)
-  curve = _law(grid, *best)
-  if curve[-1] - curve[0] < 1e-3:
-    return (
-      f"no fit for {name}: its accuracy does not rise with compute, so that a "
-      "saturating law has nothing to describe"
-    )
-  draws = [_solve(scaled, drawn, best) for drawn in _resample(points)]
-  solutions = np.array([best] + [d for d in draws if d is not None])
-  curves = np.array([_law(grid, *solution) for solution in solutions])
-  low, high = np.percentile(curves, [2.5, 97.5], axis=0)
-  top_low, top_high = np.percentile(solutions[:, 0], [2.5, 97.5])
-  top, drop, exponent = best
-  distance = np.sqrt(np.mean((_law(scaled, *best) - means) ** 2))
-  return Fit(
-    family=family,
-    top=float(top),
-    drop=float(drop),
-    scale=float(scale),
-    exponent=float(exponent),
-    points=len(points),
-    x=grid * scale,
-    mean=np.clip(curve, 0, 1),
-    low=np.clip(np.minimum(low, curve), 0, 1),
-    high=np.clip(np.maximum(high, curve), 0, 1),
-    words=(
-      f"exact accuracy saturates at {100 * top:.0f}% "
-      f"({100 * min(top_low, top):.0f} to {100 * max(top_high, top):.0f}); "
-      f"what is missing {_pace(exponent)} (exponent {exponent:.2g}); "
-      f"points lie {100 * distance:.1f} percentage points from this curve"
-    ),
-  )
-
-
-def _law(x, top, drop, exponent):
-  return top - drop * x**-exponent
-
-
-def _slopes(x, top, drop, exponent):
-  """Derivatives of `_law` by its parameters, [N, 3]."""
-  power = x**-exponent
-  return np.stack([np.ones_like(x), -power, drop * power * np.log(x)], axis=1)
-
-
-def _guess(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """The best of some exponents; given one, the law is a straight line."""
-  guesses = []
-  for exponent in np.geomspace(0.02, 4.0, 24):
-    power = x**-exponent
-    top = np.clip(np.polyfit(power, y, 1)[1], 0, 1)
-    drop = max((top - y) @ power / (power @ power), 0.0)
-    guesses.append((top, drop, exponent))
-  errors = [np.sum((_law(x, *guess) - y) ** 2) for guess in guesses]
-  return np.array(guesses[int(np.argmin(errors))])
-
-
-def _solve(x: np.ndarray, y: np.ndarray, start: np.ndarray):
-  """Least squares from a start: (top, drop, exponent), None if it fails."""
-  with warnings.catch_warnings():
-    # The covariance, which nothing reads, is singular where drop is 0.
-    warnings.simplefilter("ignore", optimize.OptimizeWarning)
-    try:
-      return optimize.curve_fit(
-        _law, x, y, p0=start, bounds=(_LOWER, _UPPER), jac=_slopes
-      )[0]
-    except RuntimeError:
-      return None
-
-
-def _resample(points: Sequence[Point]) -> np.ndarray:
-  """Accuracies as other seeds and puzzles might have given: [draws, points]."""
-  rng = np.random.default_rng(_SEED)
-  most = max(point.seeds for point in points)
-  drawn = np.empty((_DRAWS, len(points)))
-  chances: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-  for i, point in enumerate(points):
-    if point.setting not in chances:
-      shape = _DRAWS, most
-      chances[point.setting] = rng.random(shape), rng.standard_normal(shape)
-    pick, error = (c[:, : point.seeds] for c in chances[point.setting])
-    shares = np.array(point.values)[(pick * point.seeds).astype(int)]
-    if point.puzzles:
-      shares = shares + error * np.sqrt(shares * (1 - shares) / point.puzzles)
-    drawn[:, i] = np.clip(shares, 0, 1).mean(axis=1)
-  return drawn
-
-
-def _pace(exponent: float) -> str:
-  """By how much compute must grow for ten times less to be missing."""
-  growth = 10 ** (1 / exponent)
-  if growth > 1e6:
-    return "hardly shrinks with compute"
-  rounded = float(f"{growth:.2g}")
-  digits = 0 if rounded >= 10 else 1
-  return f"shrinks 10-fold for every {rounded:,.{digits}f}-fold compute"
 
 
 def at_equal_flops(
