@@ -68,12 +68,7 @@ def main(argv: list[str]) -> int:
   for one in settings:  # refuses what the devices cannot do, before training
     fit.build(one.experiment)
   run.claim(config, cli.config_overrides("config"))
-  shallow = [
-    cell
-    for cell in results.load_cells(folder.cells)
-    for setting in settings
-    if cell.setting == setting.key and sweep.is_shallow(cell, study, setting)
-  ]
+  shallow = sweep.find_shallow(study, settings, folder)
   if work or shallow:
     training, held_out, count = _load(settings[0])
     try:
@@ -92,7 +87,7 @@ def main(argv: list[str]) -> int:
         f"step {stopped.step}. The same command goes on from there"
       )
       return 128 + stopped.signal
-    sweep.deepen(shallow, settings, study, folder, held_out, cli.say)
+    sweep.deepen(shallow, study, folder, held_out, cli.say)
   cells = _finished(folder, settings)
   _report(cells, study, settings[0], run)
   return 0
@@ -101,8 +96,8 @@ def main(argv: list[str]) -> int:
 def _give_members_cores():
   """On a CPU, each core becomes a device, for members to share.
 
-  One core a member is twice as fast as all cores for a stack of members, whose
-  batched products XLA does not spread well over CPU cores.
+  XLA computes a stack of members on one CPU device slower than it computes
+  them one after another.
   """
   if "JAX_NUM_CPU_DEVICES" not in os.environ:
     jax.config.update("jax_num_cpu_devices", os.cpu_count())

@@ -191,23 +191,18 @@ def carry_out(
 
 
 def deepen(
-  cells: Sequence[Cell],
-  settings: Sequence[Setting],
+  shallow: Sequence[tuple[Cell, Setting]],
   study: StudyConfig,
   folder: Folder,
   held_out: Split,
   say: Callable[[str], None],
 ):
-  """Tests finished cells of this folder at depths that are new to them.
+  """Tests what `find_shallow` gives at the depths that are new to it.
 
   Raises:
     UserError: if the weights of one cannot be read.
   """
-  known = {setting.key: setting for setting in settings}
-  for cell in cells:
-    setting = known.get(cell.setting)
-    if setting is None or not is_shallow(cell, study, setting):
-      continue
+  for cell, setting in shallow:
     say(f"testing {cell.setting}, seed {cell.seed}, at depth {study.depths}")
     params, _ = weights.load_weights(folder.weights(cell.setting, cell.seed))
     results.save_cell(
@@ -215,10 +210,20 @@ def deepen(
     )
 
 
-def is_shallow(cell: Cell, study: StudyConfig, setting: Setting) -> bool:
-  """Whether a finished cell lacks a test depth."""
-  wanted = max(study.depths) if setting.experiment.model.is_recursive else 1
-  return cell.diverged_at is None and len(cell.depths) < wanted
+def find_shallow(
+  study: StudyConfig, settings: Sequence[Setting], folder: Folder
+) -> list[tuple[Cell, Setting]]:
+  """The grid's finished cells of this folder that lack a test depth."""
+  known = {setting.key: setting for setting in settings}
+  found = []
+  for cell in results.load_cells(folder.cells):
+    setting = known.get(cell.setting)
+    if setting is None or cell.diverged_at is not None:
+      continue
+    wanted = max(study.depths) if setting.experiment.model.is_recursive else 1
+    if len(cell.depths) < wanted:
+      found.append((cell, setting))
+  return found
 
 
 def test(
