@@ -1,11 +1,18 @@
-"""Evaluates a trained run at several depths, on averaged weights.
+"""Evaluates a trained run: depth, breadth, halting, votes.
 
     python -m experiments.evaluate --workdir=DIR [--depth=1,2,4,8,16,32]
         [--checkpoint=best|last|STEP] [--puzzles=N] [--data=SOURCE]
         [--split=test|train] [--copies=N] [--puzzle_id=error|mean|blank]
         [--skip_bad_rows]
+    ... [--breadth=1,8] [--halt=q,unchanged,residual,solved] [--views]
+        [--select=q,vote,residual,first,solved] [--calibrate=isotonic]
 
-Prints a table, and writes `result.json` and `plots/depth.png` in the folder.
+Prints a table, and writes `result.json` and a plot in the folder.
+
+The second form runs several rollouts of each puzzle, halts them early, or
+both: each depth x breadth x way of choosing is a row, with the share of
+puzzles that any rollout gets right beside it. --calibrate measures how honest
+the halting head is, and keeps the cure in `calibration.json`.
 
 In ARC the augmented copies of a task vote: pass@k is the share of test grids
 that are among the k answers with most votes, and `submission.json` has the
@@ -15,16 +22,23 @@ Tasks that were not trained on have no embedding: --puzzle_id says what then.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 
-from experiments import cli, report
-from trm_jax import config as config_lib
-from trm_jax import evaluate, fit, plots, vote
+from experiments import cli, report, rollouts, solve_flags
+from trm_jax import calibration, evaluate, fit, plots, vote
+from trm_jax.config import Experiment
+from trm_jax.core.network import Params
 from trm_jax.data import datasets
+from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.run_folder import RunFolder, write_json
+from trm_jax.solve import score
+from trm_jax.solve.rules import SolveConfig
+from trm_jax.solve.solver import Rollouts
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -51,6 +65,17 @@ _PUZZLE_ID = flags.DEFINE_enum(
   "puzzle_id", "error", datasets.UNSEEN,
   "The embedding of ARC tasks that the run was not trained on.",
 )  # fmt: skip
+_BREADTH = flags.DEFINE_string("breadth", "1", "Rollouts to choose from.")
+_SELECT = flags.DEFINE_list(
+  "select", ["q"], "Which rollout answers: q, vote, residual, first, solved."
+)
+_CALIBRATE = flags.DEFINE_enum(
+  "calibrate",
+  None,
+  calibration.KINDS,
+  "Fit the confidence to held-out puzzles.",
+)
+_settings = solve_flags.define()
 _SKIP_BAD_ROWS = cli.define_skip_bad_rows()
 
 
@@ -58,10 +83,31 @@ def main(argv: list[str]) -> int:
   """Evaluates the run in `--workdir`."""
   cli.no_arguments(argv)
   depths = cli.whole_numbers(_DEPTH.value, "depth")
+  breadths = cli.whole_numbers(_BREADTH.value, "breadth")
+  settings = _settings(depth=max(depths), breadth=max(breadths))
+  solve_flags.check_selects(_SELECT.value)
   folder = RunFolder(_WORKDIR.value)
-  experiment = config_lib.read(folder.read_config())
-  data = report.choose_data(experiment.data, _DATA.value, _SKIP_BAD_ROWS.value)
-  experiment = dataclasses.replace(experiment, data=data)
+  experiment, split = report.load_held_out(
+    folder,
+    _DATA.value,
+    _SPLIT.value,
+    puzzles=_PUZZLES.value,
+    copies=_COPIES.value,
+    unseen=_PUZZLE_ID.value,
+    skip_bad_rows=_SKIP_BAD_ROWS.value,
+  )
+  is_plain = settings.breadth == 1 and not settings.halt
+  if is_plain and not (settings.flops or settings.seconds or _CALIBRATE.value):
+    _by_depth(folder, experiment, split, depths)
+  else:
+    _by_rollouts(folder, experiment, split, settings, depths, breadths)
+  return 0
+
+
+def _by_depth(
+  folder: RunFolder, experiment: Experiment, split: Split, depths: list[int]
+):
+  """Every depth in one pass, and the votes of one or more checkpoints."""
   unview = experiment.task.unview
   checkpoints = _CHECKPOINT.value.split(",")
   if len(checkpoints) > 1 and not unview:
@@ -69,24 +115,12 @@ def main(argv: list[str]) -> int:
       f"--checkpoint={_CHECKPOINT.value}: several checkpoints can only vote "
       "where puzzles have copies, as in ARC; name one"
     )
-  for note in datasets.prepare(experiment.data, cli.say):
-    cli.say(f"note: {note}")
-  puzzles = _PUZZLES.value
-  puzzles = experiment.eval.puzzles if puzzles is None else puzzles
-  split = report.load_test(experiment, puzzles, _COPIES.value, _SPLIT.value)
-  known = folder.read_identifiers()
-  split = datasets.match_ids(
-    split, datasets.identifiers(experiment.data), known, _PUZZLE_ID.value
-  )
   ballots = evaluate.new_ballots(depths) if unview else None
   records, steps = [], []
   for which in checkpoints:
-    step, state, program = fit.restore_for_inference(experiment, folder, which)
+    step, params, program = _restore(folder, experiment, which)
     if step in steps:
       continue  # "best" may be "last", and must not vote twice
-    params = state.averaged_params
-    if _PUZZLE_ID.value == "mean":
-      params = evaluate.with_mean_embedding(params, len(known))
     records = report.evaluate_depths(
       experiment, program, step, params, split, depths, ballots
     )
@@ -94,15 +128,9 @@ def main(argv: list[str]) -> int:
   told = f"step {steps[-1]}"
   if len(steps) > 1:
     told += f"; votes of steps {', '.join(map(str, steps))} together"
-  kind = "held-out" if _SPLIT.value == "test" else "training"
-  report.print_depths(records, f"{folder.path}, {told}", kind)
+  report.print_depths(records, f"{folder.path}, {told}", _kind())
   if jax.process_index() == 0:
-    result = {
-      "checkpoint": steps[-1],
-      "data": _DATA.value,
-      "split": _SPLIT.value,
-      "depths": records,
-    }
+    result = _result(steps[-1]) | {"depths": records}
     if unview:
       result["voting_checkpoints"] = steps
     write_json(folder.result, result)
@@ -117,7 +145,101 @@ def main(argv: list[str]) -> int:
       made.append(folder.plots / "depth.png")
       plots.depth_curve(records, made[-1], report.title(experiment, steps[-1]))
     print(f"wrote {', '.join(map(str, made))}")
-  return 0
+
+
+def _by_rollouts(
+  folder: RunFolder,
+  experiment: Experiment,
+  split: Split,
+  settings: SolveConfig,
+  depths: list[int],
+  breadths: list[int],
+):
+  """Depth x breadth, with halting; and calibration, if asked for."""
+  if "," in _CHECKPOINT.value:
+    raise UserError(
+      f"--checkpoint={_CHECKPOINT.value}: several checkpoints can only vote "
+      "at breadth 1 and fixed depth; name one"
+    )
+  if _CALIBRATE.value and (
+    _SPLIT.value != "test" or split.symmetries is not None
+  ):
+    raise UserError(
+      f"--calibrate={_CALIBRATE.value}: needs held-out puzzles without copies, "
+      "whose answers can be right or wrong one by one; leave it out here"
+    )
+  step, params, _ = _restore(folder, experiment, _CHECKPOINT.value)
+  found = rollouts.run(params, experiment, split, settings, depths)
+  records = rollouts.grid(
+    found, experiment, split, settings, breadths, _SELECT.value
+  )
+  rollouts.print_grid(records, f"{folder.path}, step {step}", _kind())
+  speed = rollouts.throughput(found)
+  print(
+    f"{speed['puzzles_per_second']:.1f} puzzles/s at breadth "
+    f"{settings.breadth}, {speed['flops_per_puzzle']:.2e} FLOPs each"
+  )
+  if jax.process_index():
+    return
+  result = _result(step) | {"solve": dataclasses.asdict(settings)}
+  write_json(folder.result, result | {"grid": records, "speed": speed})
+  made = [folder.result]
+  title = report.title(experiment, step)
+  if "exact_accuracy" in records[0]:
+    made.append(folder.plots / "solve.png")
+    plots.solve_grid(records, made[-1], title)
+  if _CALIBRATE.value:
+    made += _calibrate(folder, split, found, settings, title)
+  print(f"wrote {', '.join(map(str, made))}")
+
+
+def _calibrate(
+  folder: RunFolder,
+  split: Split,
+  found: Rollouts,
+  settings: SolveConfig,
+  title: str,
+) -> list[Any]:
+  """Fits confidence to the undisturbed rollouts, at all depths together.
+
+  Whether to halt is asked early as well, where more answers are wrong.
+  """
+  labels = split.labels[split.rows[0]]
+  labelled = np.flatnonzero(labels.any(-1))
+  right = score.is_right(found.answers[labelled, :1], labels[labelled])[:, 0]
+  q = found.q_halt[labelled, 0]  # [N, M]
+  kind = _CALIBRATE.value
+  assert kind, "asked for"
+  before, after = calibration.evaluate_fit(q, right, kind, settings.seed)
+  print(
+    f"calibration error {before.error:.1%}, {after.error:.1%} after "
+    f"{kind} calibration on the other half of {len(q)} puzzles, over the "
+    f"answers at {q.shape[1]} depths"
+  )
+  fitted = calibration.fit(q.ravel(), right.ravel(), kind)
+  write_json(folder.calibration, fitted.to_json())
+  picture = folder.plots / "reliability.png"
+  plots.reliability(before, after, picture, title)
+  return [folder.calibration, picture]
+
+
+def _restore(
+  folder: RunFolder, experiment: Experiment, which: str
+) -> tuple[int, Params, fit.Program]:
+  step, state, program = fit.restore_for_inference(experiment, folder, which)
+  params = state.averaged_params
+  if _PUZZLE_ID.value == "mean":
+    known = len(folder.read_identifiers())
+    params = evaluate.with_mean_embedding(params, known)
+  return step, params, program
+
+
+def _result(step: int) -> dict[str, Any]:
+  return {"checkpoint": step, "data": _DATA.value, "split": _SPLIT.value}
+
+
+def _kind() -> str:
+  return "held-out" if _SPLIT.value == "test" else "training"
 
 
 if __name__ == "__main__":

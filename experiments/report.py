@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from experiments import cli
+from trm_jax import config as config_lib
 from trm_jax import evaluate, metrics, plots, vote
 from trm_jax.config import Data, Experiment
 from trm_jax.core import flops, network
@@ -104,6 +106,43 @@ def load_test(
   chosen = datasets.load(experiment.data, split, groups)
   copies = experiment.eval.copies if copies < 0 else copies
   return chosen.take(np.arange(len(chosen)), copies)
+
+
+def load_held_out(
+  folder: RunFolder,
+  source: str = "",
+  split: str = "test",
+  *,
+  puzzles: int | None = None,
+  copies: int = -1,
+  unseen: str = "error",
+  skip_bad_rows: bool = False,
+) -> tuple[Experiment, Split]:
+  """A run's puzzles to test on, which it knows by the ids they then have.
+
+  Args:
+    folder: the run.
+    source: what to test on instead of its own test split.
+    split: "test", or "train".
+    puzzles: how many; 0 for all, None for as many as in training.
+    copies: as in `load_test`.
+    unseen: what of puzzles without an embedding, see `datasets.match_ids`.
+    skip_bad_rows: whether bad rows of csv files are left out.
+
+  Returns:
+    The experiment, with the data that was chosen, and the split.
+  """
+  experiment = config_lib.read(folder.read_config())
+  data = choose_data(experiment.data, source, skip_bad_rows)
+  experiment = dataclasses.replace(experiment, data=data)
+  for note in datasets.prepare(data, cli.say):
+    cli.say(f"note: {note}")
+  if puzzles is None:
+    puzzles = experiment.eval.puzzles
+  chosen = load_test(experiment, puzzles, copies, split)
+  names = datasets.identifiers(data)
+  known = folder.read_identifiers()
+  return experiment, datasets.match_ids(chosen, names, known, unseen)
 
 
 def describe(

@@ -57,8 +57,7 @@ def main(argv: list[str]) -> int:
   experiment, names = report.prepare(config, experiment, bar.say)
   if leader:
     folder.claim(config, overrides)
-    if len(names) > 1:
-      write_json(folder.identifiers, names)
+    folder.keep_identifiers(names)
   training, held_out = report.load_splits(experiment)
   with bar:
     bar.say(report.describe(experiment, training, held_out))

@@ -87,6 +87,13 @@ def _foreign(room, allowed, third_party=None):
     ("trm_jax.run_folder", ["trm_jax.errors"], ["filelock"]),
     ("trm_jax.chips", ["trm_jax.errors"], []),
     ("trm_jax.depth", ["trm_jax.core"], ["numpy"]),
+    ("trm_jax.calibration", ["trm_jax.errors"], ["numpy", "scipy"]),
+    ("trm_jax.terminal", ["trm_jax.data"], ["numpy", "rich"]),
+    (
+      "trm_jax.solve.engine",
+      ["trm_jax.core", "trm_jax.data.task"],
+      ["jax", "flax", "numpy"],
+    ),
     # What a study has measured is told without knowing any model.
     (
       "trm_jax.study.statistics",

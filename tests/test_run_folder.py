@@ -141,3 +141,37 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     write_json(path, {"exact": 0.75})
   assert json.loads(path.read_text()) == {"exact": 0.5}
   assert [p.name for p in path.parent.iterdir()] == ["result.json"]
+
+
+def test_names_of_puzzles_never_change_once_trained(trained):
+  folder = RunFolder(trained)
+  names = ["<blank>", "a", "b"]
+  folder.keep_identifiers(names)
+  folder.keep_identifiers(names)
+  assert folder.read_identifiers() == names
+  for others, told in (
+    (["<blank>", "b", "a"], "the first is 'a' there, 'b' in the data"),
+    (["<blank>"], "3 there, 1 in the data"),
+  ):
+    with pytest.raises(UserError, match=told):
+      folder.keep_identifiers(others)
+  assert folder.read_identifiers() == names
+
+
+def test_names_of_puzzles_may_change_before(tmp_path):
+  _claim(tmp_path / "run")
+  folder = RunFolder(tmp_path / "run")
+  for names in (["<blank>", "a"], ["<blank>", "b", "c"]):
+    folder.keep_identifiers(names)
+    assert folder.read_identifiers() == names
+
+
+def test_an_optional_file_may_be_missing_but_not_damaged(tmp_path):
+  path = tmp_path / "some.json"
+  assert run_folder.read_optional(path) == {}
+  write_json(path, {"a": 1})
+  assert run_folder.read_optional(path) == {"a": 1}
+  for text in ("", "[1]", "{", "[" * 100_000):
+    path.write_text(text)
+    with pytest.raises(UserError, match="is damaged"):
+      run_folder.read_optional(path)

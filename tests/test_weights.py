@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from trm_jax.core import network
 from trm_jax.errors import UserError
+from trm_jax.export import weights
 from trm_jax.export.weights import load_weights, save_weights
 
 CONFIG = {
@@ -44,13 +45,21 @@ def path(params, tmp_path):
 
 def _rewrite(path, arrays=None, **changes):
   """Saves the file again with other arrays or metadata."""
-  metadata = {"format": "trm_jax/1", "config": json.dumps(CONFIG)} | changes
-  save_file(load_file(path) if arrays is None else arrays, path, metadata)
+  metadata = {
+    "format": "trm_jax/1", "config": json.dumps(CONFIG), "facts": "{}",
+  }  # fmt: skip
+  save_file(
+    load_file(path) if arrays is None else arrays, path, metadata | changes
+  )
+
+
+def _with_model(**changes):
+  return json.dumps(CONFIG | {"model": CONFIG["model"] | changes})
 
 
 def test_a_round_trip_keeps_every_bit(path, params):
-  loaded, config = load_weights(path)
-  assert config == CONFIG
+  loaded, config, facts = load_weights(path)
+  assert (config, facts) == (CONFIG, {"step": 7})
   assert jax.tree.structure(loaded) == jax.tree.structure(params)
   for ours, theirs in zip(
     jax.tree.leaves(params), jax.tree.leaves(loaded), strict=True
@@ -63,7 +72,7 @@ def test_bfloat16_weights_survive(tmp_path):
   params = _random_params(tiny_model(param_dtype="bfloat16"))
   config = CONFIG | {"model": CONFIG["model"] | {"param_dtype": "bfloat16"}}
   save_weights(tmp_path / "w.safetensors", params, config, {})
-  loaded, _ = load_weights(tmp_path / "w.safetensors")
+  loaded, *_ = load_weights(tmp_path / "w.safetensors")
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
@@ -80,16 +89,82 @@ def test_foreign_files_are_refused(path, tmp_path):
   _rewrite(path, format="pt")
   with pytest.raises(UserError, match="format is 'pt', expected 'trm_jax/1'"):
     load_weights(path)
+  _rewrite(path, format="trm_jax/2")
+  with pytest.raises(UserError, match="only 'trm_jax/1' is known here"):
+    load_weights(path)
   save_file(load_file(path), path)
   with pytest.raises(UserError, match="format is None"):
     load_weights(path)
+  with pytest.raises(UserError, match="cannot be read: it is a folder"):
+    load_weights(tmp_path)
 
 
-@pytest.mark.parametrize("config", ["{", "[1]", '{"model": {"wdith": 3}}'])
+@pytest.mark.parametrize(
+  "config",
+  [
+    "{", "[1]", '{"model": {"wdith": 3}}', "[" * 100_000, '{"model": 1}',
+    _with_model(expansion=1e308), _with_model(inner_multiple=0),
+    '{"model": {"width": 1' + "0" * 400 + "}}",
+  ],
+)  # fmt: skip
 def test_a_damaged_config_is_refused(path, config):
   _rewrite(path, config=config)
   with pytest.raises(UserError, match=r"safetensors: its config cannot be"):
     load_weights(path)
+
+
+@pytest.mark.parametrize("facts", ["", "[]", "3"])
+def test_damaged_facts_are_refused(path, facts):
+  _rewrite(path, facts=facts)
+  with pytest.raises(UserError, match=r"its facts cannot be read"):
+    load_weights(path)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"layers": 10**9}, {"width": 2 * 10**9},
+    {"num_puzzle_ids": 10**15}, {"expansion": 1e15},
+    {"inner_multiple": 10**12}, {"puzzle_emb_len": 10**10},
+    {"puzzle_emb_len": 10**9, "puzzle_emb_ndim": 10**10},
+    {"family": "multi_latent", "latent_steps": 10**12},
+  ],
+)  # fmt: skip
+def test_a_config_that_describes_a_giant_is_refused_at_once(
+  path, changes, monkeypatch
+):
+  monkeypatch.setattr(network, "shapes", None)  # nothing is described
+  _rewrite(path, config=_with_model(**changes))
+  with pytest.raises(
+    UserError, match=rf"config\.model\..*({'|'.join(changes)})"
+  ):
+    load_weights(path)
+
+
+def test_many_layers_are_described_like_one(tmp_path):
+  for model in (
+    tiny_model(layers=12, family="hrm"),
+    tiny_model(layers=3, positions="learned"),
+  ):
+    described = weights._described(model)
+    assert described == network.shapes(model)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_numbers_that_are_not_finite_are_refused(path, value):
+  arrays = load_file(path)
+  arrays["weights/embed/tokens"][3, 3] = value
+  _rewrite(path, arrays)
+  with pytest.raises(UserError, match=r"'weights/embed/tokens' .* not finite"):
+    load_weights(path)
+
+
+def test_a_header_that_nobody_could_read_is_not_written(path, params):
+  before = path.read_bytes()
+  facts = {"names": ["x" * 1000] * 110_000}
+  with pytest.raises(UserError, match=r"cannot write .*header too large"):
+    save_weights(path, params, CONFIG, facts)
+  assert path.read_bytes() == before
 
 
 def test_edited_arrays_are_refused_by_name(path):

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from trm_jax import sharding, vote
 from trm_jax.core import flops, halting, losses, network, recursion
 from trm_jax.core.halting import Puzzles
-from trm_jax.core.network import Latents, ModelConfig, Params
+from trm_jax.core.network import ModelConfig, Params
 from trm_jax.data.task import Split, Task
 from trm_jax.train import as_puzzles
 
@@ -117,7 +117,7 @@ def score_batch(
 
   nothing = jnp.zeros_like(puzzles.inputs)
   start = (
-    _start(params, size, model),
+    recursion.evaluation_latents(params.initial, size, model),
     jnp.zeros((size,), bool),
     jnp.zeros((size,), jnp.int32),
     nothing,
@@ -233,15 +233,10 @@ def refine(
     answers = jnp.argmax(outputs.logits, axis=-1).astype(jnp.int32)
     return latents, (answers, outputs.q_halt)
 
-  start = _start(params, puzzles.inputs.shape[0], model)
-  return jax.lax.scan(step, start, length=depth)[1]
-
-
-def _start(params: Params, size: int, model: ModelConfig) -> Latents:
-  """Where recursion starts; a random start is the same in every batch."""
-  return recursion.initial_latents(
-    params.initial, size, model, jax.random.key(0)
+  start = recursion.evaluation_latents(
+    params.initial, puzzles.inputs.shape[0], model
   )
+  return jax.lax.scan(step, start, length=depth)[1]
 
 
 def new_ballots(depths: Iterable[int]) -> dict[int, vote.Ballot]:

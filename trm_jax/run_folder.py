@@ -7,6 +7,7 @@ It holds
     checkpoints/     see checkpoint.py        plots/          pictures
     identifiers.json the name of each puzzle id, where puzzles have names
     submission.json  answers in the form of Kaggle's ARC contest
+    calibration.json how sure the halting head may be, where it was measured
 """
 
 import contextlib
@@ -43,6 +44,7 @@ class RunFolder:
   result = property(lambda self: self.path / "result.json")
   identifiers = property(lambda self: self.path / "identifiers.json")
   submission = property(lambda self: self.path / "submission.json")
+  calibration = property(lambda self: self.path / "calibration.json")
 
   def claim(self, config: Mapping[str, Any], overrides: Mapping[str, Any]):
     """Takes the folder for a run, new or resumed, until the process ends.
@@ -102,6 +104,31 @@ class RunFolder:
         "or the same settings. They differ in\n  " + "\n  ".join(found)
       )
 
+  def keep_identifiers(self, names: list[str]):
+    """Writes the name of each puzzle id, which may never change in a run.
+
+    Args:
+      names: by id; nothing is written where there is but the blank one.
+
+    Raises:
+      UserError: if the puzzle table was trained under other names.
+    """
+    if self._has_trained() and self.identifiers.exists():
+      known = self.read_identifiers()
+      if known != names:
+        pairs = zip(known, names, strict=False)
+        first = next((pair for pair in pairs if pair[0] != pair[1]), None)
+        told = f"{len(known):,} there, {len(names):,} in the data"
+        if first:
+          told = f"the first is {first[0]!r} there, {first[1]!r} in the data"
+        raise UserError(
+          f"{self.path}: the rows of its puzzle table have other names than "
+          f"the data's puzzles ({told}); use the data that it was trained on, "
+          "or another --workdir"
+        )
+    elif len(names) > 1:
+      write_json(self.identifiers, names)
+
   def release(self):
     """Lets others claim the folder."""
     self._lock.release()
@@ -124,7 +151,7 @@ class RunFolder:
       raise UserError(
         f"{self.path} is not a run folder: it has no config.json"
       ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
       raise UserError(
         f"{path} is damaged ({error}); put back the config that the run was "
         "made with, or use another --workdir"
@@ -145,11 +172,31 @@ class RunFolder:
       return names
     except FileNotFoundError:
       return ["<blank>"]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
       raise UserError(
         f"{self.identifiers} is damaged ({error}); give the command that made "
         "the run again, which writes it anew"
       ) from error
+
+
+def read_optional(path: pathlib.Path) -> dict[str, Any]:
+  """An object from a JSON file; an empty one if there is no file.
+
+  Raises:
+    UserError: if the file is damaged.
+  """
+  try:
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+      raise ValueError("not an object")
+    return value
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(
+      f"{path} is damaged ({error}); delete it, or give the command that made "
+      "it again"
+    ) from error
 
 
 def write_json(path: pathlib.Path, value: Any):

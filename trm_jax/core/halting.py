@@ -84,13 +84,18 @@ class Outputs(struct.PyTreeNode):
   q_continue: jax.Array
   target_continue: jax.Array | None = None
 
-  def wants_to_halt(self, config: ModelConfig) -> jax.Array:
-    """Whether each slot would stop here, bool `[B]`.
+  def halting_margin(self, config: ModelConfig) -> jax.Array:
+    """How much each slot would rather stop than go on, a logit, `[B]`.
 
     HRM compares its two logits, its successors the first one with zero.
     """
-    rival = self.q_continue if config.family == "hrm" else 0
-    return self.q_halt > rival
+    if config.family == "hrm":
+      return self.q_halt - self.q_continue
+    return self.q_halt
+
+  def wants_to_halt(self, config: ModelConfig) -> jax.Array:
+    """Whether each slot would stop here, bool `[B]`."""
+    return self.halting_margin(config) > 0
 
 
 def initial_carry(batch: int, config: ModelConfig) -> Carry:
@@ -141,6 +146,7 @@ def supervise(
   config: ModelConfig,
   answers: jax.Array | None = None,
   key: jax.Array | None = None,
+  disturb: recursion.Disturbance | None = None,
 ) -> tuple[Latents, Outputs]:
   """Embeds, takes one supervision step and reads both heads.
 
@@ -153,6 +159,8 @@ def supervise(
     answers: int32 `[B, S]`, the true tokens, which a decoder in training reads
       as it goes; others never look at them. `None` lets it write its own.
     key: typed PRNG key for the noise of training; `None` for no noise.
+    disturb: changes the latents before each cycle; what does not recur does
+      not look at it.
 
   Returns:
     The refined latents, and what was read from them.
@@ -165,7 +173,9 @@ def supervise(
     sure = decoder.confidence(logits)
     return latents, Outputs(logits=logits, q_halt=sure, q_continue=-sure)
   x = network.embed(weights, puzzle_rows, inputs, config)
-  refined = recursion.supervision_step(weights, latents, x, config, key)
+  refined = recursion.supervision_step(
+    weights, latents, x, config, key, disturb
+  )
   y = refined.y
   q_halt, q_continue = network.read_halting(weights, y, config)
   logits = network.read_answer(weights, y[:, config.prefix :], config)

@@ -31,6 +31,9 @@ _ANSWER = 2**31 - 1
 # `(h, key) -> h`: the network, with noise after it where there is a key.
 Net = Callable[[jax.Array, jax.Array | None], jax.Array]
 
+# `(latents, cycle) -> latents`: what befalls them before a cycle, int32 [].
+Disturbance = Callable[[Latents, jax.Array], Latents]
+
 
 class Nets(NamedTuple):
   """What updates the scratchpad, and what updates the answer."""
@@ -71,12 +74,27 @@ def initial_latents(
   return structure.unflatten(start(i, v) for i, v in enumerate(vectors))
 
 
+def evaluation_latents(
+  initial: Latents, batch: int, config: ModelConfig
+) -> Latents:
+  """What recursion starts from when nothing is left to chance.
+
+  The random start of a model with `initial_std` is one draw for all puzzles,
+  so that no answer depends on a puzzle's place in a batch.
+  """
+  one = initial_latents(initial, 1, config, jax.random.key(0))
+  return jax.tree.map(
+    lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape[1:])), one
+  )
+
+
 def supervision_step(
   weights: Weights,
   latents: Latents,
   x: jax.Array,
   config: ModelConfig,
   key: jax.Array | None = None,
+  disturb: Disturbance | None = None,
 ) -> Latents:
   """One supervision step of any family but the decoder.
 
@@ -86,6 +104,8 @@ def supervision_step(
     x: embedded question, `[B, L, D]`.
     config: the model; T is `config.cycles`, n is `config.latent_steps`.
     key: typed PRNG key for `config.path_noise`; `None` for no noise.
+    disturb: changes the latents before each cycle, which it is told the number
+      of; for the noise of rollouts.
 
   Returns:
     The refined `Latents`. Its gradient with respect to `weights` and `x` is
@@ -113,8 +133,10 @@ def supervision_step(
   # leaves them: then differentiation never traces them at all.
   frozen, latents, still_x = jax.lax.stop_gradient((weights, latents, x))
   still = nets_of(frozen, "none")
+  disturb = disturb or (lambda latents, _: latents)
   if config.family == "transformer":
-    return Latents(y=nets.answer(latents.y + x, key), z=None)
+    y = disturb(latents, jnp.int32(0)).y
+    return Latents(y=nets.answer(y + x, key), z=None)
 
   last_key = None
   keys = None
@@ -122,12 +144,14 @@ def supervision_step(
     silent_key, last_key = jax.random.split(key)
     keys = jax.random.split(silent_key, config.cycles - 1)
 
-  def silent_cycle(latents, key):
+  def silent_cycle(latents, number_and_key):
+    number, key = number_and_key
+    latents = disturb(latents, number)
     return cycle(still, latents, still_x, config, key), None
 
-  latents, _ = jax.lax.scan(
-    silent_cycle, latents, keys, length=config.cycles - 1
-  )
+  last = config.cycles - 1
+  latents, _ = jax.lax.scan(silent_cycle, latents, (jnp.arange(last), keys))
+  latents = disturb(latents, jnp.int32(last))
   if config.family == "hrm":
     n = config.latent_steps - 1
     first_key, last_key = _split(last_key, 2)

@@ -106,6 +106,24 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
+class Symmetries:
+  """The ways in which a puzzle can be shown without changing what it asks.
+
+  All in pure JAX, one at a time; the caller vmaps them.
+
+  Attributes:
+    sample: `key -> symmetry`, any tree of arrays.
+    show: `(symmetry, tokens [S]) -> tokens [S]`, a question or an answer.
+    undo: `(symmetry, tokens [S]) -> tokens [S]`, the inverse of `show`, for
+      tokens of any values.
+  """
+
+  sample: Callable
+  show: Callable
+  undo: Callable
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
   """A task family. Hashable, so that it may be a static argument of `jit`.
 
@@ -123,6 +141,8 @@ class Task:
     is_solution: `(inputs [..., S], answers [..., S]) -> bool [...]`, whether
       an answer solves its puzzle, judged by the rules and not by a label.
       None where there are no rules to judge by.
+    symmetries: how a puzzle may be shown at inference; None where there are
+      no symmetries, or copies take their place.
     view: `(tokens [S], symmetry [K]) -> tokens [S]`, a question or an answer
       as a copy of the puzzle shows it, in pure JAX. None without copies.
     unview: `(tokens [S], symmetry [K]) -> tokens [S]`, any answer to a copy as
@@ -137,5 +157,6 @@ class Task:
   render: Callable
   draw: Callable
   is_solution: Callable | None = None
+  symmetries: Symmetries | None = None
   view: Callable | None = None
   unview: Callable | None = None

@@ -160,22 +160,26 @@ def params_from_reference(
     UserError: naming an array that is missing, or whose shape is not the
       model's.
   """
-  tree = jax.tree.map(
-    lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.shapes(config)
-  )
-  for entry in layout(config):
+  # All is checked before memory is taken for any of it.
+  entries = list(layout(config))
+  for entry in entries:
     if entry.name not in arrays:
       raise UserError(
         f"array {entry.name!r} is missing; the model described by the config "
         f"needs it with shape {entry.there}"
       )
-    array = np.asarray(arrays[entry.name])
-    if array.shape != entry.there:
+    shape = np.shape(arrays[entry.name])
+    if shape != entry.there:
       raise UserError(
-        f"array {entry.name!r} has shape {array.shape}; the model described "
-        f"by the config needs {entry.there}"
+        f"array {entry.name!r} has shape {shape}; the model described by the "
+        f"config needs {entry.there}"
       )
-    tree = _replace(tree, entry.path, entry.to_here(array))
+  tree = jax.tree.map(
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.shapes(config)
+  )
+  for entry in entries:
+    array = entry.to_here(np.asarray(arrays[entry.name]))
+    tree = _replace(tree, entry.path, array)
   return jax.tree.map(lambda leaf: jnp.asarray(leaf, config.param_dtype), tree)
 
 

@@ -204,7 +204,8 @@ def deepen(
   """
   for cell, setting in shallow:
     say(f"testing {cell.setting}, seed {cell.seed}, at depth {study.depths}")
-    params, _ = weights.load_weights(folder.weights(cell.setting, cell.seed))
+    path = folder.weights(cell.setting, cell.seed)
+    params, *_ = weights.load_weights(path)
     results.save_cell(
       folder.cells, test(cell, params, setting, study, held_out)
     )

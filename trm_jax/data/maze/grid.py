@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trm_jax.data import task as task_lib
-from trm_jax.data.dihedral import dihedral_cells
+from trm_jax.data.dihedral import DIHEDRAL_INVERSE, dihedral_cells
 from trm_jax.errors import UserError
 
 WALL = 1
@@ -164,9 +164,23 @@ def augment(
   Returns:
     The images of `inputs` and `labels`.
   """
-  symmetry = jax.random.randint(key, (), 0, 8)
-  cells = jnp.asarray(dihedral_cells(size))[symmetry]
-  return inputs[cells], labels[cells]
+  symmetry = _sample(key)
+  return (
+    _turn(symmetry, inputs, size=size),
+    _turn(symmetry, labels, size=size),
+  )
+
+
+def _sample(key):
+  return jax.random.randint(key, (), 0, 8)
+
+
+def _turn(symmetry, tokens, *, size):
+  return tokens[jnp.asarray(dihedral_cells(size))[symmetry]]
+
+
+def _turn_back(symmetry, tokens, *, size):
+  return _turn(jnp.asarray(DIHEDRAL_INVERSE)[symmetry], tokens, size=size)
 
 
 @functools.cache
@@ -188,6 +202,11 @@ def task(size: int) -> task_lib.Task:
     render=render,
     draw=draw,
     is_solution=functools.partial(is_valid, size=size),
+    symmetries=task_lib.Symmetries(
+      sample=_sample,
+      show=functools.partial(_turn, size=size),
+      undo=functools.partial(_turn_back, size=size),
+    ),
   )
 
 

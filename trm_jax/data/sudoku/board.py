@@ -125,6 +125,11 @@ def task(size: int) -> task_lib.Task:
     render=render,
     draw=draw,
     is_solution=functools.partial(is_solution, size=size),
+    symmetries=task_lib.Symmetries(
+      sample=functools.partial(symmetry.sample, size=size),
+      show=symmetry.apply,
+      undo=symmetry.undo,
+    ),
   )
 
 

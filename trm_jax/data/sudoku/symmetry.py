@@ -92,6 +92,11 @@ def apply(symmetry: Symmetry, tokens: jax.Array) -> jax.Array:
   return symmetry.digits[tokens[symmetry.cells]].astype(tokens.dtype)
 
 
+def undo(symmetry: Symmetry, tokens: jax.Array) -> jax.Array:
+  """Maps an image back: the inverse of `apply`."""
+  return apply(inverse(symmetry), tokens)
+
+
 def inverse(symmetry: Symmetry) -> Symmetry:
   """Returns the symmetry that undoes this one."""
   return Symmetry(_invert(symmetry.cells), _invert(symmetry.digits))

@@ -1,0 +1,262 @@
+"""A whole solver in one file: StableHLO with the weights inside.
+
+The file holds the bytes of `jax.export.Exported.serialize()`, and one file runs
+on CPUs, NVIDIA GPUs and TPUs, for any batch size. It needs jax and flatbuffers
+to run, and nothing of this project:
+
+    solve = jax.jit(jax.export.deserialize(open(path, "rb").read()).call)
+    found = solve(inputs, puzzle_ids, np.int32(16), np.float32(np.inf))
+
+  inputs      int32 [b, S]     the questions
+  puzzle_ids  int32 [b]        rows of the puzzle table; 0 if there is but one
+  depth       int32 []         supervision steps at most
+  threshold   float32 []       how large the halting margin must be to stop
+  answers     int32 [b, S]     the likeliest tokens
+  logits      float32 [b, S, V]
+  q_halt      float32 [b]      logit of "the answer is right"
+  steps       int32 [b]        supervision steps that it took
+
+What goes in is positional, what comes out a dict.
+
+jax promises to read such a file for six months after it was written, and longer
+as long as it supports the file's calling convention version, which the card
+beside it (`PATH.json`) tells together with the version of jax.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from trm_jax.core import halting, recursion
+from trm_jax.core.network import ModelConfig, Params
+from trm_jax.errors import UserError
+from trm_jax.export import files
+from trm_jax.pretrained import Pretrained
+
+FORMAT = "trm_jax.stablehlo/1"
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+# Flatbuffers, in which jax writes, end at two gigabytes.
+_LARGEST = 2**31
+
+
+def solve(
+  params: Params,
+  inputs: jax.Array,
+  puzzle_ids: jax.Array,
+  depth: jax.Array,
+  threshold: jax.Array,
+  config: ModelConfig,
+) -> dict[str, jax.Array]:
+  """Refines a batch until every puzzle has halted, or `depth` is reached.
+
+  A puzzle halts after the first supervision step whose margin (`q_halt`; in
+  HRM `q_halt - q_continue`) exceeds the threshold, and keeps what it had.
+
+  Args:
+    params: the model.
+    inputs: int32 `[B, S]`.
+    puzzle_ids: int32 `[B]`; ids that the table does not have are taken for 0,
+      the blank one.
+    depth: int32 [], supervision steps at most; less than 1 counts as 1. Not
+      read by families that do not recur.
+    threshold: float32 [], infinite for a fixed depth.
+    config: the model's.
+
+  Returns:
+    `answers` int32 `[B, S]`, `logits` float32 `[B, S, V]`, `q_halt` float32
+    `[B]` and `steps` int32 `[B]`.
+  """
+  batch = inputs.shape[0]
+  known = (puzzle_ids >= 0) & (puzzle_ids < config.num_puzzle_ids)
+  rows = params.puzzle_table[jnp.where(known, puzzle_ids, 0)]
+  depth = jnp.maximum(depth, 1) if config.is_recursive else jnp.int32(1)
+
+  def unfinished(state):
+    step, _, halted, _ = state
+    return (step < depth) & ~jnp.all(halted)
+
+  def refine(state):
+    step, latents, halted, found = state
+    latents, outputs = halting.supervise(
+      params.weights, rows, latents, inputs, config
+    )
+    halted_here = outputs.halting_margin(config) > threshold
+    new = {
+      "logits": outputs.logits.astype(jnp.float32),
+      "q_halt": outputs.q_halt.astype(jnp.float32),
+      "steps": jnp.broadcast_to(step + 1, (batch,)),
+    }
+    found = {
+      name: jnp.where(
+        halted.reshape((-1,) + (1,) * (value.ndim - 1)), found[name], value
+      )
+      for name, value in new.items()
+    }
+    return step + 1, latents, halted | halted_here, found
+
+  latents = recursion.evaluation_latents(params.initial, batch, config)
+  nothing = {
+    "logits": jnp.zeros(
+      (batch, config.seq_len, config.vocab_size), jnp.float32
+    ),
+    "q_halt": jnp.zeros((batch,), jnp.float32),
+    "steps": jnp.zeros((batch,), jnp.int32),
+  }
+  start = (jnp.int32(0), latents, jnp.zeros((batch,), bool), nothing)
+  *_, found = jax.lax.while_loop(unfinished, refine, start)
+  answers = jnp.argmax(found["logits"], axis=-1).astype(jnp.int32)
+  return {"answers": answers, **found}
+
+
+def export(
+  pretrained: Pretrained, path: str | os.PathLike, overwrite: bool = False
+):
+  """Writes a model as one solver for all platforms, and its card beside it.
+
+  Args:
+    pretrained: the model.
+    path: the file; the card is `PATH.json`.
+    overwrite: whether files that are there are replaced.
+
+  Raises:
+    UserError: if the model is too large for the format, or the files cannot be
+      written.
+  """
+  path = pathlib.Path(path)
+  card_path = files.card_path(path)
+  files.refuse_existing(overwrite, path, card_path)
+  config = pretrained.experiment.model
+  params = _narrowed(jax.device_get(pretrained.params), config)
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  if size > _LARGEST - 2**24:  # the rest is for the program
+    raise UserError(
+      f"{path}: the model has {size:,} bytes, and this format holds no more "
+      f"than {_LARGEST:,}; export it as safetensors or with Orbax"
+    )
+  (batch,) = jax.export.symbolic_shape("b")
+
+  def shape(dtype, *dims):
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+  exported = jax.export.export(
+    jax.jit(functools.partial(solve, params, config=config)),
+    platforms=PLATFORMS,
+  )(
+    shape(jnp.int32, batch, config.seq_len),
+    shape(jnp.int32, batch),
+    shape(jnp.int32),
+    shape(jnp.float32),
+  )
+  content = bytes(exported.serialize())
+  card = pretrained.card() | {
+    "format": FORMAT,
+    "sha256": hashlib.sha256(content).hexdigest(),
+    "platforms": PLATFORMS,
+    "calling_convention_version": exported.calling_convention_version,
+    "jax": jax.__version__,
+  }
+  files.write({path: content, card_path: files.to_json(card)})
+
+
+def _narrowed(params: Params, config: ModelConfig) -> Params:
+  """Parameters in the dtype of the activations, where that is narrower.
+
+  Every layer casts its weights to it anyway: results are the same to the bit,
+  and the file is smaller.
+  """
+  compute = jnp.dtype(config.dtype)
+  return jax.tree.map(
+    lambda leaf: jnp.asarray(
+      leaf, min(compute, leaf.dtype, key=lambda d: d.itemsize)
+    ),
+    params,
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Solver:
+  """A solver read from a file.
+
+  Attributes:
+    card: task, vocabulary, config, scores and the like.
+    call: the compiled function, as the file has it.
+  """
+
+  card: Mapping[str, Any]
+  call: Callable[..., dict[str, jax.Array]]
+
+  def __call__(
+    self,
+    inputs: ArrayLike,
+    puzzle_ids: ArrayLike = 0,
+    depth: int = 16,
+    threshold: float = np.inf,
+  ) -> dict[str, jax.Array]:
+    """Solves a batch; see `solve`. One puzzle id may stand for all."""
+    inputs = jnp.asarray(inputs, jnp.int32)
+    return self.call(
+      inputs,
+      jnp.broadcast_to(jnp.asarray(puzzle_ids, jnp.int32), inputs.shape[:1]),
+      jnp.int32(depth),
+      jnp.float32(threshold),
+    )
+
+
+def load(path: str | os.PathLike) -> Solver:
+  """Reads what `export` wrote.
+
+  Args:
+    path: the file; its card lies beside it.
+
+  Raises:
+    UserError: if a file is missing, damaged, of another format, or too old or
+      too new for this jax.
+  """
+  path = pathlib.Path(path)
+  beside = files.card_path(path)
+  try:
+    card = json.loads(_read(beside))
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{beside} is damaged: {error}") from error
+  there = card.get("format") if isinstance(card, dict) else None
+  if there != FORMAT:
+    raise UserError(f"{beside}: format is {there!r:.60}, expected {FORMAT!r}")
+  content = _read(path)
+  # Nothing but what was written reaches the compiler, which trusts its input.
+  if hashlib.sha256(content).hexdigest() != card.get("sha256"):
+    raise UserError(
+      f"{path} is damaged, or not the file that {beside} describes; export it "
+      "anew"
+    )
+  try:
+    exported = jax.export.deserialize(bytearray(content))
+  except ValueError as error:
+    raise UserError(
+      f"{path} was written by jax {card.get('jax')} and cannot be read by jax "
+      f"{jax.__version__}; export it anew. Cause: {error}"
+    ) from error
+  return Solver(card=card, call=jax.jit(exported.call))
+
+
+def _read(path: pathlib.Path) -> bytes:
+  """All of a file that may be one of an export."""
+  try:
+    if not path.is_file():  # a pipe would be waited for
+      raise UserError(f"{path}: there is no such file")
+    if path.stat().st_size > _LARGEST:
+      raise UserError(f"{path}: larger than any file of this format")
+    return path.read_bytes()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from error

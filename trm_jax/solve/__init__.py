@@ -1,0 +1,1 @@
+"""Inference at any depth and breadth, with halting."""

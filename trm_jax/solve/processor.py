@@ -1,0 +1,365 @@
+"""A trained model that takes puzzles as people write them."""
+
+import collections
+import copy
+import dataclasses
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import special
+
+from trm_jax import calibration as calibration_lib
+from trm_jax import pretrained
+from trm_jax.data.questions import Question
+from trm_jax.errors import UserError
+from trm_jax.evaluate import with_mean_embedding
+from trm_jax.pretrained import Pretrained
+from trm_jax.solve import check, forms, reasoning
+from trm_jax.solve.choose import Ballots
+from trm_jax.solve.reasoning import Alternative, Reasoning, Step
+from trm_jax.solve.rules import SolveConfig
+from trm_jax.solve.solver import Solver
+
+
+class TRMProcessor:
+  """Solves puzzles with a trained model.
+
+  ```python
+  processor = TRMProcessor.from_pretrained("runs/demo")
+  result = processor.reason("1.....2....")
+  ```
+
+  Args:
+    model: as `pretrained.load` gives it.
+    config: fields of `ReasonConfig` by name.
+    devices: by default all of this process.
+
+  Raises:
+    UserError: naming a field of the config that does not exist, is wrong, or
+      does not suit the model.
+  """
+
+  def __init__(
+    self,
+    model: Pretrained,
+    config: Mapping[str, Any] | None = None,
+    devices: Sequence[Any] | None = None,
+  ):
+    self.config = reasoning.read_config(config)
+    self.model = model
+    self._ids = {name: number for number, name in enumerate(model.names)}
+    params = model.params
+    if self.config.puzzle_id == "mean":
+      params = with_mean_embedding(params, len(model.names))
+    self._calibration: Callable[[Any], np.ndarray] = special.expit
+    self._threshold = float(special.logit(self.config.confidence_threshold))
+    if model.calibration is not None:
+      found = calibration_lib.read(model.calibration)
+      self._calibration = found
+      self._threshold = found.threshold(self.config.confidence_threshold)
+    self._cache: collections.OrderedDict[Any, Reasoning] | None = None
+    self._cache_size = 0
+    experiment = model.experiment
+    self._task = experiment.task
+    self._devices = jax.local_devices() if devices is None else devices
+    self._solver = Solver(
+      params, experiment.model, experiment.task, self.config.batch_size,
+      self._devices,
+    )  # fmt: skip
+    # Without a puzzle this only refuses what the model cannot do.
+    nothing = np.zeros((0, experiment.task.seq_len), np.uint8)
+    ids = np.zeros(0, np.int32)
+    self._solver.solve(nothing, ids, self._settings(False))
+
+  @classmethod
+  def from_pretrained(
+    cls,
+    path: str | os.PathLike,
+    config: Mapping[str, Any] | None = None,
+    checkpoint: str = "best",
+  ) -> "TRMProcessor":
+    """Loads a model from a run's folder or an exported `.safetensors`.
+
+    Raises:
+      UserError: if it cannot be read, or a field of the config is wrong.
+    """
+    reasoning.read_config(config)  # a typo should not wait for the weights
+    return cls(pretrained.load(path, checkpoint), config)
+
+  def reason(self, puzzle: Any, allow_multiple_solutions: bool = False) -> Any:
+    """Solves one puzzle, or a list of them.
+
+    Args:
+      puzzle: a text in the task's form, or its rows, as texts or numbers
+        (Sudoku: digits, 0 for a blank; ARC: colours) in lists or an array;
+        for ARC also a task as in its json, or an object of tasks by id. A list
+        or tuple of such is many puzzles, unless these are the rows of one, and
+        so is an array of boards.
+      allow_multiple_solutions: whether to run several rollouts, and tell all
+        the answers that they came to.
+
+    Returns:
+      A `Reasoning`; for many puzzles, or for an ARC task with several test
+      grids, a list of them.
+
+    Raises:
+      UserError: if something is not a puzzle of the model's task; it tells
+        which, and what was expected. Or all rollouts would be the same.
+    """
+    many = forms.listed(puzzle, self._task)
+    if many is None:
+      asked = forms.read(puzzle, self._task, "puzzle")
+      return _alone(self.solve(asked, allow_multiple_solutions))
+    parts = [
+      forms.read(one, self._task, f"puzzle {number}")
+      for number, one in enumerate(many, 1)
+    ]
+    together = list(itertools.chain.from_iterable(parts))
+    found = iter(self.solve(together, allow_multiple_solutions))
+    return [_alone([next(found) for _ in part]) for part in parts]
+
+  def solve(
+    self,
+    asked: Sequence[Question],
+    allow_multiple_solutions: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+  ) -> list[Reasoning]:
+    """Solves questions that have been read; see `reason`.
+
+    Args:
+      asked: the questions.
+      allow_multiple_solutions: see `reason`.
+      on_progress: called with (rollouts done, in all); not for what is cached.
+
+    Returns:
+      What each came to.
+    """
+    ids = [self._puzzle_id(question) for question in asked]
+    keys = [
+      (question.tokens.tobytes(), number, allow_multiple_solutions)
+      for question, number in zip(asked, ids, strict=True)
+    ]
+    cache = {} if self._cache is None else self._cache
+    known = {key: cache[key] for key in keys if key in cache}
+    new = {key: row for row, key in enumerate(keys) if key not in known}
+    rows = list(new.values())
+    if rows:
+      found = self._solve_new(
+        [asked[row] for row in rows],
+        np.array([ids[row] for row in rows], np.int32),
+        allow_multiple_solutions,
+        on_progress,
+      )
+      known |= dict(zip(new, found, strict=True))
+    results = [
+      dataclasses.replace(known[key], name=question.name)
+      for question, key in zip(asked, keys, strict=True)
+    ]
+    if self._cache is not None:
+      results = copy.deepcopy(results)  # what is kept is nobody's to change
+      for key in keys:
+        self._cache[key] = known[key]
+        self._cache.move_to_end(key)
+      while len(self._cache) > self._cache_size:
+        self._cache.popitem(last=False)
+    return results
+
+  def enable_pattern_cache(self, max_size: int = 1000):
+    """Keeps the answers to so many puzzles, the last ones asked."""
+    if type(max_size) is not int or max_size < 1:
+      raise UserError(f"max_size={max_size!r}: must be a number of 1 or more")
+    self._cache = collections.OrderedDict()
+    self._cache_size = max_size
+
+  def set_memory_limit(self, limit: str | float):
+    """Chooses the batch, so that each device needs no more memory than this.
+
+    The batch is never larger than the config's.
+
+    Args:
+      limit: bytes, or a text such as "4GB" or "512MiB".
+
+    Raises:
+      UserError: if it is no amount of memory, or one puzzle needs more.
+    """
+    allowed = _bytes(limit)
+    # With noise, a rollout takes the more memory.
+    settings = self._settings(self._rollouts_differ)
+    slots = self.config.batch_size
+    least = min(slots, len(self._devices))  # one of each device
+    while (needed := self._solver.memory(slots, settings)) > allowed:
+      if slots == least:
+        raise UserError(
+          f"memory limit {limit!r}: a single rollout needs "
+          f"{math.ceil(needed / 1e6):,} MB on a device; allow that or more"
+        )
+      slots = max(slots // 2, least)
+    self._solver.slots = slots
+
+  def _puzzle_id(self, question: Question) -> int:
+    """The row of the puzzle table, by the name of an ARC task."""
+    if len(self._ids) <= 1:  # puzzles have no names
+      return 0
+    name = question.name.rpartition("_")[0]
+    number = self._ids.get(name, 0)
+    if not number and self.config.puzzle_id == "error":
+      raise UserError(
+        f"{question.name}: the model was not trained on this task, so it has "
+        "no embedding; choose puzzle_id='mean' (the mean of all embeddings) "
+        "or 'blank' (none)"
+      )
+    return number
+
+  @property
+  def _rollouts_differ(self) -> bool:
+    """Whether there is more than one answer to be had of a puzzle."""
+    is_recursive = self.model.experiment.model.is_recursive
+    return self.config.views or (is_recursive and self.config.cycle_noise > 0)
+
+  def _settings(self, several: bool) -> SolveConfig:
+    config = self.config
+    breadth = config.breadth
+    if several:
+      breadth = max(breadth, config.alternatives_breadth)
+    if (several or breadth > 1) and not self._rollouts_differ:
+      asked = "allow_multiple_solutions" if several else f"breadth={breadth}"
+      raise UserError(
+        f"{asked}: all rollouts would be the same; set views, or the "
+        "cycle_noise of a model that recurs"
+      )
+    halt = ()
+    if config.early_stopping:
+      halt = ("q", "solved") if self._task.is_solution else ("q",)
+    try:
+      return SolveConfig(
+        depth=config.max_recursion_depth,
+        breadth=breadth,
+        halt=halt,
+        threshold=self._threshold,
+        cycle_noise=config.cycle_noise,
+        views=config.views,
+        select=config.select,
+        seed=config.seed,
+      )
+    except ValueError as error:
+      raise UserError(f"config.{error}") from error
+
+  def _solve_new(
+    self,
+    asked: Sequence[Question],
+    ids: np.ndarray,
+    several: bool,
+    on_progress: Callable[[int, int], None],
+  ) -> list[Reasoning]:
+    settings = self._settings(several)
+    inputs = np.stack([question.tokens for question in asked])
+    marks: Sequence[int] = ()
+    if self.config.verbose_reasoning:
+      marks = range(1, settings.depth + 1)
+    rollouts = self._solver.solve(
+      inputs, ids, settings, marks, prune=not several, on_progress=on_progress
+    )
+    ballots = Ballots.of(rollouts, -1, settings.breadth)
+    solved = None
+    if self._task.is_solution:
+      solved = check.solved(inputs, ballots.answers, self._task)
+    chosen = ballots.choose(settings.select, solved)
+    results = []
+    for row, question in enumerate(asked):
+      k = int(chosen[row])
+      steps = int(ballots.steps[row, k])
+      # Copies, for a view would keep the whole batch in memory.
+      tokens = ballots.answers[row, k].copy()
+      history = rollouts.answers[row, k, :0].copy()
+      if self.config.verbose_reasoning:
+        history = rollouts.answers[row, k, :steps].copy()
+      sure = self._calibration(rollouts.q_halt[row, k, : len(history)])
+      results.append(
+        Reasoning(
+          name=question.name,
+          answer=self._form(tokens),
+          confidence=float(self._calibration(ballots.q_halt[row, k])),
+          steps=steps,
+          checked=None if solved is None else bool(solved[row, k]),
+          alternatives=(
+            self._alternatives(ballots, row, solved) if several else ()
+          ),
+          reasoning_history=tuple(
+            Step(step, self._form(answer), float(confidence))
+            for step, (answer, confidence) in enumerate(
+              zip(history, sure, strict=True), 1
+            )
+          ),
+          flops=float(ballots.steps[row].sum() * rollouts.flops_per_step),
+          question=question.tokens,
+          tokens=tokens,
+          history=history,
+        )
+      )
+    return results
+
+  def _alternatives(
+    self, ballots: Ballots, row: int, solved: np.ndarray | None
+  ) -> tuple[Alternative, ...]:
+    """The different answers to a puzzle, the most frequent first."""
+    running = np.flatnonzero(ballots.steps[row] > 0)
+    same = ballots.same[row]
+    # Tokens that are not shown make no difference, such as padding.
+    texts = {
+      k: self._task.render(ballots.answers[row, k]) for k in set(same[running])
+    }
+    groups: dict[str, list[int]] = collections.defaultdict(list)
+    for k in running.tolist():
+      groups[texts[same[k]]].append(k)
+    sure = self._calibration(ballots.q_halt[row])
+    found = [
+      Alternative(
+        answer=self._form(ballots.answers[row, members[0]]),
+        share=len(members) / len(running),
+        confidence=float(sure[members].mean()),
+        checked=None if solved is None else bool(solved[row, members[0]]),
+      )
+      for members in groups.values()
+    ]
+    return tuple(sorted(found, key=lambda one: (-one.share, -one.confidence)))
+
+  def _form(self, tokens: np.ndarray) -> Any:
+    """An answer as people write it."""
+    text = self._task.render(tokens)
+    if self._task.name != "arc":
+      return text
+    return [
+      [int(colour) for colour in line] for line in text.split("/") if line
+    ]
+
+
+def _alone(results: list[Reasoning]) -> Any:
+  """A list of one is that one."""
+  return results[0] if len(results) == 1 else results
+
+
+def _bytes(limit: str | float) -> float:
+  size = float("nan")
+  if isinstance(limit, str):
+    found = re.fullmatch(
+      r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(i?))?B?\s*",
+      limit,
+      re.IGNORECASE,
+    )
+    if found:
+      number, unit, binary = found.groups()
+      power = " KMGT".index(unit.upper()) if unit else 0
+      size = float(number) * (1024 if binary else 1000) ** power
+  elif type(limit) in (int, float):
+    size = float(limit)
+  if not 0 < size < math.inf:
+    raise UserError(
+      f"memory limit {limit!r}: must be bytes, or a text such as '4GB'"
+    )
+  return size

@@ -1,0 +1,196 @@
+"""Draws puzzles and answers in the terminal.
+
+A cell is two characters wide: what it holds, and a mark. `*` marks a cell that
+has changed, `x` one that is wrong; so all is seen without colours, too.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from trm_jax.data.arc import grids
+from trm_jax.data.sudoku import geometry
+from trm_jax.data.task import Task
+
+_CHANGED, _WRONG = "bold #ffffff on #cc00cc", "bold #ffffff on #d00000"
+
+# As in pictures. Walls are a solid block, and without colours "##".
+_MAZE = {
+  "#": "#303030 on #303030",
+  " ": "#303030 on #ffffff",
+  "S": "bold #000000 on #7fc97f",
+  "G": "bold #000000 on #e08fb0",
+  "o": "#000000 on #f0b254",
+}
+_GIVEN, _FILLED, _STRANGE = "bold", "#2e9bd6", "#000000 on #8080c0"
+
+
+def _arc_style(colour: str) -> str:
+  """Digits are black on light colours, white on dark ones."""
+  parts = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+  light = np.dot(list(parts), [0.299, 0.587, 0.114])
+  return f"{'#000000' if light > 128 else '#ffffff'} on {colour}"
+
+
+_ARC = {str(digit): _arc_style(c) for digit, c in enumerate(grids.COLOURS)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+  """What a cell holds, how that looks, and its mark."""
+
+  character: str
+  style: str
+  mark: str = " "
+  mark_style: str = ""
+
+  def write(self, text: Text) -> None:
+    """Appends the cell's two characters."""
+    text.append(self.character, self.style)
+    if self.mark == " ":
+      # A wall fills its cell.
+      text.append("#" if self.character == "#" else " ", self.style)
+    else:
+      text.append(self.mark, self.mark_style)
+
+
+def draw(
+  task: Task,
+  question: np.ndarray,
+  answer: np.ndarray | None,
+  before: np.ndarray | None = None,
+  label: np.ndarray | None = None,
+) -> RenderableType:
+  """Draws a puzzle and the answer given to it.
+
+  Sudoku and mazes are drawn once, answered; of ARC, the question stands beside
+  the answer, or above it where the terminal is narrow.
+
+  Args:
+    task: the puzzle's task.
+    question: integers [S], its tokens.
+    answer: integers [S], the answer's tokens; None for the bare puzzle.
+    before: integers [S], an earlier answer: cells that have changed since are
+      marked. None marks none.
+    label: integers [S], the right answer: cells that differ from it are
+      marked. None, or all 0, if it is not known.
+
+  Returns:
+    What a `rich` console prints.
+  """
+  rows = _rows(task, question if answer is None else answer)
+  given = _rows(task, question)
+  old = rows if before is None else _rows(task, before)
+  right = rows if label is None or not np.any(label) else _rows(task, label)
+  cells = [[] for _ in rows]
+  for row, line in enumerate(rows):
+    for column, character in enumerate(line):
+      others = (_at(grid, row, column) for grid in (given, old, right))
+      cells[row].append(_cell(task, character, *others))
+  if task.name == "sudoku":
+    return _boxes(cells)
+  if task.name == "arc" and answer is not None:
+    asked = draw(task, question, None)
+    return Columns(
+      [Group("question", asked), Group("answer", _lines(cells))],
+      padding=(0, 3),
+    )
+  return _lines(cells)
+
+
+def _rows(task: Task, tokens: np.ndarray) -> list[str]:
+  """The rows of a board or grid, a character a cell."""
+  text = task.render(tokens)
+  if task.name == "arc":
+    return text.split("/") if text else []
+  side = math.isqrt(task.seq_len)
+  return [text[begin : begin + side] for begin in range(0, len(text), side)]
+
+
+def _at(rows: list[str], row: int, column: int) -> str:
+  """What a cell holds; nothing outside of the grid."""
+  inside = row < len(rows) and column < len(rows[row])
+  return rows[row][column] if inside else ""
+
+
+def _cell(
+  task: Task, character: str, given: str, before: str, right: str
+) -> _Cell:
+  if task.name == "sudoku":
+    style = _GIVEN if character == given != "." else _FILLED
+  else:
+    styles = _ARC if task.name == "arc" else _MAZE
+    style = styles.get(character, _STRANGE)
+  is_wrong, has_changed = character != right, character != before
+  if not is_wrong and not has_changed:
+    return _Cell(character, style)
+  mark = "x" if is_wrong else "*"
+  return _Cell(character, style, mark, _CHANGED if has_changed else _WRONG)
+
+
+def _lines(cells: Sequence[Sequence[_Cell]]) -> Text:
+  text = Text(no_wrap=True)
+  for number, row in enumerate(cells):
+    if number:
+      text.append("\n")
+    for cell in row:
+      cell.write(text)
+  if not cells:
+    text.append("(no grid)")
+  return text
+
+
+def _boxes(cells: list[list[_Cell]]) -> Table:
+  """A Sudoku board with lines between its boxes."""
+  size = len(cells)
+  height, width = geometry.BOXES[size]
+  table = Table(show_header=False, show_lines=True, padding=(0, 0, 0, 1))
+  for _ in range(0, size, width):
+    table.add_column(no_wrap=True)
+  for top in range(0, size, height):
+    table.add_row(
+      *(
+        _lines([row[left : left + width] for row in cells[top : top + height]])
+        for left in range(0, size, width)
+      )
+    )
+  return table
+
+
+def play(
+  frames: Sequence[RenderableType],
+  console: Console,
+  title: str,
+  seconds: float,
+) -> None:
+  """Shows drawings one after another.
+
+  On a terminal each takes the place of the one before; elsewhere they are
+  printed below each other.
+
+  Args:
+    frames: the drawings, one a step.
+    console: where to.
+    title: what they show.
+    seconds: how long each is shown, on a terminal.
+  """
+  titled = [
+    Group(Text(f"{title}, step {number} of {len(frames)}"), frame)
+    for number, frame in enumerate(frames, 1)
+  ]
+  if not console.is_terminal or console.is_dumb_terminal:
+    for frame in titled:
+      console.print(frame)
+    return
+  with Live(console=console, auto_refresh=False) as live:
+    for frame in titled:
+      live.update(frame, refresh=True)
+      time.sleep(seconds)
