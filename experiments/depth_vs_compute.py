@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli, progress, report
-from trm_jax import chips, fit
+from trm_jax import chips, fit, population
 from trm_jax.core import flops, network
 from trm_jax.errors import UserError
 from trm_jax.run_folder import RunFolder
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     _print_plan(study, settings, work)
     return 0
   for one in settings:  # refuses what the devices cannot do, before training
-    fit.build(one.experiment)
+    population.build(one.experiment, study.seeds)
   run.claim(config, cli.config_overrides("config"))
   shallow = sweep.find_shallow(study, settings, folder)
   if work or shallow:

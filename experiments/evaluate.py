@@ -189,12 +189,13 @@ def _by_rollouts(
     made.append(folder.plots / "solve.png")
     plots.solve_grid(records, made[-1], title)
   if _CALIBRATE.value:
-    made += _calibrate(folder, split, found, settings, title)
+    made += _calibrate(folder, step, split, found, settings, title)
   print(f"wrote {', '.join(map(str, made))}")
 
 
 def _calibrate(
   folder: RunFolder,
+  step: int,
   split: Split,
   found: Rollouts,
   settings: SolveConfig,
@@ -216,8 +217,8 @@ def _calibrate(
     f"{kind} calibration on the other half of {len(q)} puzzles, over the "
     f"answers at {q.shape[1]} depths"
   )
-  fitted = calibration.fit(q.ravel(), right.ravel(), kind)
-  write_json(folder.calibration, fitted.to_json())
+  fitted = calibration.fit(q, right, kind).to_json()
+  write_json(folder.calibration, {"checkpoint": step} | fitted)
   picture = folder.plots / "reliability.png"
   plots.reliability(before, after, picture, title)
   return [folder.calibration, picture]

@@ -192,6 +192,7 @@ def evaluate_depths(
   """Evaluates with a progress bar, and keeps the depths that were asked for."""
   if not experiment.model.is_recursive:
     depths = [1]
+  batch, ways = experiment.eval.batch_size, program.mesh.size
   with Progress(transient=True) as progress:
     bar = progress.add_task("evaluating", total=len(split.rows[0]))
     records = evaluate.evaluate(
@@ -200,7 +201,7 @@ def evaluate_depths(
       experiment.model,
       experiment.task,
       depth=max(depths),
-      batch_size=experiment.eval.batch_size,
+      batch_size=-(-batch // ways) * ways,  # so that devices can share it
       mesh=program.mesh,
       ballots=ballots,
       training_flops=program.recipe.training_flops(step),

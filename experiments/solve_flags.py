@@ -10,6 +10,9 @@ from rich.progress import Progress
 from trm_jax.errors import UserError
 from trm_jax.solve.rules import HALTS, SELECTS, SolveConfig
 
+# They belong to the program that asks for them, see `cli`.
+flags.disclaim_key_flags()
+
 _DEFAULTS = SolveConfig()
 
 

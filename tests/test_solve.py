@@ -5,6 +5,7 @@ and recursion amplifies them.
 """
 
 import dataclasses
+import functools
 import logging
 
 import jax
@@ -51,6 +52,7 @@ def _model(family="trm", **changes):
   )  # fmt: skip
 
 
+@functools.cache
 def _params(model):
   """Random; it comes to rest in the end, and its head says yes at times."""
   params = network.init(jax.random.key(0), model)
@@ -120,12 +122,12 @@ def test_halting_gives_what_fixed_depth_gives_at_that_step(
   settings = RULES[rule]
   fixed = solver.solve(inputs, _ids(inputs), SolveConfig(depth=DEPTH), ALL)
   steps = score.halting_steps(fixed, settings)[:, 0]
-  found = solver.solve(inputs, _ids(inputs), settings)
-  np.testing.assert_array_equal(found.steps[:, 0, 0], steps)
+  found = solver.solve(inputs, _ids(inputs), settings, ALL)
+  np.testing.assert_array_equal(found.steps[:, 0, -1], steps)
   rows = np.arange(len(inputs))
   for name in ("answers", "q_halt", "residual"):
     np.testing.assert_array_equal(
-      getattr(found, name)[:, 0, 0], getattr(fixed, name)[rows, 0, steps - 1]
+      getattr(found, name)[:, 0, -1], getattr(fixed, name)[rows, 0, steps - 1]
     )
   assert found.spent == steps.sum()
 
@@ -135,7 +137,7 @@ def test_the_rules_above_halt_some_and_not_others(puzzles):
   inputs, _ = puzzles
   solver = _solver()
   for settings in RULES.values():
-    steps = solver.solve(inputs, _ids(inputs), settings).steps
+    steps = solver.solve(inputs, _ids(inputs), settings, ALL).steps[:, :, -1]
     assert 1 <= steps.min() < steps.max() <= DEPTH
 
 
@@ -173,8 +175,7 @@ def test_solutions_halt_where_a_task_has_rules(puzzles):
   assert not check.solved(inputs, inputs[:, None], TASK).any()
 
 
-@pytest.mark.parametrize("slots", [1, 5, 64])
-@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize(("slots", "devices"), [(5, 1), (64, 1), (7, 3)])
 def test_batch_and_devices_change_nothing(slots, devices, puzzles):
   """Nor does the smaller batch that takes over at the end (64 slots)."""
   inputs, _ = puzzles
@@ -237,7 +238,7 @@ def test_only_the_first_rollout_is_undisturbed(puzzles):
   assert (again.q_halt[:, 1] != noisy.q_halt[:, 1]).all()
 
 
-@pytest.mark.parametrize("family", ["hrm", "multi_latent", "single_latent"])
+@pytest.mark.parametrize("family", ["hrm", "multi_latent"])
 def test_noise_reaches_every_family(family, puzzles):
   inputs, _ = puzzles
   settings = SolveConfig(depth=2, breadth=2, cycle_noise=0.5)
@@ -490,13 +491,13 @@ def test_the_grid_is_what_each_depth_and_breadth_would_give(puzzles):
   inputs, _ = puzzles
   solver = _solver(16)
   noise = {"cycle_noise": 1.0, "seed": 3}
-  settings = SolveConfig(depth=4, breadth=5, **noise)
+  settings = SolveConfig(depth=4, breadth=4, **noise)
   found = solver.solve(inputs, _ids(inputs), settings, (1, 2), prune=False)
   # The right answer is whatever the third rollout says after two steps.
   labels = found.answers[:, 2, 1]
   selects = ("q", "vote", "residual")
-  records = score.grid(found, inputs, labels, TASK, (1, 3, 5), selects)
-  assert len(records) == 3 * 3 * 3
+  records = score.grid(found, inputs, labels, TASK, (1, 3), selects)
+  assert len(records) == 3 * 2 * 3
   for record in records:
     alone = solver.solve(
       inputs, _ids(inputs),

@@ -101,8 +101,10 @@ def fit(q: ArrayLike, right: ArrayLike, kind: str) -> Calibration:
   """Fits a map. The order of the puzzles does not matter.
 
   Args:
-    q: [N] halting logits, 1 or more; infinite ones may be among them.
-    right: bool [N], whether the answers were right; all or none may be.
+    q: [N] halting logits, 1 or more; infinite ones may be among them. Or
+      [N, D], of several answers to each puzzle, which together count as one.
+    right: bool of that shape, whether the answers were right; all or none may
+      be.
     kind: "temperature", by maximum likelihood with T from 0.01 to 100; or
       "isotonic", by least squares, with a right and a wrong puzzle added
       beyond each end. A block of m right puzzles at an end thus gets
@@ -118,20 +120,22 @@ def fit(q: ArrayLike, right: ArrayLike, kind: str) -> Calibration:
     raise UserError(
       f"calibration of kind {kind!r}: must be one of {', '.join(KINDS)}"
     )
-  q, right = _puzzles(q, right)
+  puzzles = len(np.atleast_1d(q))
+  q, right = _answers(q, right)
   if kind == "isotonic":
-    return _fit_isotonic(q, right)
-  return Calibration(kind, len(q), temperature=_fit_temperature(q, right))
+    return _fit_isotonic(q, right, puzzles)
+  return Calibration(kind, puzzles, temperature=_fit_temperature(q, right))
 
 
-def _puzzles(q: ArrayLike, right: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _answers(q: ArrayLike, right: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+  """All answers of all puzzles, in one row, checked and in order."""
   q, right = _as_logits(q), np.asarray(right)
-  if q.ndim != 1 or right.shape != q.shape:
+  if q.ndim not in (1, 2) or right.shape != q.shape:
     raise UserError(
       f"calibration: logits {q.shape} and answers {right.shape}; expected one "
       "of each a puzzle"
     )
-  if not len(q):
+  if not q.size:
     raise UserError(
       "calibration: there is no puzzle to fit on; give it puzzles with labels"
     )
@@ -141,6 +145,7 @@ def _puzzles(q: ArrayLike, right: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
       f"calibration: {broken} of {len(q)} halting logits are NaN, so the model "
       "has diverged; choose an earlier checkpoint"
     )
+  q, right = q.ravel(), right.ravel()
   # Sums depend on the order of their terms; there is one order only.
   order = np.lexsort((right, q))
   return q[order], right[order].astype(bool)
@@ -164,13 +169,15 @@ def _fit_temperature(q: np.ndarray, right: np.ndarray) -> float:
   return float(np.clip(1 / found.root, *_TEMPERATURES))
 
 
-def _fit_isotonic(q: np.ndarray, right: np.ndarray) -> Calibration:
+def _fit_isotonic(
+  q: np.ndarray, right: np.ndarray, puzzles: int
+) -> Calibration:
   logits, first, counts = np.unique(q, return_index=True, return_counts=True)
   shares = np.add.reduceat(right.astype(np.float64), first) / counts
   # Two puzzles beyond each end, of which one is right.
   fitted = optimize.isotonic_regression(
     np.concatenate([[0.5], shares, [0.5]]),
-    weights=np.concatenate([[2.0], counts, [2.0]]),
+    weights=np.concatenate([[2.0], counts * (puzzles / len(q)), [2.0]]),
   ).x[1:-1]
   # Within a block of equal values only its ends are needed.
   rises = np.diff(fitted) > 0
@@ -180,7 +187,7 @@ def _fit_isotonic(q: np.ndarray, right: np.ndarray) -> Calibration:
     knots = knots[thinned]
   return Calibration(
     "isotonic",
-    len(q),
+    puzzles,
     logits=tuple(logits[knots].tolist()),
     confidences=tuple(fitted[knots].tolist()),
   )
@@ -379,7 +386,7 @@ def evaluate_fit(
   confidence = np.empty(q.shape)
   halves = np.array_split(np.random.default_rng(seed).permutation(len(q)), 2)
   for mine, others in (halves, halves[::-1]):
-    found = fit(q[others].ravel(), right[others].ravel(), kind)
+    found = fit(q[others], right[others], kind)
     confidence[mine] = found(q[mine])
   before = special.expit(_as_logits(q))
   return (

@@ -73,7 +73,6 @@ def build(experiment: Experiment) -> Program:
   Raises:
     UserError: if the devices do not suit the config.
   """
-  recipe = train.Recipe.of(experiment)
   mesh = sharding.make_mesh(experiment.mesh.data, experiment.mesh.model)
   sharding.check_batch(
     "config.train.batch_size", experiment.train.batch_size, mesh
@@ -81,6 +80,11 @@ def build(experiment: Experiment) -> Program:
   sharding.check_batch(
     "config.eval.batch_size", experiment.eval.batch_size, mesh
   )
+  return _lay_out(experiment, mesh)
+
+
+def _lay_out(experiment: Experiment, mesh: Mesh) -> Program:
+  recipe = train.Recipe.of(experiment)
   shapes = jax.eval_shape(lambda: train.init_state(recipe))
   placed = sharding.shardings(shapes, mesh)
   whole = sharding.replicated(mesh)
@@ -239,12 +243,16 @@ def restore_for_inference(
 ) -> tuple[int, train.TrainState, Program]:
   """A run's state at "best", "last" or a step, laid out over the devices.
 
+  These need not be such as could train it.
+
   Raises:
     UserError: if there is no such checkpoint, or it cannot be read.
   """
   if not folder.checkpoints.is_dir():
     raise UserError(f"{folder.path} holds no checkpoint yet: train first")
-  program = build(experiment)
+  ways = experiment.mesh.model
+  model = ways if jax.device_count() % ways == 0 else 1
+  program = _lay_out(experiment, sharding.make_mesh(model=model))
   with checkpoint.Checkpoints(
     folder.checkpoints, best_metric=_best_metric(experiment)
   ) as checkpoints:

@@ -109,6 +109,8 @@ def _from_folder(folder: RunFolder, checkpoint: str) -> Pretrained:
   step, state, _ = fit.restore_for_inference(experiment, folder, checkpoint)
   result = read_optional(folder.result)
   scored = result.get("checkpoint") == step
+  calibration = read_optional(folder.calibration)
+  calibrated = calibration.get("checkpoint") == step
   return Pretrained(
     params=state.averaged_params,
     experiment=experiment,
@@ -116,7 +118,7 @@ def _from_folder(folder: RunFolder, checkpoint: str) -> Pretrained:
     names=folder.read_identifiers(),
     step=step,
     scores=result.get("depths", result.get("grid", [])) if scored else [],
-    calibration=read_optional(folder.calibration) or None,
+    calibration=calibration if calibrated else None,
   )
 
 

@@ -34,8 +34,9 @@ class Ballots:
     answers = rollouts.answers[:, :breadth, mark]
     steps = rollouts.steps[:, :breadth, mark]
     there = steps > 0
+    # Stopped rollouts agree with nobody.
     keys = vote.as_keys(vote.fingerprints(answers, np))  # [N, K]
-    equal = (keys[:, :, None] == keys[:, None, :]) & there[:, None, :]
+    keys = np.where(there, keys, np.arange(breadth, dtype=np.uint64))
     # At the last mark, steps may be those of the depth and yet a rule's.
     early = steps < rollouts.marks[mark]
     last = rollouts.steps[:, :breadth, -1]
@@ -45,26 +46,27 @@ class Ballots:
       residual=np.where(there, rollouts.residual[:, :breadth, mark], np.inf),
       steps=steps,
       halted=rollouts.halted[:, :breadth] & (early | (last == steps)) & there,
-      same=equal.argmax(-1),
+      same=_first_equal(keys),
     )
 
   @property
   def votes(self) -> np.ndarray:
-    """How many rollouts have each one's answer, int64 `[N, K]`."""
-    return self._equal.sum(-1)
+    """How many rollouts have each one's answer, float64 `[N, K]`."""
+    return self._sums(np.ones(self.steps.shape))
 
   @property
   def mean_q(self) -> np.ndarray:
     """Mean sigmoid of q over the rollouts with each one's answer `[N, K]`."""
-    q = vote.confidences(self.q_halt)[:, None, :]
-    return (self._equal * q).sum(-1) / np.maximum(self.votes, 1)
+    q = vote.confidences(self.q_halt)
+    return self._sums(q) / np.maximum(self.votes, 1)
 
-  @property
-  def _equal(self) -> np.ndarray:
-    """Which rollouts agree, of those that were not stopped: `[N, K, K]`."""
-    there = self.steps > 0
-    equal = self.same[:, :, None] == self.same[:, None, :]
-    return equal & there[:, :, None] & there[:, None, :]
+  def _sums(self, values: np.ndarray) -> np.ndarray:
+    """Sums over the rollouts with each one's answer, of those not stopped."""
+    rows, breadth = self.same.shape
+    places = self.same + breadth * np.arange(rows)[:, None]
+    weights = np.where(self.steps > 0, values, 0).ravel()
+    sums = np.bincount(places.ravel(), weights, minlength=rows * breadth)
+    return sums[places]
 
   def choose(self, select: str, solved: np.ndarray | None = None) -> np.ndarray:
     """Which rollout answers each puzzle, int64 `[N]`.
@@ -87,6 +89,22 @@ class Ballots:
     else:
       ranks = [self.q_halt]
     return _best(there, *ranks)
+
+
+def _first_equal(keys: np.ndarray) -> np.ndarray:
+  """For each key the first column of its row with the same: int64 `[N, K]`."""
+  order = np.argsort(keys, axis=-1, kind="stable")
+  ranked = np.take_along_axis(keys, order, axis=-1)
+  is_new = np.ones(keys.shape, bool)
+  is_new[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+  begins = np.maximum.accumulate(
+    np.where(is_new, np.arange(keys.shape[1]), 0), axis=-1
+  )
+  first = np.empty_like(order)
+  np.put_along_axis(
+    first, order, np.take_along_axis(order, begins, axis=-1), axis=-1
+  )
+  return first
 
 
 def _best(*ranks: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ A device holds B slots. Each runs one rollout of one puzzle; when that halts,
 the slot takes the next rollout from the queue within the same program, so the
 batch stays full until the queue is empty and the host is never asked. What a
 rollout computes does not depend on what is in other slots: its noise is drawn
-from its puzzle's number, its own and its step.
+by its puzzle's content, its own number and its step.
 
 `advance` is pure and knows one device; `solver` lays it out over many.
 
@@ -67,7 +67,7 @@ class Queue(struct.PyTreeNode):
   Attributes:
     inputs: uint8 `[Q, S]`.
     rows: `[Q, E]`, their puzzle embeddings.
-    numbers: int32 `[Q]`, what their noise is drawn by.
+    numbers: uint32 `[Q]`, what their noise is drawn by.
     count: int32 [], how many are there; the rest is room.
   """
 

@@ -193,7 +193,10 @@ class TRMProcessor:
     settings = self._settings(self._rollouts_differ)
     slots = self.config.batch_size
     least = min(slots, len(self._devices))  # one of each device
-    while (needed := self._solver.memory(slots, settings)) > allowed:
+    marks = self._marks(settings)
+    # Most is for computing, and a part for what waits and what was found.
+    self._solver.room = int(min(self._solver.room, allowed / 16))
+    while (needed := self._solver.memory(slots, settings, marks)) > allowed:
       if slots == least:
         raise UserError(
           f"memory limit {limit!r}: a single rollout needs "
@@ -250,6 +253,12 @@ class TRMProcessor:
     except ValueError as error:
       raise UserError(f"config.{error}") from error
 
+  def _marks(self, settings: SolveConfig) -> Sequence[int]:
+    """The depths at which answers are kept."""
+    if not self.config.verbose_reasoning:
+      return ()
+    return range(1, settings.depth + 1)
+
   def _solve_new(
     self,
     asked: Sequence[Question],
@@ -259,9 +268,7 @@ class TRMProcessor:
   ) -> list[Reasoning]:
     settings = self._settings(several)
     inputs = np.stack([question.tokens for question in asked])
-    marks: Sequence[int] = ()
-    if self.config.verbose_reasoning:
-      marks = range(1, settings.depth + 1)
+    marks = self._marks(settings)
     rollouts = self._solver.solve(
       inputs, ids, settings, marks, prune=not several, on_progress=on_progress
     )

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trm_jax import sharding
+from trm_jax import sharding, vote
 from trm_jax.core import flops
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.data.task import Task
@@ -23,8 +23,8 @@ from trm_jax.solve import engine
 from trm_jax.solve.engine import Found, Noise, Plan, Queue, Rules, State
 from trm_jax.solve.rules import SolveConfig
 
-# Tokens of answers that a device keeps of one round of puzzles.
-_ROOM = 2**27
+# Bytes that a device keeps of one round of puzzles and their answers.
+_ROOM = 2**26
 # When a batch is this many times too large for what is left, a smaller takes
 # over; but none is smaller than this.
 _SHRINK, _SMALLEST = 4, 8
@@ -80,7 +80,8 @@ class Solver:
     params: the model.
     model: its config.
     task: its task.
-    slots: rollouts at once, over all devices.
+    slots: rollouts at once, over all devices. The attribute may be changed; so
+      may `room`, the bytes that each device keeps of puzzles and answers.
     devices: of this process; by default all.
   """
 
@@ -96,6 +97,7 @@ class Solver:
     self.model = model
     self.task = task
     self.slots = slots
+    self.room = _ROOM
     self._mesh = jax.make_mesh(
       (len(devices),), ("device",), (AxisType.Auto,), devices=devices
     )
@@ -139,7 +141,7 @@ class Solver:
     for first, last in self._rounds(len(inputs), settings, marks):
       room = self._room(last - first)
       queue, places = self._queue(
-        inputs[first:last], puzzle_ids[first:last], first, room
+        inputs[first:last], puzzle_ids[first:last], room
       )
       found = self._round(
         queue, room, settings, marks, prune, deadline,
@@ -158,21 +160,39 @@ class Solver:
     ids = np.zeros(0, np.int32)
     counts = {b - a for a, b in self._rounds(puzzles, settings, marks)}
     for room in {self._room(count) for count in counts}:
-      queue, _ = self._queue(nothing, ids, 0, room)
+      queue, _ = self._queue(nothing, ids, room)
       self._round(queue, room, settings, marks, True, math.inf, lambda _: None)
 
-  def memory(self, slots: int, settings: SolveConfig) -> int:
-    """Bytes that each device needs for so many slots, all told."""
-    ways, marks = self._mesh.size, self._marks(settings, ())
-    room = self._room(-(-slots // settings.breadth))
-    nothing = np.zeros((0, self.model.seq_len), np.uint8)
-    queue, _ = self._queue(nothing, np.zeros(0, np.int32), 0, room)
+  def memory(
+    self, slots: int, settings: SolveConfig, marks: Sequence[int] = ()
+  ) -> int:
+    """Bytes that each device needs for so many slots, all told.
+
+    That is for as many puzzles as it can ever be given at once, see `room`.
+    """
+    ways, marks = self._mesh.size, self._marks(settings, marks)
+    room, shared = self._most(settings, marks), _shared(self._mesh)
     begin, go_on = _programs(
       self._mesh, self._plan(settings), -(-slots // ways), room, len(marks)
     )
+
+    def placed(dtype, *dims) -> Any:
+      shape = (ways * dims[0], *dims[1:])
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=shared)
+
+    queue = Queue(
+      inputs=placed(np.uint8, room, self.model.seq_len),
+      rows=placed(self._table.dtype, room, self._table.shape[1]),
+      numbers=placed(np.uint32, room),
+      count=placed(np.int32, 1),
+    )
+    state = jax.tree.map(
+      lambda leaf: placed(leaf.dtype, leaf.shape[0] // ways, *leaf.shape[1:]),
+      jax.eval_shape(begin),
+    )
     compiled = go_on.lower(
       self._weights, self._initial, queue, self._rules(settings, 1, True),
-      _noise(settings), jnp.asarray(marks, jnp.int32), jnp.int32(0), begin(),
+      _noise(settings), jnp.asarray(marks, jnp.int32), jnp.int32(0), state,
     ).compile()  # fmt: skip
     found = compiled.memory_analysis()
     return (
@@ -245,15 +265,21 @@ class Solver:
     self, puzzles: int, settings: SolveConfig, marks: Sequence[int]
   ) -> list[tuple[int, int]]:
     """Parts of the puzzles whose answers fit: (first, last) of each."""
-    each = settings.breadth * len(marks) * self.model.seq_len
-    most = max(_ROOM // each, 1) * self._mesh.size
+    most = self._most(settings, marks) * self._mesh.size
     edges = [*range(0, puzzles, most), puzzles]
     return list(itertools.pairwise(edges))
+
+  def _most(self, settings: SolveConfig, marks: Sequence[int]) -> int:
+    """Puzzles that a device can be given at once: a power of 4."""
+    tokens = self.model.seq_len
+    answers = settings.breadth * len(marks) * (tokens + 12)  # and their scores
+    each = answers + tokens + 4 * self._table.shape[1]
+    return 4 ** ((max(self.room // each, 1).bit_length() - 1) // 2)
 
   def _room(self, puzzles: int) -> int:
     """Puzzles that each device has room for: a power of 4, to compile few."""
     share = -(-puzzles // self._mesh.size)
-    return 1 << (max(share - 1, 0).bit_length() + 1) // 2 * 2
+    return 4 ** ((max(share - 1, 0).bit_length() + 1) // 2)
 
   def _round(
     self,
@@ -314,14 +340,13 @@ class Solver:
     )
 
   def _queue(
-    self, inputs: np.ndarray, puzzle_ids: np.ndarray, first: int, room: int
+    self, inputs: np.ndarray, puzzle_ids: np.ndarray, room: int
   ) -> tuple[Queue, np.ndarray]:
     """Puts puzzles onto the devices.
 
     Args:
       inputs: integers `[N, S]`.
       puzzle_ids: integers `[N]`.
-      first: the number of the first of them.
       room: of each device.
 
     Returns:
@@ -345,7 +370,7 @@ class Solver:
     queue = Queue(
       inputs=dealt(np.asarray(inputs, np.uint8)),
       rows=rows,
-      numbers=dealt(first + cards.astype(np.int32)),
+      numbers=dealt(_numbers(inputs, puzzle_ids)),
       count=counts.astype(np.int32),
     )
     return sharding.put(queue, _shared(self._mesh)), places
@@ -391,6 +416,20 @@ class Solver:
       flops_per_step=float(flops.inference(self.model, 1)),
       seconds=seconds,
     )
+
+
+def _numbers(inputs: np.ndarray, puzzle_ids: np.ndarray) -> np.ndarray:
+  """What the noise of puzzles is drawn by: their content, and not their place.
+
+  Args:
+    inputs: integers `[N, S]`.
+    puzzle_ids: integers `[N]`.
+
+  Returns:
+    uint32 `[N]`.
+  """
+  named = np.concatenate([np.asarray(puzzle_ids)[:, None], inputs], axis=1)
+  return vote.fingerprints(named, np)[:, 0]
 
 
 def _noise(settings: SolveConfig) -> Noise:
