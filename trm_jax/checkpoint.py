@@ -164,14 +164,14 @@ class Checkpoints:
     # Shapes come first: a whole checkpoint of another model must not be
     # called damaged, for the advice is then to delete it.
     storable = _storable(abstract)
-    wanted = _described(storable)
+    wanted = described(storable)
     try:
       metadata = self._orbax.metadata(step)
-      there = _described(metadata.metadata)
+      there = described(metadata.metadata)
       facts = cast(dict, metadata.custom_metadata or {})
       expected = facts.get("fingerprint")
     except Exception as error:  # Orbax and TensorStore raise many kinds
-      raise self._damaged(step, _first_line(error)) from error
+      raise self._damaged(step, first_line(error)) from error
     if not wanted.keys() & there.keys():
       raise self._damaged(step, "its list of arrays cannot be read")
     if there != wanted:
@@ -183,7 +183,7 @@ class Checkpoints:
     try:
       state = _whole(self._orbax.load(step, storable), abstract)
     except Exception as error:
-      raise self._damaged(step, _first_line(error)) from error
+      raise self._damaged(step, first_line(error)) from error
     if expected is not None and int(fingerprint(state)) != expected:
       raise self._damaged(step, "its bits are not those that were saved")
     return state
@@ -205,7 +205,7 @@ class Checkpoints:
     return UserError(
       f"a checkpoint could not be written to {self._directory}; once there is "
       f"space, the same command goes on from {where}. "
-      f"Cause: {_first_line(error)}"
+      f"Cause: {first_line(error)}"
     )
 
 
@@ -293,7 +293,7 @@ def _differences(there: dict[str, str], wanted: dict[str, str]) -> str:
   return "; ".join(first + more)
 
 
-def _described(tree: Any) -> dict[str, str]:
+def described(tree: Any) -> dict[str, str]:
   """Path of each array -> its dtype and shape."""
   leaves = jax.tree_util.tree_leaves_with_path(
     tree, is_leaf=lambda node: hasattr(node, "shape")
@@ -306,7 +306,7 @@ def _described(tree: Any) -> dict[str, str]:
   }
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
   """The first line of what an error began with: Orbax wraps it in pages."""
   while cause := error.__cause__ or error.__context__:
     error = cause

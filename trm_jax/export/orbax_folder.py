@@ -18,11 +18,15 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from trm_jax import config as config_lib
-from trm_jax.checkpoint import abstract_state, fingerprint
+from trm_jax.checkpoint import (
+  abstract_state,
+  described,
+  fingerprint,
+  first_line,
+)
 from trm_jax.core import network
 from trm_jax.core.network import Params
 from trm_jax.errors import UserError
@@ -65,7 +69,7 @@ def export(
     ocp.save(str(complete.absolute()), tree, custom_metadata={"card": card})
     _put(complete, path, aside=scratch / "old")
   except Exception as error:  # Orbax and TensorStore raise many kinds
-    raise UserError(f"cannot write {path}: {_first_line(error)}") from error
+    raise UserError(f"cannot write {path}: {first_line(error)}") from error
   finally:
     if scratch:
       shutil.rmtree(scratch, ignore_errors=True)
@@ -91,12 +95,12 @@ def load(
     raise UserError(f"{path} is damaged: its card has no config")
   expected = _expected(path, config, len(there))
   wanted = _nested(expected)
-  described = _described(wanted)
-  for name in sorted(described.keys() | there.keys()):
-    if there.get(name) != described.get(name):
+  kinds = described(wanted)
+  for name in sorted(kinds.keys() | there.keys()):
+    if there.get(name) != kinds.get(name):
       raise UserError(
         f"{path}: array {name!r} is {there.get(name, 'missing')}, but its "
-        f"config makes it {described.get(name, 'absent')}"
+        f"config makes it {kinds.get(name, 'absent')}"
       )
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   placed = jax.tree.map(lambda leaf: here, wanted)
@@ -139,7 +143,7 @@ def _read_card(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
   try:
     metadata = ocp.metadata(str(path.absolute()))
     card = cast(Mapping, metadata.custom_metadata or {}).get("card", {})
-    there = _described(metadata.metadata)
+    there = described(metadata.metadata)
   except Exception as error:  # Orbax and TensorStore raise many kinds
     raise _damaged(path, error) from error
   if not isinstance(card, dict) or card.get("format") != FORMAT:
@@ -179,28 +183,7 @@ def _name(path: Any) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _described(tree: Any) -> dict[str, str]:
-  """Path of each array -> its dtype and shape."""
-  leaves = jax.tree_util.tree_leaves_with_path(
-    tree, is_leaf=lambda node: hasattr(node, "shape")
-  )
-  return {
-    _name(path): (f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}")
-    for path, leaf in leaves
-  }
-
-
 def _damaged(path: pathlib.Path, error: BaseException) -> UserError:
   return UserError(
-    f"{path} cannot be read as an exported model: {_first_line(error)}"
+    f"{path} cannot be read as an exported model: {first_line(error)}"
   )
-
-
-def _first_line(error: BaseException) -> str:
-  """The first line of what an error began with: Orbax wraps it in pages."""
-  while cause := error.__cause__ or error.__context__:
-    error = cause
-  text = str(error).strip() or type(error).__name__
-  line = text.splitlines()[0]
-  # A long path is often in the middle, and the reason at the end.
-  return line if len(line) < 200 else f"{line[:90]} ... {line[-100:]}"
