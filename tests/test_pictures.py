@@ -399,6 +399,19 @@ REFUSED = {
 }
 
 
+def test_without_an_answer_nothing_is_wrong_and_no_place_is_kept(
+  pair, tmp_path
+):
+  wrong = Guess(with_wrong_cells(pair, 3), 0.5)
+  unknown = Pair(pair.question, np.zeros_like(pair.label))
+  known = pixels(Scene([pair], [wrong]), SUDOKU, tmp_path)
+  alone = pixels(Scene([unknown], [wrong]), SUDOKU, tmp_path)
+  red = to_rgb("tab:red")
+  assert share(known, red) > 0
+  assert share(alone, red) == 0
+  assert alone.shape[1] < 0.75 * known.shape[1]
+
+
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
   """What the program said, by name, and the folder where it worked."""

@@ -418,6 +418,8 @@ def test_what_a_task_lacks_is_refused():
   ):
     with pytest.raises(UserError, match=message):
       solver.solve(*asked, SolveConfig(**settings))
+    with pytest.raises(UserError, match=message):
+      solver.compile(1, SolveConfig(**settings))
   with pytest.raises(UserError, match="puzzle ids go from 3 to 3"):
     solver.solve(asked[0], np.array([3]), SolveConfig())
 

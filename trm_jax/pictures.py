@@ -53,11 +53,13 @@ class _Panel:
 _Tier = Sequence[_Panel | None]  # side by side; None leaves a place free
 
 
-def _row(scene: Scene, task: Task) -> list[_Tier]:
+def _row(scene: Scene, task: Task, has_answers: bool) -> list[_Tier]:
+  """Panels side by side, with room for right answers if any scene has them."""
   tier: list[_Panel | None] = []
   for pair, guess in _guessed(scene):
     tier.append(_Panel(pair.question, title="puzzle"))
-    tier.append(_answer(pair, "answer"))
+    if has_answers:
+      tier.append(_answer(pair, "answer"))
     if guess:
       tier.append(_guess(pair, guess, task))
   tier += [_answer(pair, pair.title) for pair in scene.copies]
@@ -96,8 +98,9 @@ def _guess(pair: Pair, guess: Guess, task: Task) -> _Panel:
   return _Panel(
     pair.question,
     guess.answer,
-    # Another solution than the label has no wrong cells.
-    None if guess.is_solution else pair.label,
+    # Another solution than the label has no wrong cells, nor has a guess that
+    # there is nothing to compare with.
+    None if guess.is_solution or not np.any(pair.label) else pair.label,
     title=": ".join(text for text in (guess.title, told) if text),
     guess=guess,
   )
@@ -129,8 +132,9 @@ def panels(
     The picture.
   """
   room = max(len(scene.examples) for scene in scenes)
+  has_answers = any(np.any(p.label) for scene in scenes for p in scene.asked)
   strips = [
-    _columns(scene, task, room) if task.view else _row(scene, task)
+    _columns(scene, task, room) if task.view else _row(scene, task, has_answers)
     for scene in scenes
   ]
   left = 2.5 * _LINE if any(scene.name for scene in scenes) else _GAP

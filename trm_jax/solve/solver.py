@@ -154,10 +154,15 @@ class Solver:
   def compile(
     self, puzzles: int, settings: SolveConfig, marks: Sequence[int] = ()
   ):
-    """Compiles what `solve` will need for so many puzzles, and runs nothing."""
-    marks = self._marks(settings, marks)
+    """Compiles what `solve` will need for so many puzzles, and runs nothing.
+
+    Raises:
+      UserError: as `solve`.
+    """
     nothing = np.zeros((0, self.model.seq_len), np.uint8)
     ids = np.zeros(0, np.int32)
+    self._check(settings, ids)
+    marks = self._marks(settings, marks)
     counts = {b - a for a, b in self._rounds(puzzles, settings, marks)}
     for room in {self._room(count) for count in counts}:
       queue, _ = self._queue(nothing, ids, room)
