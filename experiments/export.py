@@ -7,7 +7,7 @@
 
 --workdir is a run's folder, or a .safetensors file exported from one.
 
-    safetensors  PATH.safetensors  all programs here take it as --workdir
+    safetensors  PATH.safetensors  solve and export take it as --workdir
     torch        PATH.pt           the reference implementation's own
                  or .safetensors   checkpoint; .pt needs torch
     stablehlo    PATH.stablehlo    a solver for CPU, GPU and TPU; runs with jax
