@@ -22,6 +22,7 @@ Tasks that were not trained on have no embedding: --puzzle_id says what then.
 """
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
@@ -135,12 +136,8 @@ def _by_depth(
       result["voting_checkpoints"] = steps
     write_json(folder.result, result)
     made = [folder.result]
-    if unview and ballots:
-      _, pairs = vote.questions_of(split, unview)
-      write_json(
-        folder.submission, vote.submission(ballots[max(depths)], pairs)
-      )
-      made.append(folder.submission)
+    if ballots:
+      made.append(_submit(folder, experiment, split, ballots[max(depths)]))
     if "exact_accuracy" in records[0]:
       made.append(folder.plots / "depth.png")
       plots.depth_curve(records, made[-1], report.title(experiment, steps[-1]))
@@ -170,7 +167,7 @@ def _by_rollouts(
     )
   step, params, _ = _restore(folder, experiment, _CHECKPOINT.value)
   found = rollouts.run(params, experiment, split, settings, depths)
-  records = rollouts.grid(
+  records, ballot = rollouts.grid(
     found, experiment, split, settings, breadths, _SELECT.value
   )
   rollouts.print_grid(records, f"{folder.path}, step {step}", _kind())
@@ -184,6 +181,8 @@ def _by_rollouts(
   result = _result(step) | {"solve": dataclasses.asdict(settings)}
   write_json(folder.result, result | {"grid": records, "speed": speed})
   made = [folder.result]
+  if ballot:
+    made.append(_submit(folder, experiment, split, ballot))
   title = report.title(experiment, step)
   if "exact_accuracy" in records[0]:
     made.append(folder.plots / "solve.png")
@@ -193,6 +192,17 @@ def _by_rollouts(
   print(f"wrote {', '.join(map(str, made))}")
 
 
+def _submit(
+  folder: RunFolder, experiment: Experiment, split: Split, ballot: vote.Ballot
+) -> pathlib.Path:
+  """Writes the answers that a vote came to, for Kaggle's contest."""
+  unview = experiment.task.unview
+  assert unview, "a task with copies maps answers back"
+  _, pairs = vote.questions_of(split, unview)
+  write_json(folder.submission, vote.submission(ballot, pairs))
+  return folder.submission
+
+
 def _calibrate(
   folder: RunFolder,
   step: int,
@@ -200,7 +210,7 @@ def _calibrate(
   found: Rollouts,
   settings: SolveConfig,
   title: str,
-) -> list[Any]:
+) -> list[pathlib.Path]:
   """Fits confidence to the undisturbed rollouts, at all depths together.
 
   Whether to halt is asked early as well, where more answers are wrong.

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import solve_flags
+from trm_jax import vote
 from trm_jax.config import Experiment
 from trm_jax.core.network import Params
 from trm_jax.data.task import Split
@@ -65,17 +66,24 @@ def grid(
   settings: SolveConfig,
   breadths: Sequence[int],
   selects: Sequence[str],
-) -> list[Record]:
-  """Scores every depth, breadth and way of choosing; votes where copies do."""
+) -> tuple[list[Record], vote.Ballot | None]:
+  """Scores every depth, breadth and way of choosing.
+
+  Returns:
+    A record for each; and, where copies vote, the last and broadest ballot.
+  """
+  ballot = None
   if split.symmetries is not None:
-    records = score.vote_grid(rollouts, split, experiment.task, breadths)
+    records, ballot = score.vote_grid(
+      rollouts, split, experiment.task, breadths
+    )
   else:
     inputs, labels, _ = as_shown(split, experiment)
     records = score.grid(
       rollouts, inputs, labels, experiment.task, breadths, selects
     )
   halt = solve_flags.describe_halting(settings)
-  return [record | {"halt": halt} for record in records]
+  return [record | {"halt": halt} for record in records], ballot
 
 
 def throughput(rollouts: Rollouts) -> Record:

@@ -24,7 +24,7 @@ from trm_jax.data.sudoku import generate as sudoku_generate
 from trm_jax.errors import UserError
 from trm_jax.evaluate import Puzzles
 from trm_jax.pretrained import Pretrained
-from trm_jax.solve import forms, reasoning, solver
+from trm_jax.solve import forms, layout, reasoning, solver
 from trm_jax.solve.processor import TRMProcessor
 from trm_jax.solve.rules import SELECTS
 
@@ -519,7 +519,7 @@ def test_results_do_not_depend_on_batch_order_or_devices():
 def test_programs_are_compiled_once(monkeypatch):
   thinker = processor(max_recursion_depth=3)
   thinker.reason(TEXTS[:10])
-  before = solver._programs.cache_info().misses
+  before = layout.programs.cache_info().misses
   lowered = []
   jax.monitoring.register_event_duration_secs_listener(
     lambda event, duration_secs, **_: lowered.append(event)
@@ -533,7 +533,7 @@ def test_programs_are_compiled_once(monkeypatch):
     )
   finally:
     jax.monitoring.clear_event_listeners()
-  assert solver._programs.cache_info().misses == before
+  assert layout.programs.cache_info().misses == before
   assert not [name for name in lowered if "backend_compile" in name]
 
 

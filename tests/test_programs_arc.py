@@ -42,6 +42,21 @@ CASES = {
     r"7 of 7 puzzles were not trained on.*'other'.*--puzzle_id=mean",
   ),
   "bad_puzzle_id": ("evaluate", "--workdir={}/run --puzzle_id=x", "error|mean"),
+  "views": (
+    "evaluate",
+    "--workdir={}/run --breadth=2 --views",
+    "views: arc puzzles are not shown under random symmetries",
+  ),
+  "no_rules": (
+    "evaluate",
+    "--workdir={}/run --halt=solved",
+    "halt='solved': no rules tell whether an answer to arc is right",
+  ),
+  "calibrated": (
+    "evaluate",
+    "--workdir={}/run --calibrate=isotonic",
+    "--calibrate=isotonic: needs held-out puzzles without copies",
+  ),
   "bad_rows": (
     "evaluate",
     "--workdir={}/run --skip_bad_rows",
@@ -79,6 +94,9 @@ DONE = {
   "together": "--workdir={}/together --depth=3 --checkpoint=4,8",
   "mean": "--workdir={}/mean --depth=2 --data={}/others --puzzle_id=mean",
   "blank": "--workdir={}/blank --depth=2 --data={}/others --puzzle_id=blank",
+  "never": "--workdir={}/never --depth=1,3 --checkpoint=last "
+  "--halt=unchanged --patience=99",
+  "broad": "--workdir={}/broad --depth=1,3 --breadth=1,2 --checkpoint=last",
   "learnt": "--workdir={}/learnt --depth=2 --split=train",
   "few": "--workdir={}/few --depth=2 --copies=2 --puzzles=1",
 }
@@ -174,6 +192,31 @@ def test_evaluation_votes_and_writes_a_submission(folder, outcomes):
     for attempt in attempts:
       assert attempt.keys() == {"attempt_1", "attempt_2"}
   assert (folder / "alone" / "plots" / "depth.png").stat().st_size > 10_000
+
+
+def test_rollouts_of_copies_vote_as_well(folder, outcomes):
+  status, printed = outcomes["broad"]
+  assert status == 0, printed
+  grid = _result(folder, "broad")["grid"]
+  assert [(r["depth"], r["breadth"]) for r in grid] == [
+    (1, 1), (1, 2), (3, 1), (3, 2)
+  ]  # fmt: skip
+  submission = json.loads((folder / "broad" / "submission.json").read_text())
+  assert submission.keys() == {"mirror", "turn"}
+
+
+def test_one_rollout_that_never_halts_is_plain_evaluation(folder, outcomes):
+  status, printed = outcomes["never"]
+  assert status == 0, printed
+  alone, never = (_result(folder, name) for name in ("alone", "never"))
+  for one, other in zip(alone["depths"], never["grid"], strict=True):
+    for name in ("depth", "puzzles", "pass@1", "pass@2", "pass@1000"):
+      assert one[name] == other[name]
+  texts = [
+    (folder / name / "submission.json").read_text()
+    for name in ("alone", "never")
+  ]
+  assert texts[0] == texts[1]
 
 
 def test_several_checkpoints_vote_together_and_say_so(folder, outcomes):

@@ -84,7 +84,7 @@ def vote_grid(
   split: Split,
   task: Task,
   breadths: Sequence[int],
-) -> list[Record]:
+) -> tuple[list[Record], vote.Ballot]:
   """Scores every depth and breadth where copies of puzzles vote, as in ARC.
 
   All rollouts of all copies have one vote each.
@@ -93,33 +93,29 @@ def vote_grid(
     rollouts: of the rows of the split, not pruned.
     split: puzzles with copies.
     task: their task.
-    breadths: how many rollouts of each copy vote.
+    breadths: ascending, how many rollouts of each copy vote.
 
   Returns:
-    A record for each, with `pass@k`.
+    A record for each, with `pass@k`. And the ballot of the last depth and the
+    largest breadth, with its answers.
   """
   assert task.unview, "a task with copies maps answers back"
   assert split.symmetries is not None, "copies differ by a symmetry"
   questions, pairs = vote.questions_of(split, task.unview)
   symmetries = split.symmetries[split.rows[1]]
-  records = []
+  records, ballot = [], vote.Ballot()
   for mark, depth in enumerate(rollouts.marks):
-    keys = []
-    for k in range(max(breadths)):
-      answers = rollouts.answers[:, k, mark]
-      keys.append(
-        np.concatenate(
-          [
-            vote.unviewed(answers[part], symmetries[part], task.unview)[1]
-            for part in vote.parts(len(answers))
-          ]
-        )
-      )
-    for breadth in breadths:
-      ballot = vote.Ballot()
-      for k in range(breadth):
-        q = vote.confidences(rollouts.q_halt[:, k, mark])
-        ballot.add(questions, keys[k], q)
+    ballot = vote.Ballot()  # to which each breadth adds its share
+    for fewer, breadth in zip((0, *breadths[:-1]), breadths, strict=True):
+      for k in range(fewer, breadth):
+        answers, q = rollouts.answers[:, k, mark], rollouts.q_halt[:, k, mark]
+        for part in vote.parts(len(answers)):
+          originals, keys = vote.unviewed(
+            answers[part], symmetries[part], task.unview
+          )
+          ballot.add(
+            questions[part], keys, vote.confidences(q[part]), originals
+          )
       steps = float(rollouts.steps[:, :breadth, mark].sum())
       steps /= max(len(questions), 1)
       passes = vote.pass_at_k(ballot, pairs)
@@ -136,7 +132,7 @@ def vote_grid(
           "flops_per_puzzle": steps * rollouts.flops_per_step,
         }
       )
-  return records
+  return records, ballot
 
 
 def is_right(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The driver: puzzles in host memory -> rollouts, over all devices."""
 
 import dataclasses
-import functools
 import itertools
 import math
 import time
@@ -11,16 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType
 
 from trm_jax import sharding, vote
 from trm_jax.core import flops
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
-from trm_jax.solve import engine
-from trm_jax.solve.engine import Found, Noise, Plan, Queue, Rules, State
+from trm_jax.solve import layout
+from trm_jax.solve.engine import Found, Noise, Plan, Queue, Rules
 from trm_jax.solve.rules import SolveConfig
 
 # Bytes that a device keeps of one round of puzzles and their answers.
@@ -176,8 +174,8 @@ class Solver:
     That is for as many puzzles as it can ever be given at once, see `room`.
     """
     ways, marks = self._mesh.size, self._marks(settings, marks)
-    room, shared = self._most(settings, marks), _shared(self._mesh)
-    begin, go_on = _programs(
+    room, shared = self._most(settings, marks), layout.shared(self._mesh)
+    begin, go_on = layout.programs(
       self._mesh, self._plan(settings), -(-slots // ways), room, len(marks)
     )
 
@@ -300,7 +298,7 @@ class Solver:
     ways = self._mesh.size
     plan = self._plan(settings)
     slots = min(-(-self.slots // ways), room * settings.breadth)
-    begin, go_on = _programs(self._mesh, plan, slots, room, len(marks))
+    begin, go_on = layout.programs(self._mesh, plan, slots, room, len(marks))
     state = begin()
     rules = self._rules(settings, marks[-1], prune)
     noise = _noise(settings)
@@ -322,8 +320,8 @@ class Solver:
           break
         if smaller and most <= smaller:
           slots = smaller
-          state = _compactor(self._mesh, slots)(state)
-          _, go_on = _programs(self._mesh, plan, slots, room, len(marks))
+          state = layout.compactor(self._mesh, slots)(state)
+          _, go_on = layout.programs(self._mesh, plan, slots, room, len(marks))
           before = None
           continue
         if not most:
@@ -331,7 +329,7 @@ class Solver:
       before = now
       if time.perf_counter() > deadline:
         rules = rules.replace(depth=jnp.int32(1))
-    return jax.device_get(_whole(self._mesh)(state.found))
+    return jax.device_get(layout.whole(self._mesh)(state.found))
 
   def _plan(self, settings: SolveConfig) -> Plan:
     return Plan(
@@ -378,7 +376,7 @@ class Solver:
       numbers=dealt(_numbers(inputs, puzzle_ids)),
       count=counts.astype(np.int32),
     )
-    return sharding.put(queue, _shared(self._mesh)), places
+    return sharding.put(queue, layout.shared(self._mesh)), places
 
   def _rules(self, settings: SolveConfig, depth: int, prune: bool) -> Rules:
     halt, never = settings.halt, np.iinfo(np.int32).max
@@ -445,104 +443,6 @@ def _noise(settings: SolveConfig) -> Noise:
   )
 
 
-def _shared(mesh: Mesh) -> NamedSharding:
-  return NamedSharding(mesh, P("device"))
-
-
-@functools.cache
-def _whole(mesh: Mesh) -> Callable:
-  """Gives every process all of what the devices found."""
-  return jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
-
-
 @jax.jit
 def _look_up(table, ids):
   return table[ids]
-
-
-@functools.cache
-def _programs(
-  mesh: Mesh, plan: Plan, slots: int, room: int, marks: int
-) -> tuple[Callable, Callable]:
-  """Compiles `engine.start` and `engine.advance` for a mesh.
-
-  Each device has scalars of its own, which are arrays `[1]` outside.
-
-  Args:
-    mesh: the devices.
-    plan: what is static.
-    slots: of each device.
-    room: puzzles of each device.
-    marks: M.
-
-  Returns:
-    `() -> state`, and `(..., state) -> (state, (finished, most left))`: the
-    rollouts that are over, and those that are not on the slowest device.
-  """
-
-  def start() -> State:
-    return _boxed(engine.start(slots, room, marks, plan))
-
-  def advance(weights, initial, queue, rules, noise, marks, few, state):
-    queue = queue.replace(count=queue.count[0])
-    state = engine.advance(
-      weights, initial, queue, rules, noise, marks, few, _unboxed(state), plan
-    )
-    return _boxed(state), engine.left(queue, state, plan)[None]
-
-  own, same = P("device"), P()
-  mapped = jax.shard_map(
-    advance,
-    mesh=mesh,
-    in_specs=(same, same, own, same, same, same, same, own),
-    out_specs=(own, own),
-    check_vma=False,
-  )
-
-  def go_on(*arguments):
-    state, left = mapped(*arguments)
-    return state, (jnp.sum(state.found.finished), jnp.max(left))
-
-  shared = _shared(mesh)
-  begin = jax.shard_map(
-    start, mesh=mesh, in_specs=(), out_specs=own, check_vma=False
-  )
-  return (
-    jax.jit(begin, out_shardings=shared),
-    jax.jit(
-      go_on,
-      out_shardings=(shared, sharding.replicated(mesh)),
-      donate_argnums=7,
-    ),
-  )
-
-
-@functools.cache
-def _compactor(mesh: Mesh, slots: int) -> Callable:
-  """Compiles `engine.compact` to so many slots of each device."""
-  own = P("device")
-
-  def compact(state):
-    return _boxed(engine.compact(_unboxed(state), slots))
-
-  mapped = jax.shard_map(
-    compact, mesh=mesh, in_specs=own, out_specs=own, check_vma=False
-  )
-  return jax.jit(mapped, out_shardings=_shared(mesh))
-
-
-def _boxed(state: State) -> State:
-  return jax.tree.map(lambda x: x[None] if x.ndim == 0 else x, state)
-
-
-def _unboxed(state: State) -> State:
-  slots, found = state.slots, state.found
-  return State(
-    slots.replace(next=slots.next[0]),
-    found.replace(
-      **{
-        name: getattr(found, name)[0]
-        for name in ("finished", "spent", "passes")
-      }
-    ),
-  )
