@@ -44,9 +44,9 @@ def main(argv: list[str]) -> int:
     except fit.Stopped as stopped:
       bar.say("stopped; everything is saved. The same command goes on")
       return 128 + stopped.signal
-  step, state, program = fit.restore_for_inference(experiment, folder, "best")
+  step, params, program = report.restore(folder, experiment, "best")
   records = report.evaluate_depths(
-    experiment, program, step, state.averaged_params, held_out, DEPTHS
+    experiment, program, step, params, held_out, DEPTHS
   )
   title = report.title(experiment, step)
   report.print_depths(records, title)
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
   report.plot_learning([folder], made["learning curves"])
   weights.save_weights(
     made["weights"],
-    state.averaged_params,
+    params,
     config,
     {"step": step, "scores": records},
   )

@@ -30,9 +30,8 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, report, rollouts, solve_flags
-from trm_jax import calibration, evaluate, fit, plots, vote
+from trm_jax import calibration, evaluate, plots, vote
 from trm_jax.config import Experiment
-from trm_jax.core.network import Params
 from trm_jax.data import datasets
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
@@ -119,7 +118,9 @@ def _by_depth(
   ballots = evaluate.new_ballots(depths) if unview else None
   records, steps = [], []
   for which in checkpoints:
-    step, params, program = _restore(folder, experiment, which)
+    step, params, program = report.restore(
+      folder, experiment, which, _PUZZLE_ID.value
+    )
     if step in steps:
       continue  # "best" may be "last", and must not vote twice
     records = report.evaluate_depths(
@@ -165,7 +166,9 @@ def _by_rollouts(
       f"--calibrate={_CALIBRATE.value}: needs held-out puzzles without copies, "
       "whose answers can be right or wrong one by one; leave it out here"
     )
-  step, params, _ = _restore(folder, experiment, _CHECKPOINT.value)
+  step, params, _ = report.restore(
+    folder, experiment, _CHECKPOINT.value, _PUZZLE_ID.value
+  )
   found = rollouts.run(params, experiment, split, settings, depths)
   records, ballot = rollouts.grid(
     found, experiment, split, settings, breadths, _SELECT.value
@@ -232,17 +235,6 @@ def _calibrate(
   picture = folder.plots / "reliability.png"
   plots.reliability(before, after, picture, title)
   return [folder.calibration, picture]
-
-
-def _restore(
-  folder: RunFolder, experiment: Experiment, which: str
-) -> tuple[int, Params, fit.Program]:
-  step, state, program = fit.restore_for_inference(experiment, folder, which)
-  params = state.averaged_params
-  if _PUZZLE_ID.value == "mean":
-    known = len(folder.read_identifiers())
-    params = evaluate.with_mean_embedding(params, known)
-  return step, params, program
 
 
 def _result(step: int) -> dict[str, Any]:

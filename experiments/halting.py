@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli, report, rollouts, solve_flags
-from trm_jax import evaluate, fit, plots
+from trm_jax import plots
 from trm_jax.data import datasets
 from trm_jax.errors import UserError
 from trm_jax.run_folder import RunFolder, write_json
@@ -74,13 +74,13 @@ def main(argv: list[str]) -> int:
   if len(order) < 2:
     raise UserError("there are fewer than two puzzles: give more with --data")
   tuned, timed = (split.take(half) for half in np.array_split(order, 2))
-  step, state, _ = fit.restore_for_inference(
-    experiment, folder, _CHECKPOINT.value
+  _, labels, _ = rollouts.as_shown(timed, experiment)
+  for known in (rollouts.as_shown(tuned, experiment)[1], labels):
+    if not known.any():
+      raise UserError("no puzzle has a label: there is nothing to compare with")
+  step, params, _ = report.restore(
+    folder, experiment, _CHECKPOINT.value, _PUZZLE_ID.value
   )
-  params = state.averaged_params
-  if _PUZZLE_ID.value == "mean":
-    known = len(folder.read_identifiers())
-    params = evaluate.with_mean_embedding(params, known)
   rules = _rules(has_rules=experiment.task.is_solution is not None)
   replayed = _replay(params, experiment, tuned, rules)
   fixed, best = replayed[0], _choose(replayed)
@@ -88,10 +88,10 @@ def main(argv: list[str]) -> int:
   measured = []
   for record in [fixed, *best]:
     found = rollouts.run(params, experiment, timed, record["rule"], [])
-    _, labels, _ = rollouts.as_shown(timed, experiment)
     right = score.is_right(found.answers, labels)[:, 0, 0]
+    steps = found.steps[:, 0, 0]
     measured.append(
-      _record(record["rule"], right, found.steps[:, 0, 0], found.flops_per_step)
+      _record(record["rule"], right, labels, steps, found.flops_per_step)
       | rollouts.throughput(found)
     )
   for record in measured:
@@ -150,8 +150,6 @@ def _replay(params, experiment, split, rules) -> list[dict[str, Any]]:
   every = range(1, _DEPTH.value + 1)
   found = rollouts.run(params, experiment, split, rules[0], every)
   inputs, labels, _ = rollouts.as_shown(split, experiment)
-  if not labels.any():
-    raise UserError("no puzzle has a label: there is nothing to compare with")
   right = score.is_right(found.answers, labels)
   solved = None
   if experiment.task.is_solution:
@@ -159,18 +157,17 @@ def _replay(params, experiment, split, rules) -> list[dict[str, Any]]:
   rows, records = np.arange(len(inputs)), []
   for rule in rules:
     steps = score.halting_steps(found, rule, solved)[:, 0]
-    records.append(
-      _record(rule, right[rows, 0, steps - 1], steps, found.flops_per_step)
-    )
+    then = right[rows, 0, steps - 1]
+    records.append(_record(rule, then, labels, steps, found.flops_per_step))
   return records
 
 
-def _record(rule, right, steps, flops_per_step) -> dict[str, Any]:
+def _record(rule, right, labels, steps, flops_per_step) -> dict[str, Any]:
   mean = float(steps.mean())
   return {
     "rule": rule,
     "halt": solve_flags.describe_halting(rule),
-    **score.share("exact_accuracy", right),
+    **score.share("exact_accuracy", right[labels.any(-1)]),
     "mean_steps": mean,
     "flops_per_puzzle": mean * flops_per_step,
   }

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from experiments import cli
 from trm_jax import config as config_lib
-from trm_jax import evaluate, metrics, plots, vote
+from trm_jax import evaluate, fit, metrics, plots, vote
 from trm_jax.config import Data, Experiment
 from trm_jax.core import flops, network
 from trm_jax.core.network import ModelConfig, Params
@@ -143,6 +143,28 @@ def load_held_out(
   names = datasets.identifiers(data)
   known = folder.read_identifiers()
   return experiment, datasets.match_ids(chosen, names, known, unseen)
+
+
+def restore(
+  folder: RunFolder, experiment: Experiment, which: str, unseen: str = "error"
+) -> tuple[int, Params, Program]:
+  """A run's averaged weights.
+
+  Args:
+    folder: the run.
+    experiment: what it was made by.
+    which: "best", "last" or a step.
+    unseen: as in `load_held_out`; "mean" sets the embedding for such puzzles.
+
+  Returns:
+    The step, the model, and how it lies on the devices.
+  """
+  step, state, program = fit.restore_for_inference(experiment, folder, which)
+  params = state.averaged_params
+  if unseen == "mean":
+    known = len(folder.read_identifiers())
+    params = evaluate.with_mean_embedding(params, known)
+  return step, params, program
 
 
 def describe(

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from experiments import solve_flags
-from trm_jax import vote
+from trm_jax import evaluate, vote
 from trm_jax.config import Experiment
 from trm_jax.core.network import Params
 from trm_jax.data.task import Split
@@ -32,11 +31,10 @@ def as_shown(split: Split, experiment: Experiment) -> tuple[np.ndarray, ...]:
   """Questions, labels and puzzle ids of all rows of a split, as copies see."""
   examples, puzzles = split.rows
   inputs, labels = split.inputs[examples], split.labels[examples]
-  view = experiment.task.view
-  if split.symmetries is not None and view and not split.is_viewed:
-    show = jax.jit(jax.vmap(view))
-    shown_by = split.symmetries[puzzles]
-    inputs, labels = (np.asarray(show(x, shown_by)) for x in (inputs, labels))
+  if split.symmetries is not None and not split.is_viewed:
+    shown_by, task = split.symmetries[puzzles], experiment.task
+    inputs = np.asarray(evaluate.view(inputs, shown_by, task))
+    labels = np.asarray(evaluate.view(labels, shown_by, task))
   return inputs, labels, split.puzzle_ids[puzzles]
 
 

@@ -29,7 +29,7 @@ from absl import flags
 
 from experiments import cli, report
 from trm_jax import config as config_lib
-from trm_jax import evaluate, fit, pictures, train
+from trm_jax import evaluate, pictures, train
 from trm_jax import scenes as scenes_lib
 from trm_jax.config import Experiment
 from trm_jax.data import datasets
@@ -236,12 +236,9 @@ def _answer(
   names = datasets.identifiers(experiment.data)
   originals = split.take(np.arange(len(split)), copies=1)
   originals = datasets.match_ids(originals, names, known, _PUZZLE_ID.value)
-  step, state, _ = fit.restore_for_inference(
-    experiment, folder, _CHECKPOINT.value
+  step, params, _ = report.restore(
+    folder, experiment, _CHECKPOINT.value, _PUZZLE_ID.value
   )
-  params = state.averaged_params
-  if _PUZZLE_ID.value == "mean":
-    params = evaluate.with_mean_embedding(params, len(known))
   asked = [pair.question for scene in scenes for pair in scene.asked]
   questions = jnp.asarray(np.stack(asked))
   counts = [len(scene.asked) for scene in scenes]

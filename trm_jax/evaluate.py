@@ -303,14 +303,16 @@ def _batches(
     if split.symmetries is not None:
       symmetries = sharding.put(split.symmetries[puzzle], by_batch)
       if not split.is_viewed:
-        inputs = _view(inputs, symmetries, task)
-        labels = _view(labels, symmetries, task)
+        inputs = view(inputs, symmetries, task)
+        labels = view(labels, symmetries, task)
     shown = as_puzzles(inputs, labels, puzzle_ids)
     yield Batch(shown, counted, symmetries), len(rows)
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _view(tokens, symmetries, task):
+def view(tokens: jax.Array, symmetries: jax.Array, task: Task) -> jax.Array:
+  """What copies show of their originals' tokens, `[B, S]` each."""
+  assert task.view, "a task with copies"
   return jax.vmap(task.view)(tokens, symmetries)
 
 

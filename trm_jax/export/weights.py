@@ -17,6 +17,7 @@ from trm_jax import config as config_lib
 from trm_jax.core import network
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
+from trm_jax.export import files
 
 FORMAT = "trm_jax/1"
 
@@ -59,16 +60,7 @@ def save_weights(
   except safetensors.SafetensorError as error:
     # Names of a million puzzles come near the longest header there may be.
     raise UserError(f"cannot write {path}: {error}") from error
-  unfinished = path.with_name(path.name + ".tmp")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
-  except OSError as error:
-    raise UserError(f"cannot write {path}: {error.strerror}") from error
-  finally:
-    with contextlib.suppress(OSError):
-      unfinished.unlink(missing_ok=True)
+  files.write({path: content})
 
 
 def load_weights(
