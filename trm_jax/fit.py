@@ -80,10 +80,11 @@ def build(experiment: Experiment) -> Program:
   sharding.check_batch(
     "config.eval.batch_size", experiment.eval.batch_size, mesh
   )
-  return _lay_out(experiment, mesh)
+  return lay_out(experiment, mesh)
 
 
-def _lay_out(experiment: Experiment, mesh: Mesh) -> Program:
+def lay_out(experiment: Experiment, mesh: Mesh) -> Program:
+  """`build` for a given mesh, whose devices may be only described."""
   recipe = train.Recipe.of(experiment)
   shapes = jax.eval_shape(lambda: train.init_state(recipe))
   placed = sharding.shardings(shapes, mesh)
@@ -252,7 +253,7 @@ def restore_for_inference(
     raise UserError(f"{folder.path} holds no checkpoint yet: train first")
   ways = experiment.mesh.model
   model = ways if jax.device_count() % ways == 0 else 1
-  program = _lay_out(experiment, sharding.make_mesh(model=model))
+  program = lay_out(experiment, sharding.make_mesh(model=model))
   with checkpoint.Checkpoints(
     folder.checkpoints, best_metric=_best_metric(experiment)
   ) as checkpoints:

@@ -74,7 +74,6 @@ def build(experiment: Experiment, seeds: Sequence[int]) -> Program:
   Raises:
     UserError: if the devices do not suit the config.
   """
-  recipe = train.Recipe.of(experiment)
   settings = experiment.mesh
   mesh = sharding.make_mesh(settings.data, settings.model, len(seeds))
   sharding.check_batch(
@@ -83,6 +82,14 @@ def build(experiment: Experiment, seeds: Sequence[int]) -> Program:
   sharding.check_batch(
     "config.eval.batch_size", experiment.eval.batch_size, mesh, shared=True
   )
+  return lay_out(experiment, seeds, mesh)
+
+
+def lay_out(
+  experiment: Experiment, seeds: Sequence[int], mesh: Mesh
+) -> Program:
+  """`build` for a given mesh, whose devices may be only described."""
+  recipe = train.Recipe.of(experiment)
   numbers = np.asarray(seeds, np.uint32)
 
   def init():

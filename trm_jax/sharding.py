@@ -9,6 +9,7 @@ same rules serve a laptop and a pod.
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,7 +30,12 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int = -1, model: int = 1, members: int = 0) -> Mesh:
+def make_mesh(
+  data: int = -1,
+  model: int = 1,
+  members: int = 0,
+  devices: Sequence[Any] | None = None,
+) -> Mesh:
   """Lays out all devices of all processes.
 
   Args:
@@ -37,6 +43,7 @@ def make_mesh(data: int = -1, model: int = 1, members: int = 0) -> Mesh:
     model: devices that share each weight matrix.
     members: of a population, which the "data" devices divide among them as
       evenly as goes before they share each member's batch; 0 for none.
+    devices: to lay out instead; they may be only described, for compiling.
 
   Returns:
     A mesh with axes ("data", "model"), or ("member", "data", "model").
@@ -44,13 +51,13 @@ def make_mesh(data: int = -1, model: int = 1, members: int = 0) -> Mesh:
   Raises:
     UserError: if the numbers do not fit the devices there are.
   """
-  devices = jax.device_count()
-  if data == -1 and devices % model == 0:
-    data = devices // model
-  if data * model != devices:
+  count = jax.device_count() if devices is None else len(devices)
+  if data == -1 and count % model == 0:
+    data = count // model
+  if data * model != count:
     raise UserError(
       f"config.mesh asks for data={data} x model={model}, but there are "
-      f"{devices} devices; their product must be {devices} (data=-1 takes "
+      f"{count} devices; their product must be {count} (data=-1 takes "
       "what model leaves)"
     )
   shape = {"data": data, "model": model}
@@ -61,6 +68,7 @@ def make_mesh(data: int = -1, model: int = 1, members: int = 0) -> Mesh:
     tuple(shape.values()),
     tuple(shape),
     axis_types=(AxisType.Auto,) * len(shape),
+    devices=devices,
   )
 
 
