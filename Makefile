@@ -1,6 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install first.
 
 PYTHON ?= python3
+EXTRAS ?= dev
 BIN := .venv/bin
 
 .PHONY: setup demo test lint types clean
@@ -13,7 +14,7 @@ setup: .venv/installed
 	  f"trm_jax needs Python 3.11 or newer, this is {v.major}.{v.minor}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[dev]'
+	  --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 demo: setup

@@ -80,7 +80,9 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
       latent_steps=6,
       initial_std=0.0,
       path_noise=0.0,
-      remat="dots",
+      attention="blocks",
+      query_block=256,
+      remat="full",
       dtype="bfloat16",
       param_dtype="float32",
     )
@@ -108,6 +110,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
       # 100,000 passes over one copy of each task, as in the reference.
       steps=518_000,
       batch_size=768,
+      microbatch=8,
       steps_per_dispatch=10,
       refill="queue",
       loss="stablemax",
@@ -151,6 +154,7 @@ def _shrink(config: ml_collections.ConfigDict):
     puzzle_emb_ndim=96,
     puzzle_emb_len=1,
     cycles=2,
+    query_block=0,
     latent_steps=2,
     dtype="float32",
   )
@@ -159,6 +163,7 @@ def _shrink(config: ml_collections.ConfigDict):
   config.train.update(
     steps=1_500,
     batch_size=64,
+    microbatch=0,
     steps_per_dispatch=5,
     augment=False,
     log_every=20,

@@ -42,7 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
       latent_steps=3,
       initial_std=0.0,
       path_noise=0.0,
-      remat="dots",
+      attention="blocks",
+      query_block=0,
+      remat="full",
       dtype="float32",
       param_dtype="float32",
     )
@@ -65,6 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     dict(
       steps=1500,
       batch_size=64,
+      microbatch=0,
       steps_per_dispatch=5,
       refill="queue",
       loss="stablemax",

@@ -63,7 +63,9 @@ def _paper_size() -> ml_collections.ConfigDict:
     latent_steps=6,
     initial_std=0.0,
     path_noise=0.0,
-    remat="dots",
+    attention="blocks",
+    query_block=0,
+    remat="full",
     dtype="bfloat16",
     param_dtype="float32",
   )
@@ -82,6 +84,7 @@ def _paper_size() -> ml_collections.ConfigDict:
   config.train = _section(
     steps=50_000,
     batch_size=768,
+    microbatch=0,
     steps_per_dispatch=10,
     refill="queue",
     loss="stablemax",

@@ -82,7 +82,9 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
       latent_steps=4,
       initial_std=0.0,
       path_noise=0.0,
-      remat="dots",
+      attention="blocks",
+      query_block=256,
+      remat="full",
       dtype="bfloat16",
       param_dtype="float32",
     )
@@ -109,6 +111,7 @@ def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
     dict(
       steps=60_000,
       batch_size=768,
+      microbatch=8,
       steps_per_dispatch=10,
       refill="queue",
       loss="stablemax",
@@ -148,6 +151,7 @@ def _shrink(config: ml_collections.ConfigDict):
     puzzle_emb_ndim=96,
     puzzle_emb_len=1,
     cycles=2,
+    query_block=0,
     latent_steps=3,
     dtype="float32",
   )
@@ -162,7 +166,7 @@ def _shrink(config: ml_collections.ConfigDict):
     ema=0.99,
   )
   config.train.update(
-    steps=4_000, batch_size=64, steps_per_dispatch=5, log_every=20
+    steps=4_000, batch_size=64, microbatch=0, steps_per_dispatch=5, log_every=20
   )
   config.eval.update(every=1_000, puzzles=0, batch_size=128)
   config.checkpoint.every = 250

@@ -65,7 +65,9 @@ def get_config(variant: str = "mlp") -> ml_collections.ConfigDict:
       latent_steps=6,
       initial_std=0.0,
       path_noise=0.0,
-      remat="dots",
+      attention="blocks",
+      query_block=0,
+      remat="full",
       dtype="bfloat16",
       param_dtype="float32",
     )
@@ -92,6 +94,7 @@ def get_config(variant: str = "mlp") -> ml_collections.ConfigDict:
     dict(
       steps=60_000,
       batch_size=768,
+      microbatch=96,
       steps_per_dispatch=10,
       refill="queue",
       loss="stablemax",
@@ -143,7 +146,7 @@ def _shrink(config: ml_collections.ConfigDict):
     ema=0.99,
   )
   config.train.update(
-    steps=3_200, batch_size=64, steps_per_dispatch=5, log_every=20
+    steps=3_200, batch_size=64, microbatch=0, steps_per_dispatch=5, log_every=20
   )
   config.eval.update(every=800, puzzles=256, batch_size=128)
   config.checkpoint.every = 100

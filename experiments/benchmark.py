@@ -1,20 +1,24 @@
 """Times training and inference of a config, on puzzles made up on the spot.
 
     python -m experiments.benchmark --config=FILE.py[:variant] [--seconds=10]
-        [--depth=16] [--peak_tflops=989] [--json]
+        [--depth=16] [--peak_tflops=989] [--seeds=8] [--json]
 
 Prints, for drawing puzzles (and augmenting them), for training and for
 inference, the time to compile, steps and puzzles a second, achieved FLOP/s by
 the analytic count, and memory; with --peak_tflops (the published dense peak of
 all devices together) the share of it that is used, MFU. Reads no data: the
 time depends on shapes alone. ARC is taken to have 1024 tasks of 1000 copies.
+
+With --seeds, a population of so many seeds over all devices is put beside one
+run on one device: the time of a step, the two taking turns, and what a device
+works in a step and holds, as their compiled programs say. A device with one
+member should do what a device with one run does: then the ratios are about 1.
 """
 
-import dataclasses
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,9 +29,11 @@ from rich.table import Table
 
 from experiments import cli
 from trm_jax import config as config_lib
-from trm_jax import evaluate, fit, sharding, train
+from trm_jax import evaluate, fit, population, sharding, train
+from trm_jax.aot import hlo
 from trm_jax.config import Experiment
 from trm_jax.core import flops
+from trm_jax.data import made_up
 from trm_jax.data.task import Split
 
 _CONFIG = cli.define_config()
@@ -40,6 +46,9 @@ _DEPTH = flags.DEFINE_integer(
 _PEAK = flags.DEFINE_float(
   "peak_tflops", None, "Peak TFLOP/s of all devices together.", lower_bound=0
 )
+_SEEDS = flags.DEFINE_integer(
+  "seeds", 0, "Measure a population of so many members instead.", lower_bound=0
+)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")
 
 
@@ -47,8 +56,10 @@ def main(argv: list[str]) -> int:
   """Benchmarks what `--config` describes."""
   cli.no_arguments(argv)
   experiment = config_lib.read(cli.config_values(_CONFIG))
+  split = made_up.split(experiment.task)
+  if _SEEDS.value:
+    return _compare_population(experiment, split)
   program = fit.build(experiment)
-  split = _made_up(experiment)
   measured = {
     "drawing puzzles": _measure_drawing(experiment, program, split),
     "training": _measure_training(experiment, program, split),
@@ -58,6 +69,11 @@ def main(argv: list[str]) -> int:
   if _JSON.value:
     print(json.dumps({"device": device, **measured}))
     return 0
+  _print_table(measured, device)
+  return 0
+
+
+def _print_table(measured: dict[str, dict[str, float]], device: str):
   names = dict.fromkeys(name for row in measured.values() for name in row)
   table = Table("", *measured, title=f"{jax.device_count()} x {device}")
   for name in names:
@@ -66,29 +82,6 @@ def main(argv: list[str]) -> int:
     ]
     table.add_row(name, *cells)
   Console().print(table)
-  return 0
-
-
-def _made_up(experiment: Experiment) -> Split:
-  """Random tokens of the task's shape; tasks with copies have 1000 of each."""
-  task, rows = experiment.task, 1024
-  random = np.random.default_rng(0)
-  tokens = random.integers(1, task.vocab_size, (2, rows, task.seq_len))
-  inputs, labels = tokens.astype(np.uint8)
-  split = Split.of_rows(inputs, labels)
-  if not task.view:
-    return split
-  copies = 1000
-  colours = np.argsort(random.random((rows * copies, 9)), axis=1) + 1
-  square = random.integers(0, 8, (rows * copies, 1))
-  return dataclasses.replace(
-    split,
-    puzzle_ids=np.zeros(rows * copies, np.int32),
-    first_puzzle=np.arange(rows + 1, dtype=np.int32) * copies,
-    first_example=np.repeat(np.arange(rows, dtype=np.int32), copies),
-    num_examples=np.ones(rows * copies, np.int32),
-    symmetries=np.hstack([square, 0 * square, colours]).astype(np.uint8),
-  )
 
 
 def _measure_drawing(
@@ -166,6 +159,90 @@ def _measure_inference(
     flops.inference(experiment.model, depth),
     compiled,
   )
+
+
+def _compare_population(experiment: Experiment, split: Split) -> int:
+  """Prints what a member costs its device, and one run alone its own."""
+  count, devices = _SEEDS.value, jax.devices()
+  one_device = sharding.make_mesh(1, 1, devices=devices[:1])
+  programs = {
+    "1 run, 1 device": fit.lay_out(experiment, one_device),
+    f"{count} members, {len(devices)} devices": population.build(
+      experiment, range(count)
+    ),
+  }
+  ready = {
+    name: _prepare(experiment, program, split)
+    for name, program in programs.items()
+  }
+  seconds = _seconds_in_turn([call for call, _ in ready.values()])
+  steps = experiment.train.steps_per_dispatch
+  columns = {
+    name: {"step, s": mean / steps} | figures
+    for (name, (_, figures)), mean in zip(ready.items(), seconds, strict=True)
+  }
+  alone, together = columns.values()
+  ratios = {name: together[name] / alone[name] for name in alone}
+  measured = columns | {"ratio": ratios}
+  device = devices[0].device_kind
+  if _JSON.value:
+    print(json.dumps({"device": device, **measured}))
+    return 0
+  _print_table(measured, device)
+  if devices[0].platform == "cpu" and len(devices) > 1:
+    cli.say(
+      "These devices share the processor: what a device works and holds is "
+      "the measure here, and not the time."
+    )
+  return 0
+
+
+def _prepare(
+  experiment: Experiment,
+  program: fit.Program | population.Program,
+  split: Split,
+) -> tuple[Callable[[], Any], dict[str, float]]:
+  """A dispatch of training to call, and what it costs each device a step."""
+  table = fit.stage(split, program.mesh)
+  state = program.init()
+  steps = experiment.train.steps_per_dispatch
+  choices = program.recipe.choices(0, steps)
+  compiled = program.dispatch.lower(state, table, choices).compile()
+
+  def call():
+    nonlocal state
+    state, metrics = compiled(state, table, choices)
+    return metrics
+
+  work, memory = (
+    hlo.Module(compiled.as_text()).count(),
+    compiled.memory_analysis(),
+  )
+  return call, {
+    "GFLOP a step": work.flops / steps / 1e9,
+    "memory traffic a step, GB": work.bytes / steps / 1e9,
+    "memory, MiB": (
+      memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      + memory.temp_size_in_bytes
+      - memory.alias_size_in_bytes
+    )
+    / 2**20,
+  }
+
+
+def _seconds_in_turn(calls: Sequence[Callable[[], Any]]) -> list[float]:
+  """Median seconds of each call, over `--seconds` for all of them."""
+  for call in calls:
+    jax.block_until_ready(call())
+  taken: list[list[float]] = [[] for _ in calls]
+  started = time.perf_counter()
+  while time.perf_counter() - started < _SECONDS.value:
+    for call, times in zip(calls, taken, strict=True):
+      since = time.perf_counter()
+      jax.block_until_ready(call())
+      times.append(time.perf_counter() - since)
+  return [float(np.median(times)) for times in taken]
 
 
 def _seconds_a_call(call: Callable[[], Any]) -> float:

@@ -3,13 +3,14 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from trm_jax import checkpoint, processes
 from trm_jax.errors import UserError
 
 # Flags defined here belong to the program that asks for them: --help shows
@@ -26,20 +27,24 @@ def run(main: Callable[[list[str]], int | None]):
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _pass_over_late_reads
     try:
-      return main(argv)
+      status = main(argv)
+      processes.leave()
+      return status
     except UserError as error:
       return _fail(str(error))
     except KeyboardInterrupt:
-      print("interrupted", file=sys.stderr)
-      return 130
+      return _end_all("interrupted", 130)
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
+        processes.await_reason()
+        return _end_all_by(error)
       return _fail(
         "out of memory: try a smaller config.train.batch_size and "
         "config.eval.batch_size, config.model.remat='full' or more devices. "
         f"Cause: {str(error).splitlines()[0][:200]}"
       )
+    except Exception as error:
+      return _end_all_by(error)
 
   app.run(guarded, flags_parser=_parse_flags)
 
@@ -56,6 +61,60 @@ def define_config() -> flags.FlagHolder:
   )
   flags.declare_key_flag("config")
   return flag
+
+
+def define_processes() -> Callable[[], None]:
+  """The flags by which several processes become one run.
+
+  Returns:
+    A function that joins them if they ask for it; call it after parsing and
+    before any device is touched.
+  """
+  distributed = flags.DEFINE_bool(
+    "distributed", False, "Join the processes that the cluster names."
+  )
+  coordinator = flags.DEFINE_string(
+    "coordinator", "", "host:port of process 0; implies --distributed."
+  )
+  num_processes = flags.DEFINE_integer(
+    "num_processes", None, "Processes in all.", lower_bound=1
+  )
+  process_id = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0.", lower_bound=0
+  )
+  heartbeat = flags.DEFINE_integer(
+    "heartbeat_seconds", 60,
+    "A process without a sign of life for so long is lost; all others end.",
+    lower_bound=5,
+  )  # fmt: skip
+  join = flags.DEFINE_integer(
+    "join_seconds", 300, "How long to wait for all processes.", lower_bound=1
+  )
+
+  def join_them():
+    place = processes.Place(
+      coordinator.value, num_processes.value, process_id.value,
+      heartbeat.value, join.value,
+    )  # fmt: skip
+    if distributed.value or place.coordinator:
+      processes.join(place)
+    elif place.num_processes is not None or place.process_id is not None:
+      raise UserError(
+        "--num_processes and --process_id say nothing alone: give "
+        "--coordinator=HOST:PORT as well"
+      )
+
+  return join_them
+
+
+def agree(config: Mapping[str, Any]):
+  """Refuses processes that were not all given the same config.
+
+  Each may keep its data elsewhere.
+  """
+  config = {name: dict(section) for name, section in config.items()}
+  config.get("data", {}).pop("cache_dir", None)
+  processes.agree({"config": config})
 
 
 def define_skip_bad_rows() -> flags.FlagHolder[bool]:
@@ -121,8 +180,26 @@ def _pass_over_late_reads(unraisable: Any):
 
 
 def _fail(message: str) -> int:
-  print(f"error: {message}", file=sys.stderr)
-  return 2
+  return _end_all(f"error: {message}", 2)
+
+
+def _end_all_by(error: Exception) -> int:
+  """Ends by an error that nobody foresaw, which one process just raises."""
+  if not processes.are_several():
+    raise error
+  traceback.print_exc()
+  return _end_all(f"{type(error).__name__}: {checkpoint.first_line(error)}", 1)
+
+
+def _end_all(message: str, status: int) -> int:
+  """Says why this process ends, to all other processes too."""
+  print(message, file=sys.stderr, flush=True)
+  if processes.are_several():
+    processes.tell_failure(message.removeprefix("error: "), status)
+    # An orderly end would wait for what the others no longer do.
+    sys.stdout.flush()
+    os._exit(status)
+  return status
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

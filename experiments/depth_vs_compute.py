@@ -9,7 +9,7 @@ plots/. Finished models are kept: the same command goes on where it stopped. A
 wider grid (--config.grid.trm.model.latent_steps="(1,3,6)"), more seeds
 (--config.study.seeds="(0,1,2)") and deeper tests train and test only what is
 new. --merge adds the finished models of other folders, trained on other
-machines for instance.
+machines for instance. Several processes: as in experiments.train.
 --dry_run shows what would be trained, its cost, and how long a chip would take.
 """
 
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli, progress, report
-from trm_jax import chips, fit, population
+from trm_jax import chips, fit, population, processes
 from trm_jax.core import flops, network
 from trm_jax.errors import UserError
 from trm_jax.run_folder import RunFolder
@@ -52,13 +52,23 @@ _UTILISATION = flags.DEFINE_float(
 )
 
 
+_join = cli.define_processes()
+
+
 def main(argv: list[str]) -> int:
   """Trains, tests and reports what `--config` says in `--workdir`."""
   cli.no_arguments(argv)
   _give_members_cores()
+  _join()
   config = cli.config_values(_CONFIG)
   study, settings = grid.read(config)
+  cli.agree(config)
   run = RunFolder(_WORKDIR.value)
+  if run.is_remote:
+    raise UserError(
+      f"--workdir={_WORKDIR.value}: a study needs a folder on a disk; only "
+      "single runs can live in a bucket"
+    )
   folder = sweep.Folder(run.path)
   cells = _finished(folder, settings)
   work = sweep.plan(study, settings, cells, folder)
@@ -67,7 +77,9 @@ def main(argv: list[str]) -> int:
     return 0
   for one in settings:  # refuses what the devices cannot do, before training
     population.build(one.experiment, study.seeds)
-  run.claim(config, cli.config_overrides("config"))
+  if processes.is_leader():
+    run.claim(config, cli.config_overrides("config"))
+  processes.check_shared(run.path)
   shallow = sweep.find_shallow(study, settings, folder)
   if work or shallow:
     training, held_out, count = _load(settings[0])
@@ -79,7 +91,8 @@ def main(argv: list[str]) -> int:
           + f"\nseeds {', '.join(map(str, part.seeds))}, trained together"
         )
         part = _with_ids(part, count)
-        with progress.Bar(part.setting.experiment.train.steps) as bar:
+        steps = part.setting.experiment.train.steps
+        with progress.Bar(steps, quiet=not processes.is_leader()) as bar:
           sweep.carry_out(part, study, folder, training, held_out, bar)
     except fit.Stopped as stopped:
       cli.say(
@@ -88,8 +101,9 @@ def main(argv: list[str]) -> int:
       )
       return 128 + stopped.signal
     sweep.deepen(shallow, study, folder, held_out, cli.say)
-  cells = _finished(folder, settings)
-  _report(cells, study, settings[0], run)
+  if processes.is_leader():
+    cells = _finished(folder, settings)
+    _report(cells, study, settings[0], run)
   return 0
 
 
@@ -123,7 +137,8 @@ def _finished(folder: sweep.Folder, settings: list[Setting]) -> list[Cell]:
 
 def _load(setting: Setting):
   """The splits, and how many puzzle ids they have."""
-  experiment, names = report.prepare({}, setting.experiment, cli.say)
+  with processes.leader_first("data"):
+    experiment, names = report.prepare({}, setting.experiment, cli.say)
   training, held_out = report.load_splits(experiment)
   if held_out is None:
     raise UserError("config.data.test is empty: a study needs test puzzles")

@@ -19,6 +19,9 @@ that are among the k answers with most votes, and `submission.json` has the
 first two in the form of Kaggle's contest. Several checkpoints separated by
 commas vote together, which published scores often do without saying so.
 Tasks that were not trained on have no embedding: --puzzle_id says what then.
+
+Several processes share the first form: give each --coordinator,
+--num_processes and --process_id, or --distributed, as in training.
 """
 
 import dataclasses
@@ -30,7 +33,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, report, rollouts, solve_flags
-from trm_jax import calibration, evaluate, plots, vote
+from trm_jax import calibration, evaluate, plots, processes, storage, vote
 from trm_jax.config import Experiment
 from trm_jax.data import datasets
 from trm_jax.data.task import Split
@@ -76,30 +79,37 @@ _CALIBRATE = flags.DEFINE_enum(
   "Fit the confidence to held-out puzzles.",
 )
 _settings = solve_flags.define()
+_join = cli.define_processes()
 _SKIP_BAD_ROWS = cli.define_skip_bad_rows()
 
 
 def main(argv: list[str]) -> int:
   """Evaluates the run in `--workdir`."""
   cli.no_arguments(argv)
+  # Nothing is to be saved when a signal asks to stop.
+  jax.config.update("jax_enable_preemption_service", False)
+  _join()
   depths = cli.whole_numbers(_DEPTH.value, "depth")
   breadths = cli.whole_numbers(_BREADTH.value, "breadth")
   settings = _settings(depth=max(depths), breadth=max(breadths))
   solve_flags.check_selects(_SELECT.value)
   folder = RunFolder(_WORKDIR.value)
-  experiment, split = report.load_held_out(
-    folder,
-    _DATA.value,
-    _SPLIT.value,
-    puzzles=_PUZZLES.value,
-    copies=_COPIES.value,
-    unseen=_PUZZLE_ID.value,
-    skip_bad_rows=_SKIP_BAD_ROWS.value,
-  )
+  cli.agree(folder.read_config())
+  with processes.leader_first("data"):
+    experiment, split = report.load_held_out(
+      folder,
+      _DATA.value,
+      _SPLIT.value,
+      puzzles=_PUZZLES.value,
+      copies=_COPIES.value,
+      unseen=_PUZZLE_ID.value,
+      skip_bad_rows=_SKIP_BAD_ROWS.value,
+    )
   is_plain = settings.breadth == 1 and not settings.halt
   if is_plain and not (settings.flops or settings.seconds or _CALIBRATE.value):
     _by_depth(folder, experiment, split, depths)
   else:
+    processes.refuse_several("evaluation by rollouts, halting or calibration")
     _by_rollouts(folder, experiment, split, settings, depths, breadths)
   return 0
 
@@ -131,7 +141,7 @@ def _by_depth(
   if len(steps) > 1:
     told += f"; votes of steps {', '.join(map(str, steps))} together"
   report.print_depths(records, f"{folder.path}, {told}", _kind())
-  if jax.process_index() == 0:
+  if processes.is_leader():
     result = _result(steps[-1]) | {"depths": records}
     if unview:
       result["voting_checkpoints"] = steps
@@ -141,7 +151,8 @@ def _by_depth(
       made.append(_submit(folder, experiment, split, ballots[max(depths)]))
     if "exact_accuracy" in records[0]:
       made.append(folder.plots / "depth.png")
-      plots.depth_curve(records, made[-1], report.title(experiment, steps[-1]))
+      with storage.written_locally(made[-1]) as picture:
+        plots.depth_curve(records, picture, report.title(experiment, steps[-1]))
     print(f"wrote {', '.join(map(str, made))}")
 
 
@@ -179,8 +190,6 @@ def _by_rollouts(
     f"{speed['puzzles_per_second']:.1f} puzzles/s at breadth "
     f"{settings.breadth}, {speed['flops_per_puzzle']:.2e} FLOPs each"
   )
-  if jax.process_index():
-    return
   result = _result(step) | {"solve": dataclasses.asdict(settings)}
   write_json(folder.result, result | {"grid": records, "speed": speed})
   made = [folder.result]
@@ -189,7 +198,8 @@ def _by_rollouts(
   title = report.title(experiment, step)
   if "exact_accuracy" in records[0]:
     made.append(folder.plots / "solve.png")
-    plots.solve_grid(records, made[-1], title)
+    with storage.written_locally(made[-1]) as picture:
+      plots.solve_grid(records, picture, title)
   if _CALIBRATE.value:
     made += _calibrate(folder, step, split, found, settings, title)
   print(f"wrote {', '.join(map(str, made))}")
@@ -233,7 +243,8 @@ def _calibrate(
   fitted = calibration.fit(q, right, kind).to_json()
   write_json(folder.calibration, {"checkpoint": step} | fitted)
   picture = folder.plots / "reliability.png"
-  plots.reliability(before, after, picture, title)
+  with storage.written_locally(picture) as file:
+    plots.reliability(before, after, file, title)
   return [folder.calibration, picture]
 
 

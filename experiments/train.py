@@ -6,17 +6,20 @@
 Any field of the config can be changed on the command line. Running the same
 command again resumes from the last checkpoint, bit for bit; another config in
 the same folder is refused. SIGTERM or Ctrl-C saves first and exits with 128
-plus the signal's number. Several processes: give each --coordinator,
---num_processes and --process_id (on TPU pods and Slurm, --distributed alone).
+plus the signal's number.
+
+Several processes: give each --coordinator=HOST:PORT of process 0,
+--num_processes and --process_id (on TPU pods and Slurm, --distributed alone)
+and the same --workdir, on a disk that they share or in a bucket (gs://). A
+signal to one of them saves on all. When one is lost, the others end within
+--heartbeat_seconds with status 75: start all again to go on.
 """
 
-import jax
 from absl import flags
 
 from experiments import cli, progress, report
 from trm_jax import config as config_lib
-from trm_jax import fit
-from trm_jax.errors import UserError
+from trm_jax import fit, processes
 from trm_jax.run_folder import RunFolder, write_json
 
 _CONFIG = cli.define_config()
@@ -25,39 +28,30 @@ _SKIP_BAD_ROWS = cli.define_skip_bad_rows()
 _TENSORBOARD = flags.DEFINE_bool(
   "tensorboard", False, "Write TensorBoard files too (extra 'tensorboard')."
 )
-_DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "Join the processes that the cluster names."
-)
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator", "", "host:port of process 0; implies --distributed."
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "Processes in all.", lower_bound=1
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Which of them this is, from 0.", lower_bound=0
-)
+_join = cli.define_processes()
 
 
 def main(argv: list[str]) -> int:
   """Trains what `--config` says in `--workdir`."""
   cli.no_arguments(argv)
-  if _DISTRIBUTED.value or _COORDINATOR.value:
-    _join()
-  leader = jax.process_index() == 0
+  _join()
+  leader = processes.is_leader()
   config = cli.config_values(_CONFIG)
   overrides = cli.config_overrides("config")
   if _SKIP_BAD_ROWS.value:
     config.setdefault("data", {})["skip_bad_rows"] = True
     overrides["data.skip_bad_rows"] = True
   experiment = config_lib.read(config)
+  cli.agree(config)
   fit.build(experiment)  # refuses what the devices cannot do, before writing
   folder = RunFolder(_WORKDIR.value)
   bar = progress.Bar(experiment.train.steps, quiet=not leader)
-  experiment, names = report.prepare(config, experiment, bar.say)
+  with processes.leader_first("data"):
+    experiment, names = report.prepare(config, experiment, bar.say)
   if leader:
     folder.claim(config, overrides)
     folder.keep_identifiers(names)
+  processes.check_shared(folder.path)
   training, held_out = report.load_splits(experiment)
   with bar:
     bar.say(report.describe(experiment, training, held_out))
@@ -75,19 +69,6 @@ def main(argv: list[str]) -> int:
       write_json(folder.result, {"checkpoint": "last", "depths": records})
     bar.say(f"finished; see {folder.path}")
   return 0
-
-
-def _join():
-  """Joins the other processes."""
-  try:
-    jax.distributed.initialize(
-      _COORDINATOR.value or None, _NUM_PROCESSES.value, _PROCESS_ID.value
-    )
-  except (ValueError, RuntimeError) as error:
-    raise UserError(
-      f"the processes cannot be joined: {str(error).splitlines()[0]} Give "
-      "each --coordinator, --num_processes and --process_id"
-    ) from error
 
 
 if __name__ == "__main__":

@@ -18,6 +18,18 @@ def test_every_chip_is_plausible():
     assert 10 < chip.peak_flops["bfloat16"] / chip.bandwidth < 1000, name
 
 
+def test_every_slice_is_of_a_chip_that_has_the_memory():
+  for name, one in chips.SLICES.items():
+    chip = chips.CHIPS[one.chip]
+    assert one.chip == name
+    # The published size of the v5p's memory is 1 GiB short of what it has.
+    spare = 2**30 if name == "v5p" else 0
+    assert one.usable_bytes * one.devices <= chip.memory_bytes + spare, name
+    assert one.usable_bytes * one.devices > 0.9 * chip.memory_bytes, name
+    # Slower than the chip's own memory, and not by a unit that slipped.
+    assert chip.bandwidth / 50 < one.interconnect < chip.bandwidth, name
+
+
 def test_time_is_work_by_the_rate_that_is_reached():
   # The paper's step (32.8 TFLOP) on an H100 at 40% of 989.4 TFLOP/s.
   seconds = chips.estimate_seconds(32.8e12, "h100", "bfloat16", 0.4)

@@ -120,19 +120,25 @@ def test_members_on_devices_of_their_own_send_each_other_nothing(
   assert all(wanted.match(shape) for shape, _ in moved)
 
 
-def test_a_member_that_diverges_does_not_disturb_the_others(program, split):
-  clean, _ = _steps(program, program.init(), split)
+def _spoilt(program):
+  """Fresh states, the weights of the second member no numbers."""
   states = program.init()
   weights = jax.tree.map(
     lambda leaf: leaf.at[1].set(jnp.nan), states.params.weights
   )
-  spoilt = states.replace(params=states.params.replace(weights=weights))
-  spoilt = jax.device_put(
-    spoilt, jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
+  states = states.replace(params=states.params.replace(weights=weights))
+  return jax.device_put(
+    states, jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
   )
-  spoilt, metrics = _steps(program, spoilt, split)
+
+
+def test_a_member_that_diverges_does_not_disturb_the_others(program, split):
+  clean, _ = _steps(program, program.init(), split)
+  spoilt, metrics = _steps(program, _spoilt(program), split)
   assert np.isnan(metrics["loss"][1]).all()
   others = np.array([0, 2, 3])
+  for i in others:  # else equal could mean spoilt alike
+    assert np.isfinite(metrics["loss"][i]).all()
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(
       np.asarray(a)[others], np.asarray(b)[others]
@@ -167,10 +173,35 @@ def _fit(experiment, split, folder, monkeypatch=None, stop_at=None):
   return members
 
 
-def test_an_interrupted_population_goes_on_bit_for_bit(
-  experiment, split, tmp_path, monkeypatch
+@pytest.fixture(scope="module")
+def whole(experiment, split, tmp_path_factory):
+  """The members of a population that nothing befell."""
+  return _fit(experiment, split, tmp_path_factory.mktemp("whole"))
+
+
+def test_a_diverged_member_stops_and_the_others_end_as_ever(
+  experiment, split, whole, tmp_path, monkeypatch
 ):
-  whole = _fit(experiment, split, tmp_path / "whole")
+  build = population.build
+
+  def build_spoilt(*arguments):
+    program = build(*arguments)
+    return dataclasses.replace(program, init=lambda: _spoilt(program))
+
+  monkeypatch.setattr(population, "build", build_spoilt)
+  members = _fit(experiment, split, tmp_path)
+  assert [member.diverged_at for member in members] == [None, 1, None, None]
+  assert not members[1].learning
+  for i in (0, 2, 3):
+    assert members[i].learning == whole[i].learning
+    jax.tree.map(
+      np.testing.assert_array_equal, members[i].params, whole[i].params
+    )
+
+
+def test_an_interrupted_population_goes_on_bit_for_bit(
+  experiment, split, whole, tmp_path, monkeypatch
+):
   parts = _fit(experiment, split, tmp_path / "parts", monkeypatch, stop_at=8)
   for a, b in zip(whole, parts, strict=True):
     assert (a.seed, a.diverged_at) == (b.seed, b.diverged_at)

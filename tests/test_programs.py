@@ -204,6 +204,7 @@ COUNTED = r"mixed\.csv: 3 bad rows of 12 were left out.*line 11: question: 7"
 
 HELP = (
   "train", "evaluate", "plot", "parity", "benchmark", "demo", "show",
+  "profile",
   "arc_score", "write_folder", "depth_vs_compute", "solve", "halting",
   "export", "import_torch",
 )  # fmt: skip

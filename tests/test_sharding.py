@@ -7,18 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from trm_jax import fit, optim, sharding, train
+from trm_jax.config import TrainConfig
 from trm_jax.errors import UserError
 
 
-def _after_two_dispatches(recipe, table, mesh):
+def _after_two_dispatches(recipe, table, mesh, parts):
   shapes = jax.eval_shape(lambda: train.init_state(recipe))
   placed = sharding.shardings(shapes, mesh)
   init = jax.jit(lambda: train.init_state(recipe), out_shardings=placed)
   steps = jax.jit(
-    lambda state, table: train.train_steps(state, table, recipe),
+    lambda state, table: train.train_steps(
+      state, table, recipe, spread=sharding.over_slots(mesh, parts)
+    ),
     out_shardings=(placed, sharding.replicated(mesh)),
     donate_argnums=0,
   )
@@ -29,13 +34,17 @@ def _after_two_dispatches(recipe, table, mesh):
   return state
 
 
-@pytest.mark.parametrize(("data", "model"), [(8, 1), (2, 4)])
-def test_eight_devices_equal_one(recipe, table, compiled_steps, data, model):
+@pytest.mark.parametrize(
+  ("data", "model", "parts"), [(8, 1, 1), (8, 1, 2), (2, 4, 4)]
+)
+def test_eight_devices_equal_one(
+  recipe, table, compiled_steps, data, model, parts
+):
   state = train.init_state(recipe)
   for _ in range(2):
     state, _ = compiled_steps(state, table)
   mesh = sharding.make_mesh(data, model)
-  spread = _after_two_dispatches(recipe, table, mesh)
+  spread = _after_two_dispatches(recipe, table, mesh, parts)
   latents = spread.carry.latents.y.sharding
   assert latents.spec[0] == "data"
   if model > 1:
@@ -55,6 +64,50 @@ def test_eight_devices_equal_one(recipe, table, compiled_steps, data, model):
   np.testing.assert_array_equal(
     spread.carry.puzzles.inputs, state.carry.puzzles.inputs
   )
+
+
+@pytest.mark.parametrize(
+  ("family", "devices", "parts"), [("trm", 1, 4), ("hrm", 8, 2)]
+)
+def test_turns_change_neither_losses_nor_noise(
+  recipe, table, family, devices, parts
+):
+  """In float64, where only the order of sums differs."""
+  model = dataclasses.replace(
+    recipe.model, family=family, path_noise=0.1, dtype="float64",
+    param_dtype="float64",
+  )  # fmt: skip
+  recipe = dataclasses.replace(recipe, model=model)
+
+  def learned(devices, parts):
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    with jax.enable_x64(True):
+      spread = sharding.over_slots(mesh, parts)
+      state = train.init_state(recipe)
+      incoming, _ = train.draw_puzzles(state, table, recipe)
+      learn = jax.jit(lambda s, i: train.learn(s, i, recipe, spread))
+      return learn(state, incoming)[1]
+
+  plain, found = learned(1, 1), learned(devices, parts)
+  assert found.gradients["lm_head"]["kernel"].dtype == jnp.float64
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10),
+    jax.device_get(found),
+    jax.device_get(plain),
+  )
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+  share=st.integers(1, 400), devices=st.integers(1, 8), most=st.integers(0, 400)
+)
+def test_turns_are_equal_and_as_few_as_memory_allows(share, devices, most):
+  training = TrainConfig(batch_size=share * devices, microbatch=most)
+  parts = training.parts(devices)
+  assert share % parts == 0
+  assert not most or share // parts <= most
+  fewer = [k for k in range(1, parts) if share % k == 0]
+  assert all(most and share // k > most for k in fewer)
 
 
 def test_an_axis_that_does_not_divide_is_dropped():

@@ -7,6 +7,7 @@ it was given.
 """
 
 import json
+import os
 import pathlib
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from trm_jax.errors import UserError
+from trm_jax.storage import is_remote
 
 _policies = ocp.training.preservation_policies
 
@@ -49,7 +51,7 @@ class Checkpoints:
     )
     try:
       self._orbax = ocp.training.Checkpointer(
-        str(directory.absolute()),
+        os.fspath(directory if is_remote(directory) else directory.absolute()),
         preservation_policy=cast(
           Any,
           _policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),

@@ -10,6 +10,10 @@ SXM), the DGX B200 (an eighth of it) and the L40S, and "NVIDIA Ada GPU
 Architecture" for the RTX 4090. Where a sheet gives rates with sparsity alone,
 half of them. "cpu" is what two cores of an Intel Xeon with AVX-512 were seen
 to do: products of 1536 x 1536 matrices, and copying in one thread.
+
+What links the chips of a slice: the same pages (half of the "bidirectional ICI
+bandwidth per chip"), and for the v4 table 4 of "TPU v4: An Optically
+Reconfigurable Supercomputer" (arXiv 2304.01433), six links of 50 GB/s.
 """
 
 import dataclasses
@@ -50,6 +54,26 @@ def _chip(
   return Chip(name, rates, memory_bytes, bandwidth)
 
 
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """How TPUs of one kind are put together.
+
+  Attributes:
+    chip: the kind, a name in `CHIPS`.
+    dimensions: of the grid that its chips form.
+    devices: that JAX sees in each chip.
+    usable_bytes: of the memory of each of these devices, what libtpu 0.0.42
+      leaves to programs.
+    interconnect: bytes a second that a chip can send over all its links.
+  """
+
+  chip: str
+  dimensions: int
+  devices: int
+  usable_bytes: int
+  interconnect: float
+
+
 CHIPS: dict[str, Chip] = {
   chip.name: chip
   for chip in (
@@ -65,6 +89,24 @@ CHIPS: dict[str, Chip] = {
     _chip("l40s", 362e12, 183e12, 48 * _GB, 864e9),
     _chip("rtx4090", 165.2e12, 82.6e12, 24 * _GB, 1008e9),
     _chip("cpu", 0.25e12, 0.25e12, 24 * _GIB, 16e9),
+  )
+}
+
+
+def _slice(
+  chip: str, dimensions: int, devices: int, usable: float, interconnect: float
+) -> Slice:
+  return Slice(chip, dimensions, devices, int(usable * _GIB), interconnect)
+
+
+SLICES: dict[str, Slice] = {
+  one.chip: one
+  for one in (
+    _slice("v4", 3, 1, 30.75, 300e9),
+    _slice("v5e", 2, 1, 15.75, 200e9),
+    _slice("v5p", 3, 1, 95.74, 600e9),
+    _slice("v6e", 2, 1, 31.25, 400e9),
+    _slice("tpu7x", 3, 2, 94.75, 600e9),
   )
 }
 

@@ -38,6 +38,8 @@ class TrainConfig:
   Attributes:
     steps: optimizer steps, which are supervision steps, in all.
     batch_size: global batch, over all devices and processes.
+    microbatch: at most so many puzzles go through the network of a device at
+      once, the rest of its share after them; gradients add up. 0 for all.
     steps_per_dispatch: optimizer steps scanned into one call of the device.
     refill: "queue" hands each halted slot the next puzzle and wastes none;
       "discard" draws a full batch every step and throws away the rows of
@@ -58,6 +60,7 @@ class TrainConfig:
 
   steps: int = 50_000
   batch_size: int = 768
+  microbatch: int = 0
   steps_per_dispatch: int = 10
   refill: str = "queue"
   loss: str = "stablemax"
@@ -77,11 +80,26 @@ class TrainConfig:
       raise ValueError(
         f"label_smoothing={self.label_smoothing}: must be in [0, 1)"
       )
+    if self.microbatch < 0:
+      raise ValueError(
+        f"microbatch={self.microbatch}: must be 0 (all at once) or more"
+      )
     if not 0 < self.supervision_decay <= 1:
       raise ValueError(
         f"supervision_decay={self.supervision_decay}: must be in (0, 1]"
       )
     _require_multiple(self, self.steps_per_dispatch, "steps", "log_every")
+
+  def parts(self, devices: int) -> int:
+    """In how many equal parts the batch goes through the network.
+
+    Args:
+      devices: that share the batch, which they divide.
+    """
+    share = self.batch_size // devices
+    most = self.microbatch or share
+    fewest = -(-share // most)
+    return next(k for k in range(fewest, share + 1) if share % k == 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,8 +135,15 @@ def scorer(mesh: Mesh) -> Callable:
 
   The votes of all processes thus reach each of them as plain arrays.
   """
+
+  @functools.wraps(score_batch)
+  def score(*args, **settings):
+    # Kernels, which the compiler cannot divide, are told how the mesh does.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return score_batch(*args, **settings)
+
   return jax.jit(
-    score_batch,
+    score,
     static_argnames=("depth", "model", "task"),
     out_shardings=sharding.replicated(mesh),
   )
@@ -178,6 +185,7 @@ def evaluate(
     label, there are no accuracies.
   """
   depth = depth if model.is_recursive else 1
+  model = network.portable(model, mesh.devices.flat[0].platform)
   facts: Record = {"weights": network.count_weights(params)}
   if training_flops is not None:
     facts["training_flops"] = training_flops
@@ -224,6 +232,7 @@ def refine(
     Answers int32 `[D, B, S]`, and the halting logits `[D, B]`: their sigmoid
     is the probability, as the model sees it, that the answer is right.
   """
+  model = network.portable(model)  # the arrays may be on any devices
   rows = params.puzzle_table[puzzles.puzzle_ids]
 
   def step(latents, _):

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from trm_jax import checkpoint, evaluate, metrics, sharding, train
+from trm_jax import checkpoint, evaluate, metrics, processes, sharding, train
 from trm_jax.config import Experiment
 from trm_jax.data.batches import Table
 from trm_jax.data.task import Split
@@ -80,7 +82,24 @@ def build(experiment: Experiment) -> Program:
   sharding.check_batch(
     "config.eval.batch_size", experiment.eval.batch_size, mesh
   )
+  check_kernel(experiment, mesh)
   return lay_out(experiment, mesh)
+
+
+def check_kernel(experiment: Experiment, mesh: Mesh):
+  """Refuses to train where the kernel of the model's attention is not.
+
+  Raises:
+    UserError: saying what to set.
+  """
+  model, here = experiment.model, mesh.devices.flat[0].platform
+  if model.kernel_platform not in (None, here):
+    raise UserError(
+      f"config.model.attention={model.attention!r}: is a kernel of the "
+      f"platform {model.kernel_platform!r}, but these devices are "
+      f"{here!r}; set config.model.attention='blocks', which runs anywhere and "
+      "computes the same; a run may change it when it resumes"
+    )
 
 
 def lay_out(experiment: Experiment, mesh: Mesh) -> Program:
@@ -89,9 +108,11 @@ def lay_out(experiment: Experiment, mesh: Mesh) -> Program:
   shapes = jax.eval_shape(lambda: train.init_state(recipe))
   placed = sharding.shardings(shapes, mesh)
   whole = sharding.replicated(mesh)
+  parts = experiment.train.parts(mesh.shape["data"])
+  spread = sharding.over_slots(mesh, parts)
 
   def dispatch(state, table, choices):
-    return train.train_steps(state, table, recipe, choices)
+    return train.train_steps(state, table, recipe, choices, spread)
 
   return Program(
     mesh=mesh,
@@ -151,7 +172,7 @@ def fit(
   """
   program = build(experiment)
   table = stage(training, program.mesh)
-  leader = jax.process_index() == 0
+  leader = processes.is_leader()
   with (
     checkpoint.Checkpoints(
       folder.checkpoints, experiment.checkpoint.keep, _best_metric(experiment)
@@ -161,7 +182,7 @@ def fit(
     state = restore_or_init(program, checkpoints, watcher)
     step = int(state.step)
     if leader:
-      board = folder.path / "tensorboard" if tensorboard else None
+      board = folder.tensorboard if tensorboard else None
       writer = metrics.Writer(folder.metrics, step, board)
       closing.callback(writer.close)
 
@@ -217,6 +238,9 @@ def fit(
       if due or scores or stop:
         log.flush()
         started = time.perf_counter()
+        if leader:
+          folder.check_claim()
+          writer.keep()
         checkpoints.save(step, state, scores)
         log.pause(time.perf_counter() - started)
       if stop and step < last:
@@ -296,13 +320,9 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
   Several processes must stop at the same step: there JAX's coordination
   service, which listens to SIGTERM by itself, agrees on one.
   """
-  if jax.process_count() > 1:
-
-    def agreed(step: int) -> int | None:
-      reached = multihost_utils.reached_preemption_sync_point(step)
-      return signal.SIGTERM if reached else None
-
-    yield agreed
+  if processes.are_several():
+    with _agreed_stop() as stop_requested:
+      yield stop_requested
     return
   received: list[int] = []
 
@@ -319,3 +339,31 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)
+
+
+# How often it was asked whether to stop, over all that a process trains. The
+# service agrees on one of these numbers: none may be left out or come twice.
+_QUESTIONS = itertools.count(1)
+
+
+@contextlib.contextmanager
+def _agreed_stop() -> Iterator[Callable[[int], int | None]]:
+  """`stop_signals` for several processes."""
+
+  def agreed(step: int) -> int | None:
+    del step
+    number = next(_QUESTIONS)
+    reached = multihost_utils.reached_preemption_sync_point(number)
+    return signal.SIGTERM if reached else None
+
+  def pass_on(number, frame):
+    del number, frame
+    # Asked twice: stop without saving.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  previous = signal.signal(signal.SIGINT, pass_on)
+  try:
+    yield agreed
+  finally:
+    signal.signal(signal.SIGINT, previous)

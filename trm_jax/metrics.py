@@ -1,6 +1,7 @@
 """Records of a run: rows of JSON, read from the device one dispatch late."""
 
 import contextlib
+import io
 import json
 import pathlib
 import time
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from trm_jax.errors import UserError
+from trm_jax.storage import is_remote, write_text
 
 Row = dict[str, Any]
 
@@ -19,7 +21,8 @@ class Writer:
   """Appends rows `{step, split, name: number}` to a file.
 
   Args:
-    path: the `.jsonl` file.
+    path: the `.jsonl` file. In a bucket, to which nothing can be appended, it
+      is written whole by `keep` and `close`.
     from_step: rows beyond this step, left by a run that went on after its
       last checkpoint, are dropped first: they will be written anew.
     tensorboard: a folder for TensorBoard files as well, or `None`.
@@ -35,12 +38,14 @@ class Writer:
     tensorboard: pathlib.Path | None = None,
   ):
     kept = [row for row in read(path) if row["step"] <= from_step]
-    unfinished = path.with_name(path.name + ".tmp")
+    text = "".join(json.dumps(row) + "\n" for row in kept)
+    write_text(path, text)
+    self._path = path
+    self._unkept = io.StringIO() if is_remote(path) else None
+    if self._unkept:
+      self._unkept.write(text)
     try:
-      with unfinished.open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in kept)
-      unfinished.replace(path)
-      self._file = path.open("a")
+      self._file = self._unkept or path.open("a")
     except OSError as error:
       raise UserError(f"cannot write {path}: {error.strerror}") from error
     self._board = _open_tensorboard(tensorboard) if tensorboard else None
@@ -52,16 +57,20 @@ class Writer:
       self._file.write(json.dumps(row) + "\n")
       self._file.flush()
     except OSError as error:
-      raise UserError(
-        f"cannot write {self._file.name}: {error.strerror}"
-      ) from error
+      raise UserError(f"cannot write {self._path}: {error.strerror}") from error
     if self._board:
       for name, value in values.items():
         self._board.add_scalar(f"{split}/{name}", value, step)
       self._board.flush()
 
+  def keep(self):
+    """Makes sure that all rows outlast this process."""
+    if self._unkept:
+      write_text(self._path, self._unkept.getvalue())
+
   def close(self):
     """Closes the files."""
+    self.keep()
     # Rows are flushed as they come, so only one whose writing has failed, and
     # was reported, can fail here once more.
     with contextlib.suppress(OSError):
@@ -79,7 +88,7 @@ def read(path: pathlib.Path) -> Iterator[Row]:
   if not path.exists():
     return
   try:
-    lines = path.read_text(errors="replace").splitlines()
+    lines = path.read_bytes().decode(errors="replace").splitlines()
   except OSError as error:
     raise UserError(f"cannot read {path}: {error.strerror}") from error
   for number, line in enumerate(lines, start=1):
@@ -188,6 +197,10 @@ def _require_finite(last_step: int, values: dict[str, np.ndarray]):
 
 
 def _open_tensorboard(folder: pathlib.Path):
+  if is_remote(folder):
+    raise UserError(
+      f"--tensorboard: cannot write to {folder}; use a --workdir on a disk"
+    )
   try:
     from tensorboardX import SummaryWriter
   except ImportError:

@@ -17,8 +17,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from trm_jax import checkpoint, evaluate, fit, metrics, sharding, train
+from trm_jax import (
+  checkpoint,
+  evaluate,
+  fit,
+  metrics,
+  processes,
+  sharding,
+  train,
+)
 from trm_jax.config import Experiment
+from trm_jax.core import network
 from trm_jax.core.network import Params
 from trm_jax.data.batches import Table
 from trm_jax.data.task import Split
@@ -82,6 +91,7 @@ def build(experiment: Experiment, seeds: Sequence[int]) -> Program:
   sharding.check_batch(
     "config.eval.batch_size", experiment.eval.batch_size, mesh, shared=True
   )
+  fit.check_kernel(experiment, mesh)
   return lay_out(experiment, seeds, mesh)
 
 
@@ -90,14 +100,21 @@ def lay_out(
 ) -> Program:
   """`build` for a given mesh, whose devices may be only described."""
   recipe = train.Recipe.of(experiment)
+  if mesh.shape["model"] > 1 or recipe.model.attention == "cudnn":
+    # Below a map over members, JAX cannot give a kernel's heads to "model",
+    # nor differentiate cuDNN's.
+    model = network.portable(recipe.model)
+    recipe = dataclasses.replace(recipe, model=model)
   numbers = np.asarray(seeds, np.uint32)
+  parts = experiment.train.parts(mesh.shape["data"])
+  spread = sharding.over_slots(mesh, parts)
 
   def init():
     return jax.vmap(lambda seed: train.init_state(recipe, seed))(numbers)
 
   def dispatch(states, table, choices):
     steps = jax.vmap(
-      lambda state: train.train_steps(state, table, recipe, choices),
+      lambda state: train.train_steps(state, table, recipe, choices, spread),
       spmd_axis_name="member",
     )
     return steps(states)
@@ -146,7 +163,7 @@ def fit_population(
   """
   program = build(experiment, seeds)
   table = fit.stage(training, program.mesh)
-  leader = jax.process_index() == 0
+  leader = processes.is_leader()
   with (
     checkpoint.Checkpoints(folder / "checkpoints", keep=1) as checkpoints,
     contextlib.ExitStack() as closing,

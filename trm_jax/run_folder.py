@@ -8,39 +8,58 @@ It holds
     identifiers.json the name of each puzzle id, where puzzles have names
     submission.json  answers in the form of Kaggle's ARC contest
     calibration.json how sure the halting head may be, where it was measured
+
+It may be in a bucket, gs://BUCKET/FOLDER. Nothing can be appended to there:
+metrics.jsonl is written whole with each checkpoint. And nothing can be locked
+that a killed process would let go of: whoever claims it last has it, and one
+that had it before ends at its next checkpoint.
 """
 
-import contextlib
 import json
 import os
 import pathlib
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
 import filelock
 
 from trm_jax.errors import UserError
+from trm_jax.storage import is_remote, locate, write_text
 
-# Where a run happens, not what it computes: these may change on resuming.
-_PLACES = (("mesh",), ("data", "cache_dir"))
+# Where a run happens and how, not what it computes: these may change on
+# resuming.
+_PLACES = (
+  ("mesh",),
+  ("data", "cache_dir"),
+  ("model", "attention", "query_block", "remat"),
+  ("train", "microbatch"),
+)
 
 
 class RunFolder:
   """One run's folder.
 
   Args:
-    path: the folder; made by `claim`.
+    path: the folder, made by `claim`; or gs://BUCKET/FOLDER.
+
+  Raises:
+    UserError: if it cannot be such a folder.
   """
 
   def __init__(self, path: str | os.PathLike):
     if not str(path):
       raise UserError("--workdir is missing: name a folder for the run")
-    self.path = pathlib.Path(path)
-    self._lock = filelock.FileLock(self.path / ".lock")
+    self.path = locate(path)
+    self.is_remote = is_remote(self.path)
+    self._claim = ""
+    if not self.is_remote:
+      self._lock = filelock.FileLock(self.path / ".lock")
 
   checkpoints = property(lambda self: self.path / "checkpoints")
   metrics = property(lambda self: self.path / "metrics.jsonl")
   plots = property(lambda self: self.path / "plots")
+  tensorboard = property(lambda self: self.path / "tensorboard")
   result = property(lambda self: self.path / "result.json")
   identifiers = property(lambda self: self.path / "identifiers.json")
   submission = property(lambda self: self.path / "submission.json")
@@ -60,6 +79,42 @@ class RunFolder:
       UserError: if the folder cannot be written, another process holds it, or
         it was made with another config; then nothing in it is changed.
     """
+    if self.is_remote:
+      self._claim = uuid.uuid4().hex
+      write_text(self.path / ".claim", self._claim)
+    else:
+      self._acquire()
+    config = json.loads(json.dumps(config))  # as it will be read back
+    try:
+      if self._has_trained() and (self.path / "config.json").exists():
+        self._refuse_other(config)
+        return
+      write_json(self.path / "overrides.json", overrides)
+      write_json(self.path / "config.json", config)
+    except UserError:
+      self.release()
+      raise
+
+  def check_claim(self):
+    """Makes sure, before something is kept, that the folder is still ours.
+
+    Raises:
+      UserError: if another process has claimed a folder in a bucket since. On
+        a disk none can.
+    """
+    if not self._claim:
+      return
+    try:
+      found = (self.path / ".claim").read_text()
+    except FileNotFoundError:
+      found = ""  # it was emptied, perhaps to begin anew
+    if found != self._claim:
+      raise UserError(
+        f"{self.path}: another process has begun to train in this folder; it "
+        "goes on from the last checkpoint, and this one ends"
+      )
+
+  def _acquire(self):
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock.acquire(timeout=0)
@@ -78,20 +133,10 @@ class RunFolder:
         f"{self.path}: cannot write to this folder ({error.strerror}); choose "
         "another --workdir"
       ) from error
-    config = json.loads(json.dumps(config))  # as it will be read back
-    try:
-      if self._has_trained() and (self.path / "config.json").exists():
-        self._refuse_other(config)
-        return
-      write_json(self.path / "overrides.json", overrides)
-      write_json(self.path / "config.json", config)
-    except UserError:
-      self.release()
-      raise
 
   def _has_trained(self) -> bool:
     """Whether the folder holds a measurement or a checkpoint."""
-    measured = self.metrics.exists() and self.metrics.stat().st_size > 0
+    measured = self.metrics.exists() and bool(self.metrics.read_bytes())
     saved = any(path.name.isdigit() for path in self.checkpoints.glob("*"))
     return measured or saved
 
@@ -131,7 +176,8 @@ class RunFolder:
 
   def release(self):
     """Lets others claim the folder."""
-    self._lock.release()
+    if not self.is_remote:
+      self._lock.release()
 
   def read_config(self) -> dict[str, Any]:
     """The config that the run was made with.
@@ -205,15 +251,12 @@ def write_json(path: pathlib.Path, value: Any):
   Raises:
     UserError: if it cannot be written.
   """
-  unfinished = path.with_name(path.name + ".tmp")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    unfinished.replace(path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      unfinished.unlink()
-    raise UserError(f"cannot write {path}: {error.strerror}") from error
+  if not is_remote(path):
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise UserError(f"cannot write {path}: {error.strerror}") from error
+  write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def differences(
@@ -241,7 +284,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def computed(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config without the fields that say where a run happens."""
+  """A config without the fields that say where a run happens, and how."""
   kept = {name: dict(section) for name, section in config.items()}
   for section, *fields in _PLACES:
     if not fields:

@@ -7,12 +7,14 @@ path wins. An axis that does not divide its dimension is dropped, so that the
 same rules serve a laptop and a pod.
 """
 
+import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -28,6 +30,11 @@ RULES: tuple[tuple[str, P], ...] = (
   (r"/out$", P("model", None, None)),
   (r"", P()),
 )
+
+
+# `(shared, slots) -> (sums, results)`, see `over_slots`.
+SlotWork = Callable[[Any, Any], tuple[Any, Any]]
+Spread = Callable[[SlotWork], SlotWork]
 
 
 def make_mesh(
@@ -128,6 +135,78 @@ def shardings(tree: Any, mesh: Mesh, stacked: bool = False) -> Any:
     return NamedSharding(mesh, _fit(spec, leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def alone(work: SlotWork) -> SlotWork:
+  """The `Spread` of one device, all of whose slots work at once."""
+  return work
+
+
+def over_slots(mesh: Mesh, parts: int) -> Spread:
+  """Shares the work of batch slots between devices, and between turns.
+
+  Each device of "data" works on slots of its own, so nothing passes between
+  them until their sums are added up, all at once, at the end. "model" is left
+  to the compiler.
+
+  Args:
+    mesh: the devices.
+    parts: a device's slots take turns in so many equal parts: less memory.
+
+  Returns:
+    What makes of `(shared, slots) -> (sums, results)`, with leading axes of
+    slots in `slots` and `results`, the same for all slots.
+  """
+
+  def spread_out(work: SlotWork) -> SlotWork:
+    in_turns = functools.partial(_in_turns, work, parts)
+    if mesh.size == 1:
+      return in_turns
+    # An axis of one device is not left to the compiler either: it refuses
+    # kernels where there is anything that it might divide.
+    taken = {
+      name
+      for name in mesh.axis_names
+      if name != "model" or mesh.shape[name] == 1
+    }
+
+    def on_one_device(shared, slots):
+      sums, results = in_turns(shared, slots)
+      return jax.lax.psum(sums, "data"), results
+
+    return jax.shard_map(
+      on_one_device,
+      mesh=mesh,
+      in_specs=(P(), P("data")),
+      out_specs=(P(), P("data")),
+      # A population's members are a mapped axis of arrays in here.
+      axis_names=taken,
+      check_vma=False,
+    )
+
+  return spread_out
+
+
+def _in_turns(work: SlotWork, parts: int, shared: Any, slots: Any):
+  """Does some work on equal parts of the slots, one after the other."""
+  if parts == 1:
+    return work(shared, slots)
+
+  def divide(leaf):
+    return leaf.reshape(parts, -1, *leaf.shape[1:])
+
+  def turn(sums, part):
+    more, results = work(shared, part)
+    return jax.tree.map(jnp.add, sums, more), results
+
+  divided = jax.tree.map(divide, slots)
+  first = jax.tree.map(lambda leaf: leaf[0], divided)
+  like, _ = jax.eval_shape(work, shared, first)
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+  sums, results = jax.lax.scan(turn, zeros, divided)
+  return sums, jax.tree.map(
+    lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results
+  )
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:

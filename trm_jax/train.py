@@ -3,7 +3,7 @@
 `train_step` is one optimizer step, which is one supervision step: halted
 slots take new puzzles, every slot recurses once, losses drive three update
 rules (AdamATan2, sign-SGD on the puzzle table, EMA), and slots may halt.
-It knows neither mesh nor files; `trm_jax/fit.py` is the loop around it.
+It reads no files and knows no mesh; `trm_jax/fit.py` is the loop around it.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import optax
 from flax import struct
 from jax.typing import ArrayLike
 
-from trm_jax import optim
+from trm_jax import optim, sharding
 from trm_jax.config import Experiment, TrainConfig
 from trm_jax.core import flops, halting, losses, network, recursion
 from trm_jax.core.halting import Carry, HaltingConfig, Puzzles
@@ -217,8 +217,27 @@ def as_puzzles(
   )
 
 
+class Slots(struct.PyTreeNode):
+  """What the batch slots learn from; every leaf is `[B, ...]`.
+
+  Attributes:
+    carry: refilled.
+    minimum_steps: int32, before which they may not halt.
+    puzzle_rows: `[B, E]`, their rows of the puzzle table.
+    keys: typed PRNG keys for path noise; None for none.
+  """
+
+  carry: Carry
+  minimum_steps: jax.Array
+  puzzle_rows: jax.Array
+  keys: jax.Array | None
+
+
 def learn(
-  state: TrainState, incoming: Puzzles, recipe: Recipe
+  state: TrainState,
+  incoming: Puzzles,
+  recipe: Recipe,
+  spread: sharding.Spread = sharding.alone,
 ) -> tuple[TrainState, Learned]:
   """One optimizer step on given incoming puzzles.
 
@@ -226,6 +245,8 @@ def learn(
     state: the training state. Its cursor is left alone.
     incoming: one puzzle per slot, taken by the halted ones.
     recipe: what to do.
+    spread: how slots share the work, see `sharding.over_slots`. They meet in
+      the sums of losses and gradients alone.
 
   Returns:
     The next state, and the by-products.
@@ -243,74 +264,51 @@ def learn(
     incoming,
     recursion.initial_latents(params.initial, batch, model, key(2)),
   )
-  puzzles = carry.puzzles
-  minimum_steps = halting.draw_minimum_steps(key(1), batch, recipe.halting)
-  # A decoder learns to write padding too, lest it be led astray by its own.
-  writes = model.family == "autoregressive"
-  answers = jnp.where(puzzles.labels == losses.IGNORE_LABEL, 0, puzzles.labels)
+  ids = carry.puzzles.puzzle_ids
+  slots = Slots(
+    carry=carry,
+    minimum_steps=halting.draw_minimum_steps(key(1), batch, recipe.halting),
+    puzzle_rows=params.puzzle_table[ids],
+    keys=jax.random.split(key(3), batch) if model.path_noise else None,
+  )
 
-  def loss_of(weights, puzzle_rows):
-    latents, outputs = halting.supervise(
-      weights, puzzle_rows, carry.latents, puzzles.inputs, model,
-      answers, key(3) if model.path_noise else None,
-    )  # fmt: skip
-    after = halting.finish_step(
-      carry, latents, outputs.wants_to_halt(model), minimum_steps,
-      recipe.halting,
-    )  # fmt: skip
-    if model.family == "hrm":
-      last = after.steps >= recipe.halting.max_steps
-      target = halting.bootstrap(
-        weights, puzzle_rows, latents, puzzles.inputs, last, model
-      )
-      outputs = outputs.replace(target_continue=target)
-    weighted = None
-    if recipe.train.supervision_decay != 1:
-      weighted = losses.step_weights(
-        after.steps, recipe.train.supervision_decay, recipe.halting.max_steps
-      )
-    loss, metrics = losses.losses_and_metrics(
-      outputs,
-      answers if writes else puzzles.labels,
-      after.halted,
-      after.steps,
-      recipe.train.loss,
-      smoothing=recipe.train.label_smoothing,
-      weights=weighted,
-      judges=not writes,
+  def grade(weights, slots):
+    differentiate = jax.value_and_grad(_loss, argnums=(0, 1), has_aux=True)
+    (loss, (metrics, *seen)), (gradients, row_gradients) = differentiate(
+      weights, slots.puzzle_rows, slots, recipe, batch
     )
-    return loss / batch, (loss, metrics, outputs, after)
+    return (loss, metrics, gradients), (*seen, row_gradients)
 
-  puzzle_rows = params.puzzle_table[puzzles.puzzle_ids]
-  (_, (loss, metrics, outputs, after)), (gradients, row_gradients) = (
-    jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(
-      params.weights, puzzle_rows
+  sums, seen = spread(grade)(params.weights, slots)
+  loss, metrics, gradients = sums
+  outputs, after, row_gradients = seen
+  with jax.named_scope("optimizer"):
+    optimizer = optim.weights_optimizer(recipe.optim, recipe.train.steps)
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, params.weights
     )
-  )
-  optimizer = optim.weights_optimizer(recipe.optim, recipe.train.steps)
-  updates, opt_state = optimizer.update(
-    gradients, state.opt_state, params.weights
-  )
-  weights = optax.apply_updates(params.weights, updates)
-  puzzle_schedule = optim.warmup_schedule(
-    recipe.optim.puzzle_lr, recipe.optim, recipe.train.steps
-  )
-  puzzle_table = optim.sign_sgd_rows(
-    params.puzzle_table,
-    puzzles.puzzle_ids,
-    row_gradients,
-    puzzle_schedule(state.step),
-    recipe.optim.puzzle_weight_decay,
-  )
+    weights = optax.apply_updates(params.weights, updates)
+    ema = optax.incremental_update(weights, state.ema, 1 - recipe.optim.ema)
+  with jax.named_scope("puzzle_table"):
+    puzzle_schedule = optim.warmup_schedule(
+      recipe.optim.puzzle_lr, recipe.optim, recipe.train.steps
+    )
+    puzzle_table = optim.sign_sgd_rows(
+      params.puzzle_table,
+      ids,
+      row_gradients,
+      puzzle_schedule(state.step),
+      recipe.optim.puzzle_weight_decay,
+    )
   state = state.replace(
     step=state.step + 1,
     params=params.replace(weights=weights, puzzle_table=puzzle_table),
     opt_state=opt_state,
-    ema=optax.incremental_update(weights, state.ema, 1 - recipe.optim.ema),
+    ema=ema,
     carry=after,
   )
   return state, Learned(
-    loss=loss,
+    loss=loss * batch,
     metrics=metrics,
     outputs=outputs,
     gradients=gradients,
@@ -318,11 +316,57 @@ def learn(
   )
 
 
+def _loss(
+  weights: Weights,
+  puzzle_rows: jax.Array,
+  slots: Slots,
+  recipe: Recipe,
+  batch: int,
+):
+  """Sum of some slots' losses as a share of the batch; and what was seen."""
+  model, carry = recipe.model, slots.carry
+  puzzles = carry.puzzles
+  # A decoder learns to write padding too, lest it be led astray by its own.
+  writes = model.family == "autoregressive"
+  answers = jnp.where(puzzles.labels == losses.IGNORE_LABEL, 0, puzzles.labels)
+  latents, outputs = halting.supervise(
+    weights, puzzle_rows, carry.latents, puzzles.inputs, model, answers,
+    slots.keys,
+  )  # fmt: skip
+  after = halting.finish_step(
+    carry, latents, outputs.wants_to_halt(model), slots.minimum_steps,
+    recipe.halting,
+  )  # fmt: skip
+  if model.family == "hrm":
+    last = after.steps >= recipe.halting.max_steps
+    target = halting.bootstrap(
+      weights, puzzle_rows, latents, puzzles.inputs, last, model
+    )
+    outputs = outputs.replace(target_continue=target)
+  weighted = None
+  if recipe.train.supervision_decay != 1:
+    weighted = losses.step_weights(
+      after.steps, recipe.train.supervision_decay, recipe.halting.max_steps
+    )
+  loss, metrics = losses.losses_and_metrics(
+    outputs,
+    answers if writes else puzzles.labels,
+    after.halted,
+    after.steps,
+    recipe.train.loss,
+    smoothing=recipe.train.label_smoothing,
+    weights=weighted,
+    judges=not writes,
+  )
+  return loss / batch, (metrics, outputs, after)
+
+
 def train_step(
   state: TrainState,
   table: Table,
   recipe: Recipe,
   choice: ArrayLike = 0,
+  spread: sharding.Spread = sharding.alone,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Draws puzzles and learns from them.
 
@@ -331,6 +375,7 @@ def train_step(
     table: the whole training split, on the device.
     recipe: what to do.
     choice: int32 [], which of `recipe.models` to train.
+    spread: see `learn`.
 
   Returns:
     The next state, and scalar metrics: the sums of
@@ -342,7 +387,7 @@ def train_step(
     at_this_depth = dataclasses.replace(recipe, model=model)
 
     def branch(state, incoming):
-      state, learned = learn(state, incoming, at_this_depth)
+      state, learned = learn(state, incoming, at_this_depth, spread)
       return state, learned.metrics | {
         "loss": learned.loss / recipe.train.batch_size,
         "gradient_norm": optax.tree.norm(learned.gradients),
@@ -360,6 +405,7 @@ def train_steps(
   table: Table,
   recipe: Recipe,
   choices: ArrayLike | None = None,
+  spread: sharding.Spread = sharding.alone,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """`steps_per_dispatch` training steps in one program; metrics `[K]` each.
 
@@ -368,6 +414,7 @@ def train_steps(
     table: the whole training split, on the device.
     recipe: what to do.
     choices: int32 `[K]`, see `Recipe.choices`; `None` where there is but one.
+    spread: see `learn`.
 
   Returns:
     The state K steps later, and the metrics of each.
@@ -378,6 +425,6 @@ def train_steps(
     choices = np.zeros(count, np.int32)
 
   def body(state, choice):
-    return train_step(state, table, recipe, choice)
+    return train_step(state, table, recipe, choice, spread)
 
   return jax.lax.scan(body, state, jnp.asarray(choices), length=count)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from trm_jax.core import layers, network
+from trm_jax.core import attention, layers, network
 from trm_jax.core.network import ModelConfig, Weights
 
 
@@ -66,12 +66,12 @@ def extend(
     )
 
   def block(h, weights, keys, values):
-    q, k, v = layers.project(h, weights["mixer"]["qkv"], table)
+    q, k, v = attention.project(h, weights["mixer"]["qkv"], table)
     keys, values = (
       jax.lax.dynamic_update_slice_in_dim(old, new, cache.length, axis=1)
       for old, new in ((keys, k), (values, v))
     )
-    mixed = layers.attend(q, keys, values, weights["mixer"]["out"], visible)
+    mixed = attention.attend(q, keys, values, weights["mixer"]["out"], visible)
     h = layers.rms_norm(h + mixed, eps=config.norm_eps)
     out = layers.apply(network.mlp(config), weights["mlp"], h)
     return layers.rms_norm(h + out, eps=config.norm_eps), keys, values

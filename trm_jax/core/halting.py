@@ -145,7 +145,7 @@ def supervise(
   inputs: jax.Array,
   config: ModelConfig,
   answers: jax.Array | None = None,
-  key: jax.Array | None = None,
+  keys: jax.Array | None = None,
   disturb: recursion.Disturbance | None = None,
 ) -> tuple[Latents, Outputs]:
   """Embeds, takes one supervision step and reads both heads.
@@ -158,7 +158,7 @@ def supervise(
     config: the model.
     answers: int32 `[B, S]`, the true tokens, which a decoder in training reads
       as it goes; others never look at them. `None` lets it write its own.
-    key: typed PRNG key for the noise of training; `None` for no noise.
+    keys: typed PRNG keys `[B]` for the noise of training; `None` for none.
     disturb: changes the latents before each cycle; what does not recur does
       not look at it.
 
@@ -174,7 +174,7 @@ def supervise(
     return latents, Outputs(logits=logits, q_halt=sure, q_continue=-sure)
   x = network.embed(weights, puzzle_rows, inputs, config)
   refined = recursion.supervision_step(
-    weights, latents, x, config, key, disturb
+    weights, latents, x, config, keys, disturb
   )
   y = refined.y
   q_halt, q_continue = network.read_halting(weights, y, config)

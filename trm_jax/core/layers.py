@@ -103,108 +103,44 @@ class Linear(nn.Module):
 
 
 class SwiGLU(nn.Module):
-  """`down(silu(gate(h)) * up(h))` over the last axis, without biases.
+  """`down(silu(gate(h)) * up(h))` over one axis, without biases.
 
-  Gate and up are one matrix, stored `[width, 2, inner]` so that `inner` can be
-  sharded without splitting a gate from its up.
+  Gate and up are one array, stored `[width, 2, inner]` so that `inner` can be
+  sharded without splitting a gate from its up. They are two products: then the
+  compiler joins gate, up and their product in fast memory, where one product
+  would be written out and read back (on a TPU v5e, half of the time).
+
+  Attributes:
+    inner: inner width.
+    param_dtype: dtype the weights are stored in.
+    axis: what is mapped: -1 the channels, -2 the tokens. No activation is
+      ever transposed.
   """
 
   inner: int
   param_dtype: jnp.dtype = jnp.float32
+  axis: int = -1
 
   @nn.compact
   def __call__(self, h: jax.Array) -> jax.Array:
-    """Maps `[..., width]` to `[..., width]`."""
-    width = h.shape[-1]
+    """Maps `[..., L, D]` to the same shape."""
+    width = h.shape[self.axis]
     gate_up = self.param(
       "gate_up", _fan_in(width), (width, 2, self.inner), self.param_dtype
     )
     down = self.param(
       "down", _fan_in(self.inner), (self.inner, width), self.param_dtype
     )
-    hidden = jnp.einsum("...d,dgf->...gf", h, gate_up.astype(h.dtype))
+    into, back = {
+      -1: ("...d,df->...f", "...f,fd->...d"),
+      -2: ("...ld,lf->...fd", "...fd,fl->...ld"),
+    }[self.axis]
     # Split, not sliced: its gradient is one concatenation, not padded sums.
-    gate, up = jnp.split(hidden, 2, axis=-2)
-    inner = jnp.squeeze(jax.nn.silu(gate) * up, -2)
-    return inner @ down.astype(h.dtype)
-
-
-class Attention(nn.Module):
-  """Bidirectional multi-head attention, fused qkv, without biases."""
-
-  heads: int
-  param_dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, h: jax.Array, rotary: tuple[jax.Array, jax.Array] | None
-  ) -> jax.Array:
-    """Maps `[B, L, D]` to `[B, L, D]`, rotating q and k where asked to."""
-    width = h.shape[-1]
-    head_dim = width // self.heads
-    qkv = self.param(
-      "qkv",
-      _fan_in(width),
-      (width, 3, self.heads, head_dim),
-      self.param_dtype,
+    gate, up = (
+      jnp.einsum(into, h, jnp.squeeze(part, 1))
+      for part in jnp.split(gate_up.astype(h.dtype), 2, axis=1)
     )
-    out = self.param(
-      "out", _fan_in(width), (self.heads, head_dim, width), self.param_dtype
-    )
-    q, k, v = project(h, qkv, rotary)
-    return attend(q, k, v, out, None)
-
-
-def project(
-  h: jax.Array,
-  qkv: jax.Array,
-  rotary: tuple[jax.Array, jax.Array] | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Queries, keys and values of attention.
-
-  Args:
-    h: `[B, N, D]`.
-    qkv: weights, `[D, 3, H, K]`.
-    rotary: tables for the N places of `h`, or `None` to rotate nothing.
-
-  Returns:
-    q, k and v, `[B, N, H, K]` each; q and k rotated.
-  """
-  q, k, v = jnp.moveaxis(
-    jnp.einsum("bld,dphk->blphk", h, qkv.astype(h.dtype)), 2, 0
-  )
-  if rotary is not None:
-    q, k = rotate(q, rotary), rotate(k, rotary)
-  return q, k, v
-
-
-def attend(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  out: jax.Array,
-  visible: jax.Array | None,
-) -> jax.Array:
-  """Softmax attention and its output projection.
-
-  Args:
-    q: `[B, N, H, K]`.
-    k: `[B, M, H, K]`.
-    v: `[B, M, H, K]`.
-    out: weights, `[H, K, D]`.
-    visible: bool `[N, M]`, which keys a query sees; `None` for all.
-
-  Returns:
-    `[B, N, D]`. Scores and their softmax are at least float32.
-  """
-  wide = at_least_float32(q.dtype)
-  scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=wide)
-  scores = scores / math.sqrt(q.shape[-1])
-  if visible is not None:
-    scores = jnp.where(visible[None, None], scores, -jnp.inf)
-  weights = jax.nn.softmax(scores).astype(q.dtype)
-  mixed = jnp.einsum("bhqs,bshk->bqhk", weights, v)
-  return jnp.einsum("bqhk,hkd->bqd", mixed, out.astype(q.dtype))
+    return jnp.einsum(back, jax.nn.silu(gate) * up, down.astype(h.dtype))
 
 
 def rotary_table(

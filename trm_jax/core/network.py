@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from trm_jax.core import layers
+from trm_jax.core import attention, layers
 
 Weights = dict[str, Any]
 
@@ -42,7 +42,7 @@ POSITIONS = ("none", "rotary", "learned")
 REMATS = ("none", "dots", "full")
 _MAY_BE_ZERO = (
   "puzzle_emb_ndim", "puzzle_emb_len", "registers", "initial_std",
-  "path_noise",
+  "path_noise", "query_block",
 )  # fmt: skip
 DTYPES = ("bfloat16", "float32", "float64")
 
@@ -80,9 +80,16 @@ class ModelConfig:
     path_noise: deviation of the noise added, in training, to whatever the
       network returns; 0.01 there.
     norm_eps: epsilon of `rms_norm`.
-    remat: what the backward pass keeps: "none" everything, "dots" only matrix
-      products (norms and activations are computed anew: less memory traffic,
-      and a third faster on a CPU), "full" only the latents between steps.
+    attention: how attention is computed, one of `attention.PLATFORMS`:
+      "blocks" anywhere, "splash" by a TPU's kernel, "cudnn" by NVIDIA's, which
+      wants bfloat16. It decides speed and memory; results are the same up to
+      round-off. A decoder always takes "blocks".
+    query_block: of "blocks": at most so many queries at a time, so that the
+      L x L matrix of scores is never whole in memory; 0 for all at once. A
+      decoder ignores it.
+    remat: what the backward pass keeps: "full" only what enters each pass
+      (least memory, and as fast as any: what is kept must be written and
+      read), "dots" also the matrix products, "none" everything.
     dtype: dtype of the activations.
     param_dtype: dtype of the weights.
 
@@ -110,7 +117,9 @@ class ModelConfig:
   initial_std: float = 0.0
   path_noise: float = 0.0
   norm_eps: float = 1e-5
-  remat: str = "dots"
+  attention: str = "blocks"
+  query_block: int = 0
+  remat: str = "full"
   dtype: str = "bfloat16"
   param_dtype: str = "float32"
 
@@ -127,6 +136,7 @@ class ModelConfig:
       ("family", FAMILIES),
       ("mixer", MIXERS),
       ("positions", POSITIONS),
+      ("attention", attention.PLATFORMS),
       ("remat", REMATS),
       ("dtype", DTYPES),
       ("param_dtype", DTYPES),
@@ -140,6 +150,8 @@ class ModelConfig:
         f"width={self.width}: must be a multiple of 2 * heads = "
         f"{2 * self.heads}, so that rotary positions can pair channels"
       )
+    if self.kernel_platform:
+      self._check_kernel()
     if self.mixer == "mlp" and self.positions == "rotary":
       raise ValueError(
         "positions='rotary': rotates attention heads, which mixer='mlp' does "
@@ -167,6 +179,30 @@ class ModelConfig:
         f"puzzle_emb_ndim={self.puzzle_emb_ndim}: does not fit in "
         f"puzzle_emb_len={self.puzzle_emb_len} tokens of width {self.width}"
       )
+
+  def _check_kernel(self):
+    """Refuses what the kernel that the model runs cannot compute."""
+    allowed = {"splash": ("bfloat16", "float32"), "cudnn": ("bfloat16",)}
+    if self.dtype not in allowed[self.attention]:
+      raise ValueError(
+        f"attention={self.attention!r}: needs dtype="
+        f"{' or '.join(allowed[self.attention])}, not {self.dtype}; set that, "
+        "or attention='blocks'"
+      )
+    head_dim = self.width // self.heads
+    if self.attention == "cudnn" and (head_dim % 8 or head_dim > 128):
+      raise ValueError(
+        "attention='cudnn': needs heads whose width is a multiple of 8, and "
+        f"128 at most; width / heads = {self.width} / {self.heads} = "
+        f"{head_dim}. Set attention='blocks', or other heads"
+      )
+
+  @property
+  def kernel_platform(self) -> str | None:
+    """The only platform that its attention runs on; None for any."""
+    if self.mixer == "mlp" or self.family == "autoregressive":
+      return None
+    return attention.PLATFORMS[self.attention]
 
   @property
   def is_recursive(self) -> bool:
@@ -277,9 +313,9 @@ def _init_blocks(keys, h: jax.Array, config: ModelConfig) -> Weights:
   for i in range(config.layers):
     mixer_key, mlp_key = next(keys), next(keys)
     if config.mixer == "mlp":
-      mixer = _token_mlp(config).init(mixer_key, jnp.swapaxes(h, 1, 2))
+      mixer = _token_mlp(config).init(mixer_key, h)
     else:
-      mixer = _attention(config).init(mixer_key, h, None)
+      mixer = _attention(portable(config)).init(mixer_key, h, None)
     blocks[f"block_{i}"] = {
       "mixer": mixer["params"],
       "mlp": mlp(config).init(mlp_key, h)["params"],
@@ -298,6 +334,22 @@ def _init_latents(y_key, z_key, config: ModelConfig) -> Latents:
   if config.family == "multi_latent":
     shape = (config.latent_steps, config.width)
   return Latents(y=y, z=unit(z_key, shape, dtype))
+
+
+def portable(config: ModelConfig, platform: str | None = None) -> ModelConfig:
+  """The same model for where its attention's kernel may not be.
+
+  Args:
+    config: the model.
+    platform: where it will run, such as "cpu", "gpu" or "tpu"; None for
+      anywhere, and where the compiler divides the work between devices.
+
+  Returns:
+    The config; with attention "blocks", if the kernel is not the platform's.
+  """
+  if config.kernel_platform in (None, platform):
+    return config
+  return dataclasses.replace(config, attention="blocks")
 
 
 def shapes(config: ModelConfig) -> Params:
@@ -394,19 +446,19 @@ def apply_blocks(
     `[B, L, D]`.
   """
   chex.assert_shape(h, (None, config.length, config.width))
+  # Surprising but so in the reference: the norm after token mixing runs over
+  # the tokens as well.
+  mixed_axis = -2 if config.mixer == "mlp" else -1
   for i in range(config.layers):
     block = blocks[f"block_{i}"]
-    if config.mixer == "mlp":
-      # Surprising but so in the reference: the norm after token mixing runs
-      # over the tokens as well.
-      tokens_last = jnp.swapaxes(h, 1, 2)  # [B, D, L]
-      mixed = layers.apply(_token_mlp(config), block["mixer"], tokens_last)
-      h = layers.rms_norm(tokens_last + mixed, eps=config.norm_eps)
-      h = jnp.swapaxes(h, 1, 2)
-    else:
-      mixed = layers.apply(_attention(config), block["mixer"], h, table)
-      h = layers.rms_norm(h + mixed, eps=config.norm_eps)
-    out = layers.apply(mlp(config), block["mlp"], h)
+    with jax.named_scope("mixer"):
+      if config.mixer == "mlp":
+        mixed = layers.apply(_token_mlp(config), block["mixer"], h)
+      else:
+        mixed = layers.apply(_attention(config), block["mixer"], h, table)
+    h = layers.rms_norm(h + mixed, axis=mixed_axis, eps=config.norm_eps)
+    with jax.named_scope("mlp"):
+      out = layers.apply(mlp(config), block["mlp"], h)
     h = layers.rms_norm(h + out, eps=config.norm_eps)
   return h
 
@@ -436,11 +488,18 @@ def count_weights(params: Params) -> int:
 
 
 def _token_mlp(config: ModelConfig) -> layers.SwiGLU:
-  return layers.SwiGLU(config.token_inner, jnp.dtype(config.param_dtype))
+  return layers.SwiGLU(
+    config.token_inner, jnp.dtype(config.param_dtype), axis=-2
+  )
 
 
-def _attention(config: ModelConfig) -> layers.Attention:
-  return layers.Attention(config.heads, jnp.dtype(config.param_dtype))
+def _attention(config: ModelConfig) -> attention.Attention:
+  return attention.Attention(
+    config.heads,
+    jnp.dtype(config.param_dtype),
+    config.attention,
+    config.query_block,
+  )
 
 
 def mlp(config: ModelConfig) -> layers.SwiGLU:

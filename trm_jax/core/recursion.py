@@ -28,7 +28,7 @@ from trm_jax.core.network import Latents, ModelConfig, Weights
 # Folded into keys for the answer's noise; latent steps fold their number.
 _ANSWER = 2**31 - 1
 
-# `(h, key) -> h`: the network, with noise after it where there is a key.
+# `(h, keys) -> h`: the network, with noise after it where there are keys.
 Net = Callable[[jax.Array, jax.Array | None], jax.Array]
 
 # `(latents, cycle) -> latents`: what befalls them before a cycle, int32 [].
@@ -93,7 +93,7 @@ def supervision_step(
   latents: Latents,
   x: jax.Array,
   config: ModelConfig,
-  key: jax.Array | None = None,
+  keys: jax.Array | None = None,
   disturb: Disturbance | None = None,
 ) -> Latents:
   """One supervision step of any family but the decoder.
@@ -103,7 +103,8 @@ def supervision_step(
     latents: what the last step left, or `initial_latents`.
     x: embedded question, `[B, L, D]`.
     config: the model; T is `config.cycles`, n is `config.latent_steps`.
-    key: typed PRNG key for `config.path_noise`; `None` for no noise.
+    keys: typed PRNG keys `[B]` for `config.path_noise`, of each puzzle, so
+      that its noise does not depend on its place; `None` for no noise.
     disturb: changes the latents before each cycle, which it is told the number
       of; for the noise of rollouts.
 
@@ -136,29 +137,23 @@ def supervision_step(
   disturb = disturb or (lambda latents, _: latents)
   if config.family == "transformer":
     y = disturb(latents, jnp.int32(0)).y
-    return Latents(y=nets.answer(y + x, key), z=None)
+    return Latents(y=nets.answer(y + x, keys), z=None)
 
-  last_key = None
-  keys = None
-  if key is not None:
-    silent_key, last_key = jax.random.split(key)
-    keys = jax.random.split(silent_key, config.cycles - 1)
-
-  def silent_cycle(latents, number_and_key):
-    number, key = number_and_key
+  def silent_cycle(latents, number):
     latents = disturb(latents, number)
-    return cycle(still, latents, still_x, config, key), None
+    return cycle(still, latents, still_x, config, _fold(keys, number)), None
 
   last = config.cycles - 1
-  latents, _ = jax.lax.scan(silent_cycle, latents, (jnp.arange(last), keys))
+  latents, _ = jax.lax.scan(silent_cycle, latents, jnp.arange(last))
   latents = disturb(latents, jnp.int32(last))
+  keys = _fold(keys, last)
   if config.family == "hrm":
     n = config.latent_steps - 1
-    first_key, last_key = _split(last_key, 2)
-    latents = think(still, latents, still_x, n, first_key)
-    latents = think(nets, latents, x, 1, last_key)
-    return answer(nets, latents, last_key)
-  return cycle(nets, latents, x, config, last_key)
+    latents = think(still, latents, still_x, n, keys)
+    keys = _fold(keys, n)
+    latents = think(nets, latents, x, 1, keys)
+    return answer(nets, latents, keys)
+  return cycle(nets, latents, x, config, keys)
 
 
 def cycle(
@@ -166,11 +161,30 @@ def cycle(
   latents: Latents,
   x: jax.Array,
   config: ModelConfig,
-  key: jax.Array | None = None,
+  keys: jax.Array | None = None,
 ) -> Latents:
-  """`n` latent steps, then one update of the answer."""
-  latents = think(nets, latents, x, config.latent_steps, key)
-  return answer(nets, latents, key)
+  """`n` latent steps, then one update of the answer.
+
+  Where both are the same network on one scratchpad they are one scan of n + 1
+  passes: the program is half as long, and the gradient of the weights one sum.
+  """
+  if config.family not in ("trm", "single_latent"):
+    latents = think(nets, latents, x, config.latent_steps, keys)
+    return answer(nets, latents, keys)
+  y, z = latents.y, latents.z
+  last = config.latent_steps
+
+  def one_pass(carry, i):
+    _, h = carry
+    shown = jnp.where(i < last, x, 0)  # the question, but not to the answer
+    injected = shown if z is None else y + shown  # y stands still meanwhile
+    noise = _fold(keys, jnp.where(i < last, i, _ANSWER))
+    return (h, nets.think(h + injected, noise)), None
+
+  # With a single latent, the answer is its own scratchpad.
+  start = y if z is None else z
+  (thought, y), _ = jax.lax.scan(one_pass, (start, start), jnp.arange(last + 1))
+  return Latents(y=y, z=None if z is None else thought)
 
 
 def think(
@@ -178,65 +192,51 @@ def think(
   latents: Latents,
   x: jax.Array,
   steps: int,
-  key: jax.Array | None = None,
+  keys: jax.Array | None = None,
 ) -> Latents:
-  """Latent steps of the families that have them; which, the latents tell."""
+  """Latent steps of "hrm" and "multi_latent"; which, the latents tell."""
   y, z = latents.y, latents.z
-  numbers = jnp.arange(steps)
-
-  def noise(i):
-    return None if key is None else jax.random.fold_in(key, i)
-
-  if z is None:  # the answer is its own scratchpad
-
-    def single_step(y, i):
-      return nets.think(y + x, noise(i)), None
-
-    return Latents(y=jax.lax.scan(single_step, y, numbers)[0], z=None)
-
   injected = y + x  # y stands still while z thinks
 
   def latent_step(z, i):
-    return nets.think(z + injected, noise(i)), None
+    return nets.think(z + injected, _fold(keys, i)), None
 
   def multi_step(z, i):
-    new = nets.think(jnp.sum(z, axis=1) + injected, noise(i))
+    new = nets.think(jnp.sum(z, axis=1) + injected, _fold(keys, i))
     return z.at[:, i].set(new), None
 
   step = latent_step if z.ndim == y.ndim else multi_step
-  return Latents(y=y, z=jax.lax.scan(step, z, numbers)[0])
+  return Latents(y=y, z=jax.lax.scan(step, z, jnp.arange(steps))[0])
 
 
 def answer(
-  nets: Nets, latents: Latents, key: jax.Array | None = None
+  nets: Nets, latents: Latents, keys: jax.Array | None = None
 ) -> Latents:
-  """The update of the answer that ends a cycle."""
+  """The update of the answer that ends a cycle of these families."""
   y, z = latents.y, latents.z
-  if z is None:
-    h = y
-  elif z.ndim == y.ndim:
-    h = y + z
-  else:
-    h = y + jnp.sum(z, axis=1)
-  noise = None if key is None else jax.random.fold_in(key, _ANSWER)
-  return Latents(y=nets.answer(h, noise), z=z)
+  thought = z if z.ndim == y.ndim else jnp.sum(z, axis=1)
+  return Latents(y=nets.answer(y + thought, _fold(keys, _ANSWER)), z=z)
 
 
 def _disturbed(
   apply: Callable[[jax.Array], jax.Array],
   std: float,
   h: jax.Array,
-  key: jax.Array | None,
+  keys: jax.Array | None,
 ) -> jax.Array:
   """The network, and noise on what it returns (EqR's path noise)."""
   h = apply(h)
-  if not std or key is None:
+  if not std or keys is None:
     return h
-  return h + std * jax.random.normal(key, h.shape, h.dtype)
+  draw = functools.partial(jax.random.normal, shape=h.shape[1:], dtype=h.dtype)
+  return h + std * jax.vmap(draw)(keys)
 
 
-def _split(key: jax.Array | None, count: int):
-  return (None,) * count if key is None else jax.random.split(key, count)
+def _fold(keys: jax.Array | None, number: jax.typing.ArrayLike):
+  """Folds a number into every puzzle's key, where there are keys."""
+  if keys is None:
+    return None
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def _rematerialised(

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from trm_jax.core import halting, recursion
+from trm_jax.core import halting, network, recursion
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
 from trm_jax.export import files
@@ -137,7 +137,7 @@ def export(
   path = pathlib.Path(path)
   card_path = files.card_path(path)
   files.refuse_existing(overwrite, path, card_path)
-  config = pretrained.experiment.model
+  config = network.portable(pretrained.experiment.model)
   params = _narrowed(jax.device_get(pretrained.params), config)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   if size > _LARGEST - 2**24:  # the rest is for the program

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 
 from trm_jax import sharding, vote
-from trm_jax.core import flops
+from trm_jax.core import flops, network
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
@@ -75,12 +75,12 @@ class Solver:
   for another.
 
   Args:
-    params: the model.
+    params: the model; for `lower` it may be only described.
     model: its config.
     task: its task.
     slots: rollouts at once, over all devices. The attribute may be changed; so
       may `room`, the bytes that each device keeps of puzzles and answers.
-    devices: of this process; by default all.
+    devices: of this process; by default all. They may be only described too.
   """
 
   def __init__(
@@ -92,7 +92,7 @@ class Solver:
     devices: Sequence[Any] | None = None,
   ):
     devices = jax.local_devices() if devices is None else devices
-    self.model = model
+    self.model = network.portable(model, devices[0].platform)
     self.task = task
     self.slots = slots
     self.room = _ROOM
@@ -100,8 +100,8 @@ class Solver:
       (len(devices),), ("device",), (AxisType.Auto,), devices=devices
     )
     whole = sharding.replicated(self._mesh)
-    self._weights = jax.device_put(params.weights, whole)
-    self._initial = jax.device_put(params.initial, whole)
+    self._weights = _place(params.weights, whole)
+    self._initial = _place(params.initial, whole)
     self._table = params.puzzle_table
 
   def solve(
@@ -173,6 +173,19 @@ class Solver:
 
     That is for as many puzzles as it can ever be given at once, see `room`.
     """
+    compiled: Any = self.lower(slots, settings, marks).compile()
+    found = compiled.memory_analysis()
+    return (
+      found.argument_size_in_bytes
+      + found.temp_size_in_bytes
+      + found.output_size_in_bytes
+      - found.alias_size_in_bytes
+    )
+
+  def lower(
+    self, slots: int, settings: SolveConfig, marks: Sequence[int] = ()
+  ) -> jax.stages.Lowered:
+    """The program for so many slots, and as many puzzles as `room` allows."""
     ways, marks = self._mesh.size, self._marks(settings, marks)
     room, shared = self._most(settings, marks), layout.shared(self._mesh)
     begin, go_on = layout.programs(
@@ -193,17 +206,15 @@ class Solver:
       lambda leaf: placed(leaf.dtype, leaf.shape[0] // ways, *leaf.shape[1:]),
       jax.eval_shape(begin),
     )
-    compiled = go_on.lower(
-      self._weights, self._initial, queue, self._rules(settings, 1, True),
-      _noise(settings), jnp.asarray(marks, jnp.int32), jnp.int32(0), state,
-    ).compile()  # fmt: skip
-    found = compiled.memory_analysis()
-    return (
-      found.argument_size_in_bytes
-      + found.temp_size_in_bytes
-      + found.output_size_in_bytes
-      - found.alias_size_in_bytes
+    numbers = jax.eval_shape(
+      lambda: (
+        self._rules(settings, 1, True),
+        _noise(settings),
+        jnp.asarray(marks, jnp.int32),
+        jnp.int32(0),
+      )
     )
+    return go_on.lower(self._weights, self._initial, queue, *numbers, state)
 
   def depth_of(self, settings: SolveConfig) -> int:
     """Supervision steps that a rollout may take within its budget.
@@ -419,6 +430,17 @@ class Solver:
       flops_per_step=float(flops.inference(self.model, 1)),
       seconds=seconds,
     )
+
+
+def _place(tree: Any, sharding: NamedSharding) -> Any:
+  """Arrays on devices; what is only described says where it would be."""
+
+  def one(leaf):
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.device_put(leaf, sharding)
+
+  return jax.tree.map(one, tree)
 
 
 def _numbers(inputs: np.ndarray, puzzle_ids: np.ndarray) -> np.ndarray:

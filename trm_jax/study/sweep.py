@@ -19,7 +19,15 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from trm_jax import evaluate, fit, population, run_folder, sharding, train
+from trm_jax import (
+  evaluate,
+  fit,
+  population,
+  processes,
+  run_folder,
+  sharding,
+  train,
+)
 from trm_jax.core import flops, network
 from trm_jax.core.network import Params
 from trm_jax.data.task import Split
@@ -177,17 +185,21 @@ def carry_out(
       learning=member.learning,
       depths=[],
     )
-    if member.diverged_at is None:
+    if member.diverged_at is None and processes.is_leader():
       weights.save_weights(
         folder.weights(setting.key, member.seed),
         member.params,
         setting.config,
         {"step": steps, "seed": member.seed},
       )
+    if member.diverged_at is None:
       cell = test(cell, member.params, setting, study, held_out)
       watcher.say(fit.describe(steps, cell.depths[-1]))
-    results.save_cell(folder.cells, cell)
-  shutil.rmtree(scratch)
+    if processes.is_leader():
+      results.save_cell(folder.cells, cell)
+  processes.barrier("carried out")
+  if processes.is_leader():
+    shutil.rmtree(scratch)
 
 
 def deepen(
@@ -206,9 +218,9 @@ def deepen(
     say(f"testing {cell.setting}, seed {cell.seed}, at depth {study.depths}")
     path = folder.weights(cell.setting, cell.seed)
     params, *_ = weights.load_weights(path)
-    results.save_cell(
-      folder.cells, test(cell, params, setting, study, held_out)
-    )
+    cell = test(cell, params, setting, study, held_out)
+    if processes.is_leader():
+      results.save_cell(folder.cells, cell)
 
 
 def find_shallow(

@@ -1,0 +1,1 @@
+"""Compiling ahead of time, for slices of TPUs that are only described."""
