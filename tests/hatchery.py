@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 
-from programs import ROOT, environment
+from programs import ROOT, RUN, environment
 
-_PARENT = """
+_PARENT = (
+  """
 import json, os, runpy, signal, sys, traceback
 import experiments.cli, experiments.progress, experiments.report
 import trm_jax.fit, trm_jax.plots, trm_jax.population, trm_jax.export.weights
@@ -39,21 +40,9 @@ for line in sys.stdin:
       file.write(str(status))
     os.rename(log + ".tmp", log + ".status")
     os._exit(0)
-  sys.argv = ["", *command[1:]]
-  status = 0
-  try:
-    runpy.run_module(
-      "experiments." + command[0], run_name="__main__", alter_sys=True
-    )
-  except SystemExit as end:
-    status = end.code or 0
-  except BaseException:
-    traceback.print_exc()
-    status = 1
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(status)
 """
+  + RUN
+)
 
 
 class Worker:

@@ -10,22 +10,8 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-_PARENT = """
-import contextlib, json, os, pathlib, runpy, sys, traceback
-# No flag may be defined yet, and no device touched.
-import experiments.cli, experiments.progress, experiments.report
-import trm_jax.fit, trm_jax.parity, trm_jax.plots, trm_jax.export.weights
-for name, command in json.load(sys.stdin).items():
-  child = os.fork()
-  if child:
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    (pathlib.Path(sys.argv[1]) / name).with_suffix(".status").write_text(
-      str(status)
-    )
-    continue
-  log = os.open(os.path.join(sys.argv[1], name), os.O_CREAT | os.O_WRONLY)
-  os.dup2(log, 1)
-  os.dup2(log, 2)
+# How a fork becomes a program; its command is in `command`.
+RUN = """\
   sys.argv = ["", *command[1:]]
   status = 0
   try:
@@ -41,6 +27,27 @@ for name, command in json.load(sys.stdin).items():
   sys.stderr.flush()
   os._exit(status)
 """
+
+_PARENT = (
+  """
+import contextlib, json, os, pathlib, runpy, sys, traceback
+# No flag may be defined yet, and no device touched.
+import experiments.cli, experiments.progress, experiments.report
+import trm_jax.fit, trm_jax.parity, trm_jax.plots, trm_jax.export.weights
+for name, command in json.load(sys.stdin).items():
+  child = os.fork()
+  if child:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    (pathlib.Path(sys.argv[1]) / name).with_suffix(".status").write_text(
+      str(status)
+    )
+    continue
+  log = os.open(os.path.join(sys.argv[1], name), os.O_CREAT | os.O_WRONLY)
+  os.dup2(log, 1)
+  os.dup2(log, 2)
+"""
+  + RUN
+)
 
 
 def TINY(folder: pathlib.Path) -> list[str]:  # noqa: N802 - reads as a constant

@@ -428,6 +428,16 @@ def test_the_engine_compiles_for_one_host_of_a_slice():
 
 
 @needs_libtpu
+def test_any_mesh_lies_on_a_pod():
+  """A side of 16 chips is split where an axis is shorter."""
+  devices = topology.describe("v6e:16x16").devices
+  for data, model, members in ((-1, 1, 8), (-1, 4, 0), (16, 16, 2)):
+    mesh = sharding.make_mesh(data, model, members, devices=devices)
+    assert mesh.size == 256
+    assert len({device.id for device in mesh.devices.flat}) == 256
+
+
+@needs_libtpu
 def test_members_divide_the_devices_and_do_not_meet():
   experiment = _experiment(model={"cycles": 2, "latent_steps": 1})
   one = topology.describe("tpu7x:1x1x1")

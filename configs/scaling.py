@@ -1,0 +1,49 @@
+"""Wider and wider: TRM on Sudoku-Extreme from 7 to 400 million weights.
+
+Source: none yet. TRM's paper (arXiv 2510.04871, section 4) says that more
+layers overfit; what width does at a fixed depth of recursion, nobody has
+published. The learning rate falls as 1 / width, as in muP (arXiv 2203.03466).
+
+| variant | weights | heads | v5e:4x4, GiB of 15.75 | least ms a step |
+|---------|---------|-------|-----------------------|-----------------|
+| (512)   | 6.8M    | 8     | @512@ | @512ms@ |
+| :1024   | 26M     | 16    | @1024@ | @1024ms@ |
+| :2048   | 102M    | 32    | @2048@ | @2048ms@ |
+| :4096   | 405M    | 64    | @4096@ | @4096ms@ |
+
+    python -m experiments.train --config=configs/scaling.py:2048 \
+        --workdir=runs/width_2048
+
+The last two columns are what the compiler needs and the chip's peaks allow
+(docs/scaling.md); no width but the first was ever trained. @needs@
+"""
+
+import ml_collections
+
+from configs import sudoku_extreme
+
+VARIANTS = ("512", "1024", "2048", "4096")
+
+
+def get_config(variant: str = "512") -> ml_collections.ConfigDict:
+  """The experiment at one of the widths in `VARIANTS`."""
+  if variant not in VARIANTS:
+    raise ValueError(
+      f"configs/scaling.py:{variant}: the variant must be one of "
+      f"{', '.join(VARIANTS)}"
+    )
+  config = sudoku_extreme.get_config("attention")
+  width = int(variant)
+  times = width // 512
+  config.model.update(
+    width=width,
+    heads=8 * times,
+    # The prefix keeps its 16 tokens, and the puzzle's vector fills one.
+    puzzle_emb_ndim=width,
+  )
+  config.optim.lr = 1e-4 / times
+  # As many numbers at once in the network of a device, whatever the width.
+  config.train.microbatch = 96 // times
+  if width >= 4096:
+    config.mesh.model = 4
+  return config
