@@ -4,18 +4,20 @@ Source: none yet. TRM's paper (arXiv 2510.04871, section 4) says that more
 layers overfit; what width does at a fixed depth of recursion, nobody has
 published. The learning rate falls as 1 / width, as in muP (arXiv 2203.03466).
 
-| variant | weights | heads | v5e:4x4, GiB of 15.75 | least ms a step |
-|---------|---------|-------|-----------------------|-----------------|
-| (512)   | 6.8M    | 8     | @512@ | @512ms@ |
-| :1024   | 26M     | 16    | @1024@ | @1024ms@ |
-| :2048   | 102M    | 32    | @2048@ | @2048ms@ |
-| :4096   | 405M    | 64    | @4096@ | @4096ms@ |
+| variant | weights | heads | mesh  | v5e:4x4, GiB of 15.75 | least ms a step |
+|---------|---------|-------|-------|-----------------------|-----------------|
+| (512)   | 6.8M    | 8     | 16x1  | 0.4                   | 14              |
+| :1024   | 26M     | 16    | 16x1  | 1.2                   | 52              |
+| :2048   | 103M    | 32    | 16x1  | 4.1                   | 206             |
+| :4096   | 405M    | 64    | 4x4   | 4.8                   | 807             |
 
     python -m experiments.train --config=configs/scaling.py:2048 \
         --workdir=runs/width_2048
 
-The last two columns are what the compiler needs and the chip's peaks allow
-(docs/scaling.md); no width but the first was ever trained. @needs@
+The last two columns are what the compiler needs and what the chip's peaks allow
+(docs/scaling.md); none of these was ever trained. `mesh.model=1` fits at 4096
+too, into 13.6 GiB, and sends less: set it where chips have 32 GB or more. What
+fits without turns and without rematerialisation is told there.
 """
 
 import ml_collections

@@ -16,8 +16,8 @@ def split(task: Task, rows: int = 1024, copies: int = 1000) -> Split:
     copies: of each example, in tasks whose puzzles are copies.
   """
   random = np.random.default_rng(0)
-  tokens = random.integers(1, task.vocab_size, (2, rows, task.seq_len))
-  inputs, labels = tokens.astype(np.uint8)
+  shape = (2, rows, task.seq_len)
+  inputs, labels = random.integers(1, task.vocab_size, shape, np.uint8)
   drawn = Split.of_rows(inputs, labels)
   if not task.view:
     return drawn
