@@ -27,7 +27,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
+from experiments import cli, dispatch
 from trm_jax import config as config_lib
 from trm_jax import evaluate, fit, population, sharding, train
 from trm_jax.aot import hlo
@@ -110,25 +110,14 @@ def _measure_drawing(
 def _measure_training(
   experiment: Experiment, program: fit.Program, split: Split
 ) -> dict[str, float]:
-  table = fit.stage(split, program.mesh)
-  state = program.init()
-  started = time.perf_counter()
-  steps = experiment.train.steps_per_dispatch
-  choices = program.recipe.choices(0, steps)
-  compiled = program.dispatch.lower(state, table, choices).compile()
-  compile_seconds = time.perf_counter() - started
-
-  def call():
-    nonlocal state
-    state, metrics = compiled(state, table, choices)
-    return metrics
-
+  made = dispatch.prepare(program, split)
+  recipe, steps = program.recipe, made.steps
   return _figures(
-    compile_seconds,
-    _seconds_a_call(call) / steps,
+    made.compile_seconds,
+    _seconds_a_call(made.call) / steps,
     experiment.train.batch_size,
-    program.recipe.training_flops(steps) / steps / experiment.train.batch_size,
-    compiled,
+    recipe.training_flops(steps) / steps / experiment.train.batch_size,
+    made.compiled,
   )
 
 
@@ -171,10 +160,7 @@ def _compare_population(experiment: Experiment, split: Split) -> int:
       experiment, range(count)
     ),
   }
-  ready = {
-    name: _prepare(experiment, program, split)
-    for name, program in programs.items()
-  }
+  ready = {name: _prepare(program, split) for name, program in programs.items()}
   seconds = _seconds_in_turn([call for call, _ in ready.values()])
   steps = experiment.train.steps_per_dispatch
   columns = {
@@ -198,27 +184,14 @@ def _compare_population(experiment: Experiment, split: Split) -> int:
 
 
 def _prepare(
-  experiment: Experiment,
-  program: fit.Program | population.Program,
-  split: Split,
+  program: fit.Program | population.Program, split: Split
 ) -> tuple[Callable[[], Any], dict[str, float]]:
   """A dispatch of training to call, and what it costs each device a step."""
-  table = fit.stage(split, program.mesh)
-  state = program.init()
-  steps = experiment.train.steps_per_dispatch
-  choices = program.recipe.choices(0, steps)
-  compiled = program.dispatch.lower(state, table, choices).compile()
-
-  def call():
-    nonlocal state
-    state, metrics = compiled(state, table, choices)
-    return metrics
-
-  work, memory = (
-    hlo.Module(compiled.as_text()).count(),
-    compiled.memory_analysis(),
-  )
-  return call, {
+  made = dispatch.prepare(program, split)
+  work = hlo.Module(made.compiled.as_text()).count()
+  memory = made.compiled.memory_analysis()
+  steps = made.steps
+  return made.call, {
     "GFLOP a step": work.flops / steps / 1e9,
     "memory traffic a step, GB": work.bytes / steps / 1e9,
     "memory, MiB": (

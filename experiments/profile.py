@@ -32,7 +32,7 @@ from jax.sharding import AxisType
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
+from experiments import cli, dispatch
 from trm_jax import config as config_lib
 from trm_jax import evaluate, fit, sharding, trace, train
 from trm_jax.config import Experiment
@@ -120,19 +120,8 @@ def _writable(path: str) -> pathlib.Path:
 
 
 def _training(experiment: Experiment, split: Split) -> _Work:
-  program = fit.build(experiment)
-  table = fit.stage(split, program.mesh)
-  state = program.init()
-  steps = experiment.train.steps_per_dispatch
-  choices = program.recipe.choices(0, steps)
-  compiled = program.dispatch.lower(state, table, choices).compile()
-
-  def dispatch():
-    nonlocal state
-    state, metrics = compiled(state, table, choices)
-    return metrics
-
-  return _Work(compiled.as_text(), dispatch, steps)
+  made = dispatch.prepare(fit.build(experiment), split)
+  return _Work(made.compiled.as_text(), made.call, made.steps)
 
 
 def _evaluation(experiment: Experiment, split: Split) -> _Work:
@@ -198,12 +187,12 @@ def _solving(experiment: Experiment, split: Split) -> _Work:
   state = begin()
   compiled = go_on.lower(*fixed, state).compile()
 
-  def dispatch():
+  def go_on():
     nonlocal state
     state, now = compiled(*fixed, state)
     return now
 
-  return _Work(compiled.as_text(), dispatch, _CHUNK)
+  return _Work(compiled.as_text(), go_on, _CHUNK)
 
 
 def _record(work: _Work, dispatches: int, out: pathlib.Path) -> pathlib.Path:
