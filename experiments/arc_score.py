@@ -26,10 +26,10 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from trm_jax import vote
 from trm_jax.data.arc import grids, predictions
 from trm_jax.errors import UserError
-from trm_jax.run_folder import write_json
+from trm_jax.run.folder import write_json
+from trm_jax.solve import vote
 
 _PUZZLES = flags.DEFINE_string("puzzles", "", "The tasks: a folder or a file.")
 _PREDICTIONS = flags.DEFINE_string("predictions", "", "The .npz to score.")

@@ -29,12 +29,17 @@ from rich.table import Table
 
 from experiments import cli, dispatch
 from trm_jax import config as config_lib
-from trm_jax import evaluate, fit, population, sharding, train
-from trm_jax.aot import hlo
 from trm_jax.config import Experiment
 from trm_jax.core import flops
-from trm_jax.data import made_up
+from trm_jax.core.halting import Puzzles
+from trm_jax.data import synthetic as made_up
 from trm_jax.data.task import Split
+from trm_jax.inspect import hlo
+from trm_jax.run import sharding
+from trm_jax.solve import evaluate
+from trm_jax.train import loop as fit
+from trm_jax.train import population
+from trm_jax.train import step as train
 
 _CONFIG = cli.define_config()
 _SECONDS = flags.DEFINE_float(
@@ -127,7 +132,7 @@ def _measure_inference(
   batch, depth = experiment.eval.batch_size, _DEPTH.value
   rows = np.arange(batch) % len(split)
   by_batch = sharding.by_batch(program.mesh)
-  puzzles = train.as_puzzles(
+  puzzles = Puzzles.of(
     *sharding.put(
       (split.inputs[rows], split.labels[rows], split.puzzle_ids[rows]), by_batch
     )

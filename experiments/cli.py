@@ -10,8 +10,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from trm_jax import checkpoint, processes
 from trm_jax.errors import UserError
+from trm_jax.run import checkpoint, processes
 
 # Flags defined here belong to the program that asks for them: --help shows
 # the program's own flags only.

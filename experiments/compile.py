@@ -7,7 +7,7 @@
 libtpu's compiler runs on any Linux machine. It is given the very functions that
 the loops run, and what it makes of them is read: memory, matrix products, bytes
 moved, fusions, loops, and every collective. The least time of a step follows
-from the published peaks in trm_jax/chips.py; it is a bound, not a forecast.
+from the published peaks in `trm_jax.inspect.chips`: a bound, not a forecast.
 
 --what=depth_grid takes the config of a study (configs/depth.py) and compiles
 each of its settings with all of its seeds; any other config is trained with
@@ -31,12 +31,12 @@ from rich.table import Table
 
 from experiments import cli
 from trm_jax import config as config_lib
-from trm_jax.aot import estimate, program, topology
-from trm_jax.aot.estimate import Compiled, TooLarge
-from trm_jax.aot.program import Work
-from trm_jax.aot.topology import Topology
 from trm_jax.config import Experiment
 from trm_jax.errors import UserError
+from trm_jax.inspect import estimate, program, topology
+from trm_jax.inspect.estimate import Compiled, TooLarge
+from trm_jax.inspect.program import Work
+from trm_jax.inspect.topology import Topology
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.study import grid, results
 
@@ -216,8 +216,8 @@ def _print(outcomes: list[Outcome], assumed: str):
         _print_refusal(console, one, one.found)
   console.print(assumed, highlight=False)
   console.print(
-    "least times: at the peaks in trm_jax/chips.py, if products, memory or "
-    "links alone held it up",
+    "least times: at the peaks of trm_jax.inspect.chips, if products, memory "
+    "or links alone held it up",
     highlight=False,
   )
 

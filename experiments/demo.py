@@ -15,9 +15,10 @@ from rich.console import Console
 
 from experiments import cli, progress, report
 from trm_jax import config as config_lib
-from trm_jax import fit, plots
-from trm_jax.export import weights
-from trm_jax.run_folder import RunFolder, write_json
+from trm_jax.draw import curves as plots
+from trm_jax.run import weights
+from trm_jax.run.folder import RunFolder, write_json
+from trm_jax.train import loop as fit
 
 DEPTHS = (1, 2, 4, 8, 16, 32)
 
@@ -44,10 +45,8 @@ def main(argv: list[str]) -> int:
     except fit.Stopped as stopped:
       bar.say("stopped; everything is saved. The same command goes on")
       return 128 + stopped.signal
-  step, params, program = report.restore(folder, experiment, "best")
-  records = report.evaluate_depths(
-    experiment, program, step, params, held_out, DEPTHS
-  )
+  step, params = report.restore(folder, experiment, "best")
+  records = report.evaluate_depths(experiment, step, params, held_out, DEPTHS)
   title = report.title(experiment, step)
   report.print_depths(records, title)
   made = {

@@ -28,13 +28,16 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli, progress, report
-from trm_jax import chips, fit, population, processes
 from trm_jax.core import flops, network
 from trm_jax.errors import UserError
-from trm_jax.run_folder import RunFolder
+from trm_jax.inspect import chips
+from trm_jax.run import processes
+from trm_jax.run.folder import RunFolder
 from trm_jax.study import figures, grid, page, results, sweep
 from trm_jax.study.grid import Setting, StudyConfig
 from trm_jax.study.results import Cell
+from trm_jax.train import loop as fit
+from trm_jax.train import population
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the study.")

@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from trm_jax import fit, population
 from trm_jax.data.task import Split
+from trm_jax.train import loop as fit
+from trm_jax.train import population
 
 
 @dataclasses.dataclass(frozen=True)

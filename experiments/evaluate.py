@@ -33,13 +33,15 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, report, rollouts, solve_flags
-from trm_jax import calibration, evaluate, plots, processes, storage, vote
 from trm_jax.config import Experiment
 from trm_jax.data import datasets
 from trm_jax.data.task import Split
+from trm_jax.draw import curves as plots
 from trm_jax.errors import UserError
-from trm_jax.run_folder import RunFolder, write_json
-from trm_jax.solve import score
+from trm_jax.run import files as storage
+from trm_jax.run import processes
+from trm_jax.run.folder import RunFolder, write_json
+from trm_jax.solve import calibration, evaluate, score, vote
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Rollouts
 
@@ -128,13 +130,11 @@ def _by_depth(
   ballots = evaluate.new_ballots(depths) if unview else None
   records, steps = [], []
   for which in checkpoints:
-    step, params, program = report.restore(
-      folder, experiment, which, _PUZZLE_ID.value
-    )
+    step, params = report.restore(folder, experiment, which, _PUZZLE_ID.value)
     if step in steps:
       continue  # "best" may be "last", and must not vote twice
     records = report.evaluate_depths(
-      experiment, program, step, params, split, depths, ballots
+      experiment, step, params, split, depths, ballots
     )
     steps.append(step)
   told = f"step {steps[-1]}"
@@ -177,7 +177,7 @@ def _by_rollouts(
       f"--calibrate={_CALIBRATE.value}: needs held-out puzzles without copies, "
       "whose answers can be right or wrong one by one; leave it out here"
     )
-  step, params, _ = report.restore(
+  step, params = report.restore(
     folder, experiment, _CHECKPOINT.value, _PUZZLE_ID.value
   )
   found = rollouts.run(params, experiment, split, settings, depths)

@@ -26,18 +26,16 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from trm_jax import fit, pretrained
 from trm_jax.errors import UserError
 from trm_jax.export import (
-  files,
   onnx_file,
   orbax_folder,
   stablehlo,
   torch_files,
-  weights,
 )
-from trm_jax.pretrained import Pretrained
-from trm_jax.run_folder import RunFolder
+from trm_jax.run import files, pretrained, weights
+from trm_jax.run.folder import RunFolder
+from trm_jax.run.pretrained import Pretrained
 
 # What each format may be called.
 _SUFFIXES = {
@@ -140,11 +138,11 @@ def _check_flags() -> list[pathlib.Path]:
 
 def _with_raw_weights(model: Pretrained) -> Pretrained:
   """The same step as training left it; what is known of it is of averages."""
-  _, state, _ = fit.restore_for_inference(
-    model.experiment, RunFolder(_WORKDIR.value), str(model.step)
+  _, params = pretrained.restore_params(
+    model.experiment, RunFolder(_WORKDIR.value), str(model.step), averaged=False
   )
   return dataclasses.replace(
-    model, params=state.params, scores=[], calibration=None, averaged=False
+    model, params=params, scores=[], calibration=None, averaged=False
   )
 
 

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli, report, rollouts, solve_flags
-from trm_jax import plots
 from trm_jax.data import datasets
+from trm_jax.draw import curves as plots
 from trm_jax.errors import UserError
-from trm_jax.run_folder import RunFolder, write_json
+from trm_jax.run.folder import RunFolder, write_json
 from trm_jax.solve import check, score
 from trm_jax.solve.rules import SolveConfig
 
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
   for known in (rollouts.as_shown(tuned, experiment)[1], labels):
     if not known.any():
       raise UserError("no puzzle has a label: there is nothing to compare with")
-  step, params, _ = report.restore(
+  step, params = report.restore(
     folder, experiment, _CHECKPOINT.value, _PUZZLE_ID.value
   )
   rules = _rules(has_rules=experiment.task.is_solution is not None)

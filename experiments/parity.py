@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from trm_jax import parity
+from trm_jax.inspect import parity
 
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float64", ["float64", "float32"], "Arithmetic of the replay."

@@ -11,7 +11,7 @@ from absl import flags
 
 from experiments import cli, report
 from trm_jax.errors import UserError
-from trm_jax.run_folder import RunFolder
+from trm_jax.run.folder import RunFolder
 
 _OUT = flags.DEFINE_string("out", "", "The PNG to write.")
 

@@ -34,12 +34,15 @@ from rich.table import Table
 
 from experiments import cli, dispatch
 from trm_jax import config as config_lib
-from trm_jax import evaluate, fit, sharding, trace, train
 from trm_jax.config import Experiment
-from trm_jax.data import made_up
+from trm_jax.core.halting import Puzzles
+from trm_jax.data import synthetic as made_up
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
-from trm_jax.solve import engine, layout
+from trm_jax.inspect import trace
+from trm_jax.run import sharding
+from trm_jax.solve import engine, evaluate, layout
+from trm_jax.train import loop as fit
 
 _CONFIG = cli.define_config()
 _WHAT = flags.DEFINE_enum(
@@ -135,7 +138,7 @@ def _evaluation(experiment: Experiment, split: Split) -> _Work:
     ),
     sharding.by_batch(program.mesh),
   )  # fmt: skip
-  shown = evaluate.Batch(train.as_puzzles(inputs, labels, ids), counted)
+  shown = evaluate.Batch(Puzzles.of(inputs, labels, ids), counted)
   params = program.init().averaged_params
   compiled = (
     evaluate.scorer(program.mesh)

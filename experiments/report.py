@@ -13,16 +13,17 @@ from rich.table import Table
 
 from experiments import cli
 from trm_jax import config as config_lib
-from trm_jax import evaluate, fit, metrics, plots, vote
 from trm_jax.config import Data, Experiment
 from trm_jax.core import flops, network
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.data import datasets
 from trm_jax.data.task import Split
+from trm_jax.draw import curves as plots
 from trm_jax.errors import UserError
-from trm_jax.fit import Program
-from trm_jax.run_folder import RunFolder
-from trm_jax.train import Recipe
+from trm_jax.run import metrics, pretrained, sharding
+from trm_jax.run.folder import RunFolder
+from trm_jax.solve import evaluate, vote
+from trm_jax.train.step import Recipe
 
 
 def prepare(
@@ -147,7 +148,7 @@ def load_held_out(
 
 def restore(
   folder: RunFolder, experiment: Experiment, which: str, unseen: str = "error"
-) -> tuple[int, Params, Program]:
+) -> tuple[int, Params]:
   """A run's averaged weights.
 
   Args:
@@ -157,14 +158,13 @@ def restore(
     unseen: as in `load_held_out`; "mean" sets the embedding for such puzzles.
 
   Returns:
-    The step, the model, and how it lies on the devices.
+    The step, and the model.
   """
-  step, state, program = fit.restore_for_inference(experiment, folder, which)
-  params = state.averaged_params
+  step, params = pretrained.restore_params(experiment, folder, which)
   if unseen == "mean":
     known = len(folder.read_identifiers())
     params = evaluate.with_mean_embedding(params, known)
-  return step, params, program
+  return step, params
 
 
 def describe(
@@ -204,7 +204,6 @@ def _count(split: Split | None) -> str:
 
 def evaluate_depths(
   experiment: Experiment,
-  program: Program,
   step: int,
   params: Params,
   split: Split,
@@ -214,7 +213,8 @@ def evaluate_depths(
   """Evaluates with a progress bar, and keeps the depths that were asked for."""
   if not experiment.model.is_recursive:
     depths = [1]
-  batch, ways = experiment.eval.batch_size, program.mesh.size
+  mesh = sharding.inference_mesh(experiment.mesh.model)
+  batch, ways = experiment.eval.batch_size, mesh.size
   with Progress(transient=True) as progress:
     bar = progress.add_task("evaluating", total=len(split.rows[0]))
     records = evaluate.evaluate(
@@ -224,9 +224,9 @@ def evaluate_depths(
       experiment.task,
       depth=max(depths),
       batch_size=-(-batch // ways) * ways,  # so that devices can share it
-      mesh=program.mesh,
+      mesh=mesh,
       ballots=ballots,
-      training_flops=program.recipe.training_flops(step),
+      training_flops=Recipe.of(experiment).training_flops(step),
       on_batch=lambda done, _: progress.update(bar, completed=done),
     )
   return [record for record in records if record["depth"] in depths]

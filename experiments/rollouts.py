@@ -8,11 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import solve_flags
-from trm_jax import evaluate, vote
 from trm_jax.config import Experiment
 from trm_jax.core.network import Params
 from trm_jax.data.task import Split
-from trm_jax.solve import score
+from trm_jax.solve import evaluate, score, vote
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Rollouts, Solver
 

@@ -29,9 +29,8 @@ from absl import flags
 
 from experiments import cli, report
 from trm_jax import config as config_lib
-from trm_jax import evaluate, pictures, train
-from trm_jax import scenes as scenes_lib
 from trm_jax.config import Experiment
+from trm_jax.core.halting import Puzzles
 from trm_jax.data import datasets
 from trm_jax.data import folder as folder_lib
 from trm_jax.data.arc.settings import ArcData
@@ -40,9 +39,12 @@ from trm_jax.data.maze.settings import MazeData
 from trm_jax.data.sudoku import rows as sudoku_rows
 from trm_jax.data.sudoku.settings import SudokuData
 from trm_jax.data.task import Split
+from trm_jax.draw import pictures
+from trm_jax.draw import scenes as scenes_lib
+from trm_jax.draw.scenes import Scene
 from trm_jax.errors import UserError
-from trm_jax.run_folder import RunFolder
-from trm_jax.scenes import Scene
+from trm_jax.run.folder import RunFolder
+from trm_jax.solve import evaluate
 
 _OUT = flags.DEFINE_string("out", "", "The PNG or GIF to write.")
 _TASK = flags.DEFINE_enum("task", None, list(config_lib.TASKS), "The family.")
@@ -236,14 +238,14 @@ def _answer(
   names = datasets.identifiers(experiment.data)
   originals = split.take(np.arange(len(split)), copies=1)
   originals = datasets.match_ids(originals, names, known, _PUZZLE_ID.value)
-  step, params, _ = report.restore(
+  step, params = report.restore(
     folder, experiment, _CHECKPOINT.value, _PUZZLE_ID.value
   )
   asked = [pair.question for scene in scenes for pair in scene.asked]
   questions = jnp.asarray(np.stack(asked))
   counts = [len(scene.asked) for scene in scenes]
   ids = jnp.asarray(np.repeat(originals.puzzle_ids, counts))
-  puzzles = train.as_puzzles(questions, questions, ids)
+  puzzles = Puzzles.of(questions, questions, ids)
   depth = _DEPTH.value or experiment.eval.depth
   if not experiment.model.is_recursive:
     depth = 1  # there is nothing to refine

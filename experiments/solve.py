@@ -35,11 +35,11 @@ from rich.progress import Progress
 from scipy import special
 
 from experiments import cli
-from trm_jax import pictures, terminal
-from trm_jax import scenes as scenes_lib
 from trm_jax.data import datasets, questions
 from trm_jax.data.questions import Fault, Question
 from trm_jax.data.task import Split, Task
+from trm_jax.draw import pictures, terminal
+from trm_jax.draw import scenes as scenes_lib
 from trm_jax.errors import UserError
 from trm_jax.solve.processor import TRMProcessor
 from trm_jax.solve.reasoning import ReasonConfig, Reasoning

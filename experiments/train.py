@@ -19,8 +19,9 @@ from absl import flags
 
 from experiments import cli, progress, report
 from trm_jax import config as config_lib
-from trm_jax import fit, processes
-from trm_jax.run_folder import RunFolder, write_json
+from trm_jax.run import processes
+from trm_jax.run.folder import RunFolder, write_json
+from trm_jax.train import loop as fit
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")

@@ -23,7 +23,7 @@ from trm_jax.data import datasets, dihedral, folder_writer
 from trm_jax.data.arc import grids
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
-from trm_jax.run_folder import write_json
+from trm_jax.run.folder import write_json
 
 _CONFIG = cli.define_config()
 _OUT = flags.DEFINE_string("out", "", "The folder to make.")

@@ -20,19 +20,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from trm_jax import train
 from trm_jax.config import TrainConfig
 from trm_jax.core.halting import HaltingConfig
 from trm_jax.core.network import ModelConfig
+from trm_jax.core.optim import OptimConfig
 from trm_jax.data.batches import Table
 from trm_jax.data.sudoku import board, generate
 from trm_jax.data.task import Split
-from trm_jax.optim import OptimConfig
+from trm_jax.train import step as train
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-DATA = pathlib.Path(__file__).parent / "data"
+DATA = pathlib.Path(__file__).parent / "recorded"
 
 # Files that take longest: two workers end together if these come first.
 _LONG = (

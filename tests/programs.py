@@ -33,7 +33,8 @@ _PARENT = (
 import contextlib, json, os, pathlib, runpy, sys, traceback
 # No flag may be defined yet, and no device touched.
 import experiments.cli, experiments.progress, experiments.report
-import trm_jax.fit, trm_jax.parity, trm_jax.plots, trm_jax.export.weights
+import trm_jax.train.loop, trm_jax.inspect.parity, trm_jax.draw.curves
+import trm_jax.run.weights
 for name, command in json.load(sys.stdin).items():
   child = os.fork()
   if child:
@@ -116,6 +117,22 @@ def TINY_ARC(folder: pathlib.Path) -> list[str]:  # noqa: N802
     "--config=configs/arc_agi_1.py:cpu",
     *(f"--config.{name}={value}" for name, value in changes.items()),
   ]
+
+
+def restored(folder: str | os.PathLike):
+  """The step and the whole training state of a run's last checkpoint."""
+  import jax
+
+  from trm_jax import config
+  from trm_jax.run.checkpoint import Checkpoints
+  from trm_jax.run.folder import RunFolder
+  from trm_jax.train import loop
+
+  run = RunFolder(folder)
+  program = loop.build(config.read(run.read_config()))
+  with Checkpoints(run.checkpoints) as checkpoints:
+    step = checkpoints.find("last")
+    return step, jax.device_get(checkpoints.restore(step, program.abstract))
 
 
 def environment(devices: int = 1) -> dict[str, str]:

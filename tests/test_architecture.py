@@ -8,7 +8,29 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-STDLIB = sys.stdlib_module_names
+
+# Every import goes to an earlier room; a room may import itself.
+ROOMS = (
+  "trm_jax.errors",
+  "trm_jax.core",
+  "trm_jax.data",
+  "trm_jax.config",
+  "trm_jax.run",
+  "trm_jax.solve",
+  "trm_jax.draw",
+  "trm_jax.train",
+  "trm_jax.export",
+  "trm_jax.study",
+  "trm_jax.inspect",
+)
+
+# What else a room may import; None for anything.
+THIRD_PARTY = {
+  "trm_jax.errors": set(),
+  "trm_jax.core": {"jax", "flax", "chex", "numpy", "optax"},
+  "trm_jax.config": set(),
+  "trm_jax.solve.engine": {"jax", "flax", "numpy"},
+}
 
 
 def _name(path):
@@ -46,90 +68,57 @@ def _inside(name, rooms):
 
 
 def _room(name):
-  """The modules of a room, which may be a single file."""
-  found = [path for module, path in MODULES.items() if _inside(module, [name])]
-  assert found, f"there is no {name}"
-  return found
+  """The number of a module's room."""
+  return next(i for i, room in enumerate(ROOMS) if _inside(name, [room]))
 
 
-def _foreign(room, allowed, third_party=None):
-  """The imports of a room beyond what it may know.
+def _upward(name):
+  """The imports of a module that go to a later room."""
+  return [
+    f"{name} imports {used}"
+    for used in _imports(MODULES[name])
+    if _inside(used, ["trm_jax"]) and _room(used) > _room(name)
+  ]
 
-  Args:
-    room: the package or module.
-    allowed: of our own modules, what it may import.
-    third_party: the other packages it may import; None for any.
-  """
-  return {
-    f"{_name(path)} imports {name}"
-    for path in _room(room)
-    for name in _imports(path)
-    if not _inside(name, allowed)
-    and name.split(".")[0] not in STDLIB
-    and (
-      _inside(name, ["trm_jax", "experiments", "configs"])
-      or (third_party is not None and not _inside(name, third_party))
-    )
+
+INSIDE = [n for n in MODULES if n.startswith("trm_jax.")]
+
+
+def test_every_file_is_in_a_room():
+  assert not [name for name in INSIDE if not _inside(name, ROOMS)]
+
+
+def test_imports_go_to_earlier_rooms():
+  assert not [line for name in INSIDE for line in _upward(name)]
+
+
+def test_programs_import_the_package_and_configs_nothing():
+  for name in MODULES:
+    used = _imports(MODULES[name])
+    if _inside(name, ["trm_jax"]):
+      assert not [u for u in used if _inside(u, ["experiments", "configs"])]
+    elif _inside(name, ["configs"]):
+      assert not [u for u in used if _inside(u, ["experiments", "trm_jax"])]
+
+
+@pytest.mark.parametrize("room", THIRD_PARTY)
+def test_rooms_import_only_what_they_may(room):
+  foreign = {
+    f"{name} imports {used}"
+    for name in MODULES
+    if _inside(name, [room])
+    for used in _imports(MODULES[name])
+    if used.split(".")[0] not in {*sys.stdlib_module_names, "trm_jax"}
+    and used.split(".")[0] not in THIRD_PARTY[room]
   }
-
-
-@pytest.mark.parametrize(
-  ("room", "allowed", "third_party"),
-  [
-    ("trm_jax.core", ["trm_jax.core"], ["jax", "flax", "chex", "numpy"]),
-    ("trm_jax.data", ["trm_jax.data", "trm_jax.errors"], None),
-    ("trm_jax.optim", ["trm_jax.errors"], ["jax", "chex", "numpy", "optax"]),
-    ("trm_jax.errors", [], []),
-    ("trm_jax.sharding", ["trm_jax.errors"], ["jax", "numpy"]),
-    ("trm_jax.vote", ["trm_jax.data"], ["jax", "numpy"]),
-    ("trm_jax.storage", ["trm_jax.errors"], ["etils"]),
-    (
-      "trm_jax.processes",
-      ["trm_jax.errors", "trm_jax.run_folder"],
-      ["jax"],
-    ),
-    ("trm_jax.metrics", ["trm_jax.errors", "trm_jax.storage"], None),
-    ("trm_jax.checkpoint", ["trm_jax.errors", "trm_jax.storage"], None),
-    (
-      "trm_jax.run_folder",
-      ["trm_jax.errors", "trm_jax.storage"],
-      ["filelock", "etils"],
-    ),
-    ("trm_jax.chips", ["trm_jax.errors"], []),
-    ("trm_jax.depth", ["trm_jax.core"], ["numpy"]),
-    ("trm_jax.calibration", ["trm_jax.errors"], ["numpy", "scipy"]),
-    ("trm_jax.terminal", ["trm_jax.data"], ["numpy", "rich"]),
-    (
-      "trm_jax.solve.engine",
-      ["trm_jax.core", "trm_jax.data.task"],
-      ["jax", "flax", "numpy"],
-    ),
-    # What a study has measured is told without knowing any model.
-    (
-      "trm_jax.study.statistics",
-      ["trm_jax.study.results", "trm_jax.errors"],
-      ["numpy", "scipy"],
-    ),
-    (
-      "trm_jax.study.figures",
-      ["trm_jax.study", "trm_jax.pictures"],
-      ["matplotlib", "numpy"],
-    ),
-    ("trm_jax", ["trm_jax"], None),
-    ("configs", ["configs"], ["ml_collections"]),
-    ("experiments", ["trm_jax", "experiments", "configs"], None),
-  ],
-)
-def test_rooms_import_only_what_they_may(room, allowed, third_party):
-  assert not _foreign(room, allowed, third_party)
+  assert not foreign
 
 
 def test_the_reader_of_imports_sees_what_it_should():
   """Else the tests above would pass on anything."""
   assert "trm_jax.core.layers" in _imports(MODULES["trm_jax.core.network"])
-  assert "trm_jax.errors" in _imports(MODULES["trm_jax.sharding"])
-  assert _foreign("trm_jax.fit", [])
-  assert _foreign("trm_jax.core", ["trm_jax.core"], ["flax"])
+  assert "trm_jax.errors" in _imports(MODULES["trm_jax.run.sharding"])
+  assert _room("trm_jax.train.loop") > _room("trm_jax.run.checkpoint")
 
 
 def test_a_config_dict_goes_no_deeper_than_the_programs():
@@ -159,7 +148,7 @@ def test_no_tensorflow_torch_or_pickle():
 
 def test_nor_are_they_loaded_by_the_training_loop():
   program = (
-    "import sys, trm_jax.fit\n"
+    "import sys, trm_jax.train.loop\n"
     "banned = {'flax.nnx', 'tensorflow', 'torch', 'ml_collections'}\n"
     "print(banned & set(sys.modules))\n"
   )

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from trm_jax import config as config_lib
-from trm_jax import train
 from trm_jax.data.batches import Table
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.study import grid
+from trm_jax.train import step as train
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = [p.stem for p in (ROOT / "configs").glob("[!_]*.py")]

@@ -11,16 +11,16 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from trm_jax.core.depth import DepthConfig
 from trm_jax.core.halting import HaltingConfig
 from trm_jax.core.losses import TOKEN_LOSSES
 from trm_jax.core.network import ModelConfig
+from trm_jax.core.optim import OptimConfig
 from trm_jax.data.arc.settings import ArcData
 from trm_jax.data.maze.settings import MazeData
 from trm_jax.data.sudoku.settings import SudokuData
 from trm_jax.data.task import Task
-from trm_jax.depth import DepthConfig
 from trm_jax.errors import UserError
-from trm_jax.optim import OptimConfig
 
 REFILLS = ("queue", "discard")
 Data = SudokuData | MazeData | ArcData

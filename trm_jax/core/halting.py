@@ -42,14 +42,20 @@ class Puzzles(struct.PyTreeNode):
 
   Attributes:
     inputs: int32 `[B, S]`, tokens of the questions.
-    labels: int32 `[B, S]`, tokens of the answers; `losses.IGNORE_LABEL` where
-      there is nothing to learn.
+    labels: int32 `[B, S]`, tokens of the answers; 0 (PAD) is no label.
     puzzle_ids: int32 `[B]`, rows of the puzzle table.
   """
 
   inputs: jax.Array
   labels: jax.Array
   puzzle_ids: jax.Array
+
+  @classmethod
+  def of(cls, inputs, labels, puzzle_ids) -> "Puzzles":
+    """Puzzles of stored uint8 tokens."""
+    return cls(
+      jnp.asarray(inputs, jnp.int32), jnp.asarray(labels, jnp.int32), puzzle_ids
+    )
 
 
 class Carry(struct.PyTreeNode):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from trm_jax.core import layers
 from trm_jax.core.halting import Outputs
 
-IGNORE_LABEL = -100
+NO_LABEL = 0  # PAD
 HALTING_WEIGHT = 0.5
 TOKEN_LOSSES = ("stablemax", "softmax")
 
@@ -34,16 +34,22 @@ def log_stablemax(logits: jax.Array) -> jax.Array:
 
 
 def token_loss(
-  logits: jax.Array, labels: jax.Array, kind: str, smoothing: float = 0.0
+  logits: jax.Array,
+  labels: jax.Array,
+  kind: str,
+  smoothing: float = 0.0,
+  labelled: jax.Array | None = None,
 ) -> jax.Array:
   """Mean cross-entropy over the labelled tokens of each puzzle.
 
   Args:
     logits: `[B, S, V]`.
-    labels: int32 `[B, S]`, `IGNORE_LABEL` where unlabelled.
+    labels: int32 `[B, S]`, tokens.
     kind: "stablemax" or "softmax".
     smoothing: the share of each target that is spread evenly over all V
       tokens ("Rethinking the Inception Architecture", arXiv 1512.00567).
+
+    labelled: bool `[B, S]`, which labels count; by default those but PAD.
 
   Returns:
     `[B]` in nats, at least float32; 0 for a puzzle without labels.
@@ -53,19 +59,19 @@ def token_loss(
   log_probs = {"stablemax": log_stablemax, "softmax": jax.nn.log_softmax}[kind]
   # A comparison, not a gather: its gradient is then no scatter.
   tokens = jnp.arange(logits.shape[-1])[None, None]
-  picked = labels[..., None] == tokens  # [B, S, V]
+  labelled = is_labelled(labels) if labelled is None else labelled
+  picked = (labels[..., None] == tokens) & labelled[..., None]  # [B, S, V]
   log_p = log_probs(logits)
   total = jnp.sum(jnp.where(picked, log_p, 0), axis=(1, 2))
   if smoothing:
-    labelled = (labels != IGNORE_LABEL)[..., None]
-    spread = jnp.sum(jnp.where(labelled, log_p, 0), axis=(1, 2))
+    spread = jnp.sum(jnp.where(labelled[..., None], log_p, 0), axis=(1, 2))
     total = (1 - smoothing) * total + smoothing / logits.shape[-1] * spread
-  return -total / jnp.maximum(count_labels(labels), 1)
+  return -total / jnp.maximum(jnp.sum(labelled, axis=-1, dtype=jnp.int32), 1)
 
 
-def count_labels(labels: jax.Array) -> jax.Array:
-  """Labelled tokens of each puzzle, int32 `[B]`."""
-  return jnp.sum(labels != IGNORE_LABEL, axis=-1, dtype=jnp.int32)
+def is_labelled(labels: jax.Array) -> jax.Array:
+  """Which tokens have a label, bool `[..., S]`."""
+  return labels != NO_LABEL
 
 
 def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -73,23 +79,25 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return jnp.logaddexp(0.0, logits) - logits * targets
 
 
-def score(predictions: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+def score(
+  predictions: jax.Array, labels: jax.Array, labelled: jax.Array | None = None
+) -> dict[str, jax.Array]:
   """How right answers are, puzzle by puzzle.
 
   Args:
     predictions: int `[..., S]`, tokens.
-    labels: int32 `[..., S]`, `IGNORE_LABEL` where unlabelled.
+    labels: int32 `[..., S]`, tokens.
+    labelled: bool `[..., S]`, which labels count; by default those but PAD.
 
   Returns:
     `cell_accuracy` float32 `[...]`, the share of labelled tokens that are
     right, and `exact` bool `[...]`, whether all are.
   """
-  labelled = jnp.sum(labels != IGNORE_LABEL, axis=-1, dtype=jnp.int32)
-  right = jnp.sum(
-    (predictions == labels) & (labels != IGNORE_LABEL), axis=-1, dtype=jnp.int32
-  )
-  share = right.astype(jnp.float32) / jnp.maximum(labelled, 1)
-  return {"cell_accuracy": share, "exact": right == labelled}
+  labelled = is_labelled(labels) if labelled is None else labelled
+  count = jnp.sum(labelled, axis=-1, dtype=jnp.int32)
+  right = jnp.sum((predictions == labels) & labelled, axis=-1, dtype=jnp.int32)
+  share = right.astype(jnp.float32) / jnp.maximum(count, 1)
+  return {"cell_accuracy": share, "exact": right == count}
 
 
 def step_weights(steps: jax.Array, decay: float, max_steps: int) -> jax.Array:
@@ -122,6 +130,7 @@ def losses_and_metrics(
   smoothing: float = 0.0,
   weights: jax.Array | None = None,
   judges: bool = True,
+  labelled: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of one supervision step, summed over the batch, and metrics.
 
@@ -134,6 +143,7 @@ def losses_and_metrics(
     smoothing: of the labels, see `token_loss`.
     weights: of each slot's token loss, `[B]`; `None` for 1.
     judges: whether the model has halting heads to train.
+    labelled: bool `[B, S]`, which labels count; by default those but PAD.
 
   Returns:
     The loss, a scalar: divide it by the global batch size. And sums: over all
@@ -143,9 +153,10 @@ def losses_and_metrics(
     `q_halt_accuracy` and `steps` (divide these by `count`).
   """
   predictions = jnp.argmax(outputs.logits, axis=-1).astype(jnp.int32)
-  scores = score(predictions, labels)
+  labelled = is_labelled(labels) if labelled is None else labelled
+  scores = score(predictions, labels, labelled)
   exact = scores["exact"]
-  token_losses = token_loss(outputs.logits, labels, kind, smoothing)
+  token_losses = token_loss(outputs.logits, labels, kind, smoothing, labelled)
   sums = {"lm_loss": jnp.sum(token_losses)}
   if weights is not None:
     token_losses = weights * token_losses
@@ -160,7 +171,7 @@ def losses_and_metrics(
     target = jax.lax.stop_gradient(target.astype(q.dtype))
     sums[f"{name}_loss"] = jnp.sum(binary_cross_entropy(q, target))
     loss += HALTING_WEIGHT * sums[f"{name}_loss"]
-  counted = halted & (count_labels(labels) > 0)
+  counted = halted & jnp.any(labelled, axis=-1)
 
   def over_counted(values):
     return jnp.sum(jnp.where(counted, values, 0), dtype=jnp.float32)

@@ -147,6 +147,7 @@ class Task:
       as a copy of the puzzle shows it, in pure JAX. None without copies.
     unview: `(tokens [S], symmetry [K]) -> tokens [S]`, any answer to a copy as
       an answer to the original.
+    best_metric: the score that chooses the best checkpoint.
   """
 
   name: str
@@ -160,3 +161,4 @@ class Task:
   symmetries: Symmetries | None = None
   view: Callable | None = None
   unview: Callable | None = None
+  best_metric: str = "exact_accuracy"

@@ -43,8 +43,8 @@ import numpy as np
 
 from trm_jax.core.network import ModelConfig
 from trm_jax.errors import UserError
-from trm_jax.export import files
-from trm_jax.pretrained import Pretrained
+from trm_jax.run import files
+from trm_jax.run.pretrained import Pretrained
 
 if TYPE_CHECKING:
   import onnx

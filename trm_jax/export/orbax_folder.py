@@ -21,17 +21,17 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from trm_jax import config as config_lib
-from trm_jax.checkpoint import (
+from trm_jax.core import network
+from trm_jax.core.network import Params
+from trm_jax.errors import UserError
+from trm_jax.run import files
+from trm_jax.run.checkpoint import (
   abstract_state,
   described,
   fingerprint,
   first_line,
 )
-from trm_jax.core import network
-from trm_jax.core.network import Params
-from trm_jax.errors import UserError
-from trm_jax.export import files
-from trm_jax.pretrained import Pretrained
+from trm_jax.run.pretrained import Pretrained
 
 FORMAT = "trm_jax.orbax/1"
 

@@ -22,13 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trm_jax import checkpoint, fit, train
 from trm_jax import config as config_lib
 from trm_jax.config import Experiment
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
-from trm_jax.export import recognition, reference, weights
-from trm_jax.run_folder import RunFolder, write_json
+from trm_jax.export import recognition, reference
+from trm_jax.run import checkpoint, weights
+from trm_jax.run.folder import RunFolder, write_json
+from trm_jax.train import loop as fit
+from trm_jax.train import step as train
 
 # What may become of a puzzle table of another size than the data needs.
 TABLES = ("keep", "mean", "drop")

@@ -41,8 +41,8 @@ from jax.typing import ArrayLike
 from trm_jax.core import halting, network, recursion
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
-from trm_jax.export import files
-from trm_jax.pretrained import Pretrained
+from trm_jax.run import files
+from trm_jax.run.pretrained import Pretrained
 
 FORMAT = "trm_jax.stablehlo/1"
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -32,8 +32,9 @@ from trm_jax.core import layers
 from trm_jax.core.halting import HaltingConfig
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
-from trm_jax.export import files, reference
-from trm_jax.pretrained import Pretrained
+from trm_jax.export import reference
+from trm_jax.run import files
+from trm_jax.run.pretrained import Pretrained
 
 FORMAT = "trm_jax.torch/1"
 PREFIX = "_orig_mod.model."

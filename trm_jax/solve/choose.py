@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from trm_jax import vote
+from trm_jax.solve import vote
 from trm_jax.solve.solver import Rollouts
 
 

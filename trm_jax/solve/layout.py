@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trm_jax import sharding
+from trm_jax.run import sharding
 from trm_jax.solve import engine
 from trm_jax.solve.engine import Plan, State
 

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 from scipy import special
 
-from trm_jax import calibration as calibration_lib
-from trm_jax import pretrained
 from trm_jax.data.questions import Question
 from trm_jax.errors import UserError
-from trm_jax.evaluate import with_mean_embedding
-from trm_jax.pretrained import Pretrained
+from trm_jax.run import pretrained
+from trm_jax.run.pretrained import Pretrained
+from trm_jax.solve import calibration as calibration_lib
 from trm_jax.solve import check, forms, reasoning
 from trm_jax.solve.choose import Ballots
+from trm_jax.solve.evaluate import with_mean_embedding
 from trm_jax.solve.reasoning import Alternative, Reasoning, Step
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Solver

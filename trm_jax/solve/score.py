@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from trm_jax import vote
 from trm_jax.data.task import Split, Task
-from trm_jax.solve import check
+from trm_jax.solve import check, vote
 from trm_jax.solve.choose import Ballots
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Rollouts

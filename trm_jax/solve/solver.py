@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
-from trm_jax import sharding, vote
 from trm_jax.core import flops, network
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
-from trm_jax.solve import layout
+from trm_jax.run import sharding
+from trm_jax.solve import layout, vote
 from trm_jax.solve.engine import Found, Noise, Plan, Queue, Rules
 from trm_jax.solve.rules import SolveConfig
 

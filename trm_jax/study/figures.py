@@ -26,7 +26,7 @@ from matplotlib.ticker import (
   ScalarFormatter,
 )
 
-from trm_jax import pictures
+from trm_jax.draw import pictures
 from trm_jax.study import names, power_law, statistics
 from trm_jax.study.looks import RESOLUTION, STYLES, Look, find_looks
 from trm_jax.study.power_law import Fit

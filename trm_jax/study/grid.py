@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trm_jax import config as config_lib
-from trm_jax import run_folder, train
 from trm_jax.config import Experiment
 from trm_jax.errors import UserError
+from trm_jax.run import folder as run_folder
+from trm_jax.train import step as train
 
 # What tells models apart, by the families that read it.
 _FIELDS = ("width", "layers", "cycles", "latent_steps")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from trm_jax.errors import UserError
-from trm_jax.run_folder import differences, write_json
+from trm_jax.run.folder import differences, write_json
 
 Record = dict[str, Any]
 

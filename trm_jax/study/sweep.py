@@ -19,23 +19,19 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from trm_jax import (
-  evaluate,
-  fit,
-  population,
-  processes,
-  run_folder,
-  sharding,
-  train,
-)
 from trm_jax.core import flops, network
 from trm_jax.core.network import Params
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
-from trm_jax.export import weights
+from trm_jax.run import folder as run_folder
+from trm_jax.run import processes, sharding, weights
+from trm_jax.solve import evaluate
 from trm_jax.study import results
 from trm_jax.study.grid import Setting, StudyConfig
 from trm_jax.study.results import Cell
+from trm_jax.train import loop as fit
+from trm_jax.train import population
+from trm_jax.train import step as train
 
 
 @dataclasses.dataclass(frozen=True)

@@ -280,6 +280,7 @@ def task(size: int = 30) -> task_lib.Task:
     draw=draw,
     view=functools.partial(transform, size=size),
     unview=functools.partial(unview, size=size),
+    best_metric="pass@2",
   )
 
 

@@ -1,0 +1,420 @@
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from trm_jax import config as config_lib
+from trm_jax.core import halting, network, recursion
+from trm_jax.errors import UserError
+from trm_jax.export import onnx_file
+from trm_jax.export.onnx import model as onnx_model
+from trm_jax.export.onnx_file import Solver
+from trm_jax.run.pretrained import Pretrained
+
+DEPTH = 8
+BATCH = 5
+TINY = {
+  "width": 16, "layers": 1, "heads": 2, "expansion": 2.0, "inner_multiple": 8,
+  "puzzle_emb_ndim": 16, "puzzle_emb_len": 1, "num_puzzle_ids": 5,
+  "cycles": 2, "latent_steps": 3, "dtype": "float32",
+}  # fmt: skip
+FAMILIES = [family for family in network.FAMILIES if family != "autoregressive"]
+ROTARY = {"mixer": "attention", "positions": "rotary"}
+
+
+def _pretrained(**changes) -> Pretrained:
+  """A model with every weight other than zero, and a name for each puzzle."""
+  config = {
+    "data": {"size": 4, "train": "generate", "test": "", "givens": [5, 8]},
+    "model": TINY | changes,
+    "halting": {"max_steps": 1},
+    "train": {"loss": "softmax"},
+  }
+  experiment = config_lib.read(config)
+  model = experiment.model
+  random = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    # Half of what training starts from: recursion is not chaotic then,
+    # round-off stays what it is, and a difference beyond it is a mistake.
+    halved = path[0].name == "weights" and leaf.ndim > 1
+    scale = 0.5 / np.sqrt(leaf.shape[0]) if halved else 1
+    return (random.normal(size=leaf.shape) * scale).astype(leaf.dtype)
+
+  shapes = network.shapes(model)
+  return Pretrained(
+    params=jax.tree_util.tree_map_with_path(draw, shapes),
+    experiment=experiment,
+    config=config,
+    names=[f"puzzle {i}" for i in range(model.num_puzzle_ids)],
+    step=7,
+    scores=[{"depth": 1, "exact_accuracy": 0.5}],
+    calibration=None,
+  )
+
+
+def _puzzles(model):
+  random = np.random.default_rng(1)
+  return (
+    random.integers(0, model.vocab_size, (BATCH, model.seq_len)),
+    random.integers(0, model.num_puzzle_ids, BATCH),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _supervise(params, inputs, puzzle_ids, model):
+  rows = params.puzzle_table[puzzle_ids]
+
+  def step(latents, _):
+    latents, outputs = halting.supervise(
+      params.weights, rows, latents, inputs, model
+    )
+    return latents, (outputs.logits, outputs.q_halt, outputs.q_continue)
+
+  start = recursion.initial_latents(params.initial, len(inputs), model)
+  return jax.lax.scan(step, start, length=DEPTH)[1]
+
+
+def _expected(pretrained, inputs, puzzle_ids):
+  """After each step: logits, halting logits and halting margins."""
+  model = pretrained.experiment.model
+  logits, q_halt, q_continue = map(
+    np.asarray, _supervise(pretrained.params, inputs, puzzle_ids, model)
+  )
+  margin = q_halt - q_continue if model.family == "hrm" else q_halt
+  return logits, q_halt, margin
+
+
+def _export(pretrained, folder, *args, **kwargs) -> Solver:
+  path = folder / f"{len(list(folder.iterdir()))}.onnx"
+  onnx_file.export(pretrained, path, *args, **kwargs)
+  onnx.checker.check_model(onnx.load(path), full_check=True)
+  return onnx_file.load(path)
+
+
+def _assert_close(found, expected):
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def trm():
+  return _pretrained()
+
+
+@pytest.fixture(scope="module")
+def content(trm, tmp_path_factory):
+  """The bytes of an exported file."""
+  path = tmp_path_factory.mktemp("onnx") / "trm.onnx"
+  onnx_file.export(trm, path)
+  return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    *({"family": family} for family in FAMILIES),
+    *({"family": family} | ROTARY for family in FAMILIES),
+    {"positions": "learned", "puzzle_emb_ndim": 24, "puzzle_emb_len": 2},
+    {"puzzle_emb_ndim": 0, "num_puzzle_ids": 1, "registers": 3, "layers": 2},
+    {"puzzle_emb_ndim": 0, "num_puzzle_ids": 1, "mixer": "attention"},
+  ],
+  ids=lambda changes: "-".join(map(str, changes.values())),
+)  # fmt: skip
+def test_answers_are_those_of_jax(changes, tmp_path):
+  pretrained = _pretrained(**changes)
+  model = pretrained.experiment.model
+  inputs, ids = _puzzles(model)
+  logits, q_halt, _ = _expected(pretrained, inputs, ids)
+  solver = _export(pretrained, tmp_path)
+  for depth in (1, 3, DEPTH):
+    at = depth - 1
+    for rows in (slice(BATCH), slice(1)):
+      found = solver(inputs[rows], ids[rows], depth)
+      _assert_close(found.logits, logits[at, rows])
+      _assert_close(found.q_halt, q_halt[at, rows])
+      np.testing.assert_array_equal(
+        found.answers, np.argmax(logits[at, rows], axis=-1)
+      )
+      taken = depth if model.is_recursive else 1
+      assert (found.steps == taken).all()
+
+
+def test_other_dtypes_are_exported_in_float32(tmp_path):
+  narrow = _pretrained(param_dtype="bfloat16", dtype="bfloat16")
+  wide = dataclasses.replace(
+    _pretrained(),
+    params=jax.tree.map(lambda leaf: leaf.astype(np.float32), narrow.params),
+  )
+  inputs, ids = _puzzles(narrow.experiment.model)
+  np.testing.assert_array_equal(
+    _export(narrow, tmp_path)(inputs, ids, DEPTH).logits,
+    _export(wide, tmp_path)(inputs, ids, DEPTH).logits,
+  )
+
+
+@pytest.mark.parametrize("changes", [{}, {"family": "hrm"}])
+def test_halting_is_stopping_at_the_first_sure_step(changes, tmp_path):
+  pretrained = _pretrained(**changes)
+  inputs, ids = _puzzles(pretrained.experiment.model)
+  logits, q_halt, margin = _expected(pretrained, inputs, ids)
+  solver = _export(pretrained, tmp_path)
+  all_steps = set()
+  # Halfway between two margins, round-off decides nothing.
+  between = np.convolve(np.sort(margin.ravel()), [0.5, 0.5], "valid")
+  for threshold in between[::4]:
+    sure = margin > threshold
+    steps = np.where(sure.any(0), sure.argmax(0) + 1, DEPTH)
+    found = solver(inputs, ids, DEPTH, threshold)
+    np.testing.assert_array_equal(found.steps, steps)
+    each = np.arange(BATCH)
+    _assert_close(found.logits, logits[steps - 1, each])
+    _assert_close(found.q_halt, q_halt[steps - 1, each])
+    all_steps |= set(steps)
+  assert len(all_steps) > 3
+
+
+def test_the_loop_ends_when_all_have_halted(content, tmp_path):
+  (tmp_path / "trm.onnx").write_bytes(content)
+  solver = onnx_file.load(tmp_path / "trm.onnx")
+  inputs = np.ones((BATCH, 16), int)
+  # Else it would run for years.
+  assert (solver(inputs, 0, 10**12, -np.inf).steps == 1).all()
+
+
+def test_int8_is_smaller_and_close(tmp_path):
+  pretrained = _pretrained(width=128, puzzle_emb_ndim=128, **ROTARY)
+  inputs, ids = _puzzles(pretrained.experiment.model)
+  full = _export(pretrained, tmp_path, "float32")
+  small = _export(pretrained, tmp_path, "int8")
+  big_file, small_file = sorted(tmp_path.iterdir())
+  assert small_file.stat().st_size < 0.4 * big_file.stat().st_size
+  assert (full.precision, small.precision) == ("float32", "int8")
+  expected, found = (s(inputs, ids, 3).logits for s in (full, small))
+  error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+  assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize("mixer", network.MIXERS)
+def test_int8_is_the_model_of_rounded_weights(mixer, tmp_path):
+  pretrained = _pretrained(mixer=mixer, positions="learned")
+
+  def rounded(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if leaf.ndim < 2 or "initial" in name or "head" in name:
+      return leaf
+    axes = (0,)
+    if "embed" in name or "puzzle_table" in name:
+      axes = (1,)
+    elif name.endswith("out"):
+      axes = (0, 1)
+    scale = np.max(np.abs(leaf), axis=axes, keepdims=True) / 127
+    return np.round(leaf / scale) * scale
+
+  params = jax.tree_util.tree_map_with_path(rounded, pretrained.params)
+  expected = dataclasses.replace(pretrained, params=params)
+  inputs, ids = _puzzles(pretrained.experiment.model)
+  _assert_close(
+    _export(pretrained, tmp_path, "int8")(inputs, ids, 3).logits,
+    _export(expected, tmp_path, "float32")(inputs, ids, 3).logits,
+  )
+
+
+@hypothesis.given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1]))
+def test_rounding_errs_by_half_a_scale(seed, axis):
+  random = np.random.default_rng(seed)
+  matrix = random.normal(size=(4, 3)) * 10.0 ** random.integers(-9, 9, (4, 3))
+  matrix = np.where(random.random((4, 3)) < 0.4, 0, matrix).astype(np.float32)
+  stored, scales = onnx_model.quantize(matrix, axis)
+  assert stored.dtype == np.int8
+  scales = np.expand_dims(scales, 1 - axis)
+  error = np.abs(stored.astype(np.float64) * scales - matrix)
+  assert (error <= 0.501 * scales).all()
+  assert not stored[matrix == 0].any()
+
+
+@pytest.mark.parametrize("precision", onnx_file.PRECISIONS)
+def test_a_few_puzzle_rows_may_be_kept(precision, trm, tmp_path):
+  inputs, _ = _puzzles(trm.experiment.model)
+  whole = _export(trm, tmp_path, precision)
+  part = _export(trm, tmp_path, precision, puzzle_rows=[3, 1])
+  assert part.card["names"] == ["puzzle 3", "puzzle 1"]
+  ids = np.array([1, 0, 0, 1, 1])
+  np.testing.assert_array_equal(
+    part(inputs, ids, 2).logits,
+    whole(inputs, np.array([3, 1])[ids], 2).logits,
+  )
+  with pytest.raises(UserError, match="must be integers from 0 to 1"):
+    part(inputs, 2)
+
+
+@pytest.mark.parametrize("rows", [[], [1, 1], [5], [-1]])
+def test_wrong_puzzle_rows_are_refused(rows, trm, tmp_path):
+  with pytest.raises(UserError, match="must be different numbers from 0 to 4"):
+    onnx_file.export(trm, tmp_path / "a.onnx", puzzle_rows=rows)
+  without = _pretrained(puzzle_emb_ndim=0, num_puzzle_ids=1)
+  with pytest.raises(UserError, match="has no puzzle embedding"):
+    onnx_file.export(without, tmp_path / "a.onnx", puzzle_rows=[0])
+
+
+def test_an_export_tells_what_it_is(trm, tmp_path):
+  path = tmp_path / "deep" / "trm.onnx"
+  facts = onnx_file.export(trm, path)
+  assert [p.name for p in path.parent.iterdir()] == ["trm.onnx"]
+  assert facts["bytes"] == path.stat().st_size
+  assert facts["inputs"][0] == "inputs int32[batch, 16]"
+  assert facts["outputs"][1] == "logits float32[batch, 16, 6]"
+  model = onnx.load(path)
+  assert facts["opset"] == model.opset_import[0].version
+  assert facts["nodes"] > len(model.graph.node)  # loops have nodes too
+  # What a device without trm_jax sees.
+  session = onnxruntime.InferenceSession(path)
+  assert [i.name for i in session.get_inputs()] == [
+    "inputs", "puzzle_ids", "depth", "threshold",
+  ]  # fmt: skip
+  metadata = session.get_modelmeta().custom_metadata_map
+  card = json.loads(metadata["card"])
+  assert card == trm.card() | {"puzzle_rows": 5}
+  assert onnx_file.load(path, task="sudoku").card == card
+  before = path.read_bytes()
+  onnx_file.export(trm, path, overwrite=True)
+  assert path.read_bytes() == before
+
+
+def test_what_onnx_cannot_say_is_refused(tmp_path):
+  decoder = _pretrained(family="autoregressive", **ROTARY)
+  random = _pretrained(initial_std=1.0)
+  for pretrained, words in (
+    (decoder, "writes token by token"),
+    (random, r"initial_std=1\.0: starts from random numbers"),
+  ):
+    with pytest.raises(UserError, match=words):
+      onnx_file.export(pretrained, tmp_path / "a.onnx")
+  assert not list(tmp_path.iterdir())
+
+
+def test_wrong_arguments_are_refused(trm, tmp_path, monkeypatch):
+  path = tmp_path / "a.onnx"
+  with pytest.raises(UserError, match="'int4': must be one of float32, int8"):
+    onnx_file.export(trm, path, "int4")
+  path.write_text("mine")
+  with pytest.raises(UserError, match=r"a\.onnx exists already"):
+    onnx_file.export(trm, path)
+  monkeypatch.setattr(onnx_file, "_MAX_BYTES", 10**6)
+  with pytest.raises(UserError, match=r"takes 0\.0 GB.*use precision int8"):
+    onnx_file.export(trm, path, overwrite=True)
+  assert path.read_text() == "mine"
+
+
+def test_missing_packages_are_named(trm, tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  for use in (lambda p: onnx_file.export(trm, p), onnx_file.load):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[onnx\]'"):
+      use(tmp_path / "a.onnx")
+
+
+def test_a_failed_write_leaves_the_old_file(trm, tmp_path, monkeypatch):
+  path = tmp_path / "a.onnx"
+  path.write_text("old")
+
+  def full(self, target):
+    raise OSError(28, os.strerror(28))
+
+  monkeypatch.setattr(type(path), "replace", full)
+  with pytest.raises(UserError, match=r"cannot write .*No space left"):
+    onnx_file.export(trm, path, overwrite=True)
+  assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+  with pytest.raises(UserError, match="cannot write"):
+    onnx_file.export(trm, path / "below.onnx")
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(
+  place=st.floats(0, 1, exclude_max=True),
+  new=st.binary(max_size=4),
+  replaced=st.integers(0, 2000),
+)
+def test_damaged_files_are_refused(
+  content, tmp_path_factory, place, new, replaced
+):
+  first = int(place * len(content))
+  damaged = content[:first] + new + content[first + replaced :]
+  hypothesis.assume(damaged != content)
+  path = tmp_path_factory.getbasetemp() / "damaged.onnx"
+  path.write_bytes(damaged)
+  with pytest.raises(UserError, match=r"does not end in the checksum"):
+    onnx_file.load(path)
+
+
+def _refused(path, body: bytes, words: str, task=None):
+  """An edited file whose checksum is right is refused for what it says."""
+  path.write_bytes(body + onnx_file._seal(body))
+  with pytest.raises(UserError, match=words):
+    onnx_file.load(path, task)
+
+
+def test_edited_files_are_refused(content, tmp_path):
+  path = tmp_path / "a.onnx"
+  body = content[: -len(onnx_file._seal(b""))]
+  _refused(path, body, "is a model for sudoku, not for maze", task="maze")
+  _refused(path, b"", "format is None, expected 'trm_jax.onnx/1'")
+  _refused(path, body[: len(body) // 2], "cannot be read as ONNX")
+  other = onnx_file.FORMAT.encode()
+  _refused(path, body.replace(other, b"\xff" * len(other)), "a.onnx")
+  _refused(path, body.replace(b'"task"', b'"tusk"'), "card cannot be read")
+  _refused(path, body.replace(b"ArgMax", b"ArgMux"), "onnxruntime .* refuses")
+  with pytest.raises(UserError, match=r"cannot read .*No such file"):
+    onnx_file.load(tmp_path / "none.onnx")
+  with pytest.raises(UserError, match=r"cannot read .*directory"):
+    onnx_file.load(tmp_path)
+
+
+def test_weights_in_other_files_are_refused(content, tmp_path):
+  path = tmp_path / "a.onnx"
+  whole = onnx.ModelProto.FromString(content)
+  del whole.metadata_props[-1]
+  for place in ("initializer", "inside a loop"):
+    model = onnx.ModelProto.FromString(whole.SerializeToString())
+    tensor = model.graph.initializer[0]
+    if place == "inside a loop":
+      loop = next(n for n in model.graph.node if n.op_type == "Loop")
+      tensor = loop.attribute[0].g.node[0].attribute.add(name="value").t
+    tensor.name = place
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    body = model.SerializeToString()
+    _refused(path, body, f"'{place}' lies in another file")
+
+
+def test_files_that_are_too_large_are_not_read(content, tmp_path, monkeypatch):
+  path = tmp_path / "a.onnx"
+  path.write_bytes(content)
+  monkeypatch.setattr(onnx_file, "_MAX_BYTES", len(content) - 1)
+  with pytest.raises(UserError, match="more than an ONNX file can have"):
+    onnx_file.load(path)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    ((np.ones((2, 15), int),), r"shape \(2, 15\): must be \[batch, 16\]"),
+    ((np.ones((0, 16), int),), r"shape \(0, 16\)"),
+    ((np.full((2, 16), 6),), "inputs: must be integers from 0 to 5"),
+    ((np.full((2, 16), -1),), "inputs: must be integers"),
+    ((np.ones((2, 16)),), "inputs: must be integers"),
+    ((np.ones((2, 16), int), 5), "puzzle_ids: must be integers from 0 to 4"),
+    ((np.ones((2, 16), int), 0, 0), "depth=0: must be 1 or more"),
+  ],
+)
+def test_wrong_puzzles_are_refused(arguments, words, content, tmp_path):
+  (tmp_path / "a.onnx").write_bytes(content)
+  with pytest.raises(UserError, match=words):
+    onnx_file.load(tmp_path / "a.onnx")(*arguments)

@@ -1,0 +1,249 @@
+"""Several processes live, fail, stop and go on together."""
+
+import json
+import pathlib
+import re
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from process_pool import (
+  ProcessPool,
+  free_port,
+  wait_for_checkpoint,
+  wait_for_row,
+)
+from programs import TINY, restored
+
+from trm_jax.errors import UserError
+from trm_jax.run import processes
+
+STEPS, SAVED = 96, 32
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+  with ProcessPool(tmp_path_factory.mktemp("logs")) as pool:
+    yield pool
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data")
+  return [
+    *TINY(folder),
+    f"--config.train.steps={STEPS}",
+    f"--config.eval.every={STEPS}",
+    f"--config.checkpoint.every={SAVED}",
+    "--config.checkpoint.keep=100",
+    "--heartbeat_seconds=6",
+  ]
+
+
+@pytest.fixture(scope="module")
+def whole(pool, flags, tmp_path_factory):
+  """A run of two processes that nothing interrupted."""
+  folder = tmp_path_factory.mktemp("whole") / "run"
+  workers = pool.start_several(2, "train", *flags, f"--workdir={folder}")
+  for worker in workers:
+    status, printed = worker.wait()
+    assert status == 0, printed
+  assert "finished" in workers[0].printed()
+  assert "finished" not in workers[1].printed()  # only the first speaks
+  return folder
+
+
+def _rows(folder: pathlib.Path) -> list[dict]:
+  """Metric rows without what depends on the clock."""
+  rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+  return [
+    {k: v for k, v in row.items() if k not in ("seconds", "steps_per_second")}
+    for row in rows
+  ]
+
+
+def test_killed_then_preempted_a_run_ends_with_the_same_bits(
+  pool, flags, whole, tmp_path
+):
+  folder = tmp_path / "run"
+  flags = [*flags, f"--workdir={folder}"]
+  workers = pool.start_several(2, "train", *flags)
+  wait_for_checkpoint(folder, SAVED, workers[0])
+  workers[1].send(signal.SIGKILL)
+  status, printed = workers[0].wait(30)
+  assert status == processes.LOST, printed
+  assert "error: lost process 1:" in printed
+  assert "same command" in printed
+  assert "Check failure stack trace" not in printed
+
+  workers = pool.start_several(2, "train", *flags)
+  wait_for_row(folder, workers[0])
+  workers[1].send(signal.SIGTERM)
+  for worker in workers:
+    status, printed = worker.wait(60)
+    assert status == 128 + signal.SIGTERM, printed
+  at, _ = restored(folder)
+  assert SAVED < at < STEPS
+  assert at % SAVED  # saved because of the signal
+  assert f"everything is saved up to step {at}" in workers[0].printed()
+
+  workers = pool.start_several(2, "train", *flags)
+  assert [worker.wait()[0] for worker in workers] == [0, 0]
+  assert f"resumed from the checkpoint of step {at}" in workers[0].printed()
+  (step, ours), (same, theirs) = restored(folder), restored(whole)
+  assert step == same == STEPS
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  assert _rows(folder) == _rows(whole)
+
+
+def test_one_process_goes_on_with_what_two_began(pool, flags, whole, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(whole, folder)
+  for checkpoint in (folder / "checkpoints").iterdir():
+    if int(checkpoint.name) > 2 * SAVED:
+      shutil.rmtree(checkpoint)
+  status, printed = pool.start("train", *flags, f"--workdir={folder}").wait()
+  assert status == 0, printed
+  assert f"resumed from the checkpoint of step {2 * SAVED}" in printed
+  (step, ours), (_, theirs) = restored(folder), restored(whole)
+  assert step == STEPS
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+    (ours.params.weights, ours.cursor),
+    (theirs.params.weights, theirs.cursor),
+  )
+  assert [row["step"] for row in _rows(folder)] == [
+    row["step"] for row in _rows(whole)
+  ]
+
+
+def test_the_coordinator_is_missed_at_once(pool, flags, tmp_path):
+  slow = ["--config.data.num_train=1000000", "--config.data.num_test=1000000"]
+  slow += [f"--config.data.cache_dir={tmp_path}", f"--workdir={tmp_path}/run"]
+  # As in the config file: of a larger size, which cannot be exhausted.
+  flags = [f for f in flags if not re.search(r"data\.(size|givens)", f)]
+  workers = pool.start_several(2, "train", *flags, *slow)
+  until = time.monotonic() + 60
+  while "preparing the puzzles" not in workers[0].printed():
+    assert time.monotonic() < until, workers[0].printed()
+    time.sleep(0.05)
+  workers[0].send(signal.SIGKILL)
+  status, printed = workers[1].wait(30)
+  assert status == processes.LOST, printed
+  assert "error: lost process 0, the coordinator" in printed
+  assert "Check failure stack trace" not in printed
+
+
+def test_one_that_fails_ends_the_others_at_once(pool, flags, tmp_path):
+  nowhere = ("--config.data.cache_dir=/proc/nowhere",)
+  other = ("--config.optim.lr=0.5",)
+  elsewhere = (f"--workdir={tmp_path}/elsewhere",)
+  groups = [
+    pool.start_several(
+      2, "train", *flags, f"--workdir={tmp_path}/{i}", last=last
+    )
+    for i, last in enumerate((nowhere, other, elsewhere))
+  ]
+  (first, failed), differing, apart = [
+    [worker.wait(60) for worker in group] for group in groups
+  ]
+  assert first[0] == failed[0] == 2
+  assert "error: cache_dir: the dataset cannot be kept" in failed[1]
+  assert "stopped, because process 1 failed: cache_dir" in first[1]
+  for status, printed in differing:
+    assert status == 2
+    assert "config.optim.lr: 0.5 in process 1, 0.002 in process 0" in printed
+  assert apart[0][0] == apart[1][0] == 2
+  assert "process 1 does not see the folder" in apart[0][1]
+
+
+def test_who_waits_in_vain_is_told(pool, flags, tmp_path):
+  place = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+  flags = [*flags, f"--workdir={tmp_path}/run", "--join_seconds=1", *place]
+  alone = pool.start("train", *flags, "--process_id=1")
+  status, printed = alone.wait(60)
+  assert status == 2
+  assert "nobody answered in 1 s" in printed
+  status, printed = pool.start("train", *flags, "--process_id=0").wait(60)
+  assert status == processes.LOST, printed
+  assert "not all there in 1 s" in printed
+
+
+def test_evaluation_is_shared_and_rollouts_refuse(pool, whole):
+  workers = pool.start_several(
+    2, "evaluate", f"--workdir={whole}", "--depth=2,4"
+  )
+  for worker in workers:
+    status, printed = worker.wait()
+    assert status == 0, printed
+  assert "wrote" in workers[0].printed()
+  assert "wrote" not in workers[1].printed()
+  found = json.loads((whole / "result.json").read_text())
+  assert [record["depth"] for record in found["depths"]] == [2, 4]
+  # The same puzzles as after training's last step, and the same answers.
+  (trained,) = [row for row in _rows(whole) if row["split"] == "test"]
+  shared = found["depths"][-1]
+  assert shared == pytest.approx({k: trained[k] for k in shared}, abs=1e-5)
+  refused = pool.start_several(
+    2, "evaluate", f"--workdir={whole}", "--breadth=2"
+  )
+  for worker in refused:
+    status, printed = worker.wait(60)
+    assert status == 2
+    assert "runs in one process" in printed
+
+
+# What JAX says last, shortened; the first line is always there.
+LAST_WORDS = {
+  "lost process 3, 11: no sign of life within 60 s": (
+    "UNAVAILABLE: The following tasks are unhealthy (stopped sending "
+    "heartbeats):\n3\n11\nThe tasks have crashed."
+  ),
+  "lost process 0, the coordinator": "UNAVAILABLE: Socket closed",
+  "lost another process (INTERNAL: odd)": "absl::Status: INTERNAL: odd",
+  "joined with --process_id=1 as well": (
+    "absl::Status: ALREADY_EXISTS: newer\nRPC: /xla/RegisterTask"
+  ),
+  "were not all there in 300 s": (
+    "absl::Status: DEADLINE_EXCEEDED: late\nRPC: /xla/RegisterTask"
+  ),
+  "cannot be joined: INVALID_ARGUMENT: unexpected": (
+    "absl::Status: INVALID_ARGUMENT: unexpected\nRPC: /xla/RegisterTask"
+  ),
+}
+
+
+@pytest.mark.parametrize("told", LAST_WORDS)
+def test_last_words_are_explained(told):
+  place = processes.Place("10.0.0.1:8476", 2, 1)
+  line = processes.explain(LAST_WORDS[told], place)
+  assert told in line
+  assert "start all of them again with the same command" in line
+  assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  "place, told",
+  [
+    (("10.0.0.1", 2, 0), "HOST:PORT"),
+    (("10.0.0.1:99999", 2, 0), "HOST:PORT"),
+    (("10.0.0.1:8476", 2, 2), "must be below --num_processes=2"),
+  ],
+)
+def test_impossible_places_are_refused(place, told):
+  with pytest.raises(UserError, match=told):
+    processes.Place(*place)
+
+
+def test_alone_there_is_nobody_to_wait_for(tmp_path):
+  assert not processes.are_several()
+  assert processes.is_leader()
+  processes.barrier("anything")
+  processes.agree({"config": {}})
+  processes.check_shared(tmp_path)
+  processes.refuse_several("this")
+  with processes.leader_first("data"):
+    pass

@@ -1,1 +1,0 @@
-"""Compiling ahead of time, for slices of TPUs that are only described."""

@@ -1,0 +1,1 @@
+"""Puzzles and curves, in the terminal and as pictures."""

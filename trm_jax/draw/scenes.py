@@ -1,0 +1,267 @@
+"""What is shown of a puzzle: its pairs, copies of it, and a model's guesses.
+
+How much there is to show is chosen here; `pictures` draws it.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from trm_jax.data.task import Split, Task
+from trm_jax.solve import vote
+
+# Pairs of one puzzle; more would not be readable side by side.
+_PAIRS = 3
+
+# The symmetries of the square, in the order of `data/dihedral.py`.
+_SQUARES = (
+  "as it is", "turned 90° left", "turned 180°", "turned 90° right",
+  "mirrored left-right", "mirrored top-bottom", "transposed", "anti-transposed",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+  """A question and its answer.
+
+  Attributes:
+    question: integers [S], tokens.
+    label: integers [S], the right answer; all 0 if it is not known.
+    title: what it is; may have several lines.
+  """
+
+  question: np.ndarray
+  label: np.ndarray
+  title: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Guess:
+  """A model's answer to a question.
+
+  Attributes:
+    answer: integers [S], tokens.
+    halting: the probability that the model gives to its being right.
+    is_solution: whether it solves the puzzle by the rules of the task.
+    before: integers [S], an earlier answer: cells that have changed since are
+      framed. None for no frames.
+    title: what it is.
+  """
+
+  answer: np.ndarray
+  halting: float
+  is_solution: bool = False
+  before: np.ndarray | None = None
+  title: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+  """All that is shown of one puzzle.
+
+  Attributes:
+    asked: the questions, one or more.
+    guesses: a model's answer to each, or nothing.
+    examples: pairs that show what is asked for.
+    copies: augmented copies.
+    name: what the puzzle is called.
+  """
+
+  asked: Sequence[Pair]
+  guesses: Sequence[Guess] = ()
+  examples: Sequence[Pair] = ()
+  copies: Sequence[Pair] = ()
+  name: str = ""
+
+
+def scenes_of(
+  split: Split,
+  task: Task,
+  *,
+  examples: Split | None = None,
+  copies: int = 0,
+  seed: int = 0,
+) -> list[Scene]:
+  """Collects what there is to show of each group of a split.
+
+  Args:
+    split: the puzzles.
+    task: their task.
+    examples: a split whose groups of the same names are the examples.
+    copies: how many copies to show of each puzzle: those of the split, or else
+      some that are made with `Task.augment`.
+    seed: of the copies that are made.
+
+  Returns:
+    A scene for each group.
+  """
+  examples_at = {}
+  if examples is not None:
+    firsts = examples.first_puzzle[: len(examples.names)].tolist()
+    examples_at = dict(zip(examples.names, firsts, strict=True))
+  scenes = []
+  for group in range(len(split)):
+    first, end = split.first_puzzle[group : group + 2].tolist()
+    asked = _pairs(split, first, task, "question")
+    if split.symmetries is not None:
+      others = range(first + 1, min(first + 1 + copies, end))
+      copied = [
+        _copy(split, puzzle, split.symmetries[puzzle], task)
+        for puzzle in others
+      ]
+    else:
+      copied = _augmented(asked[0], task, copies, seed)
+    name = split.names[group] if split.names else ""
+    shown = []
+    if examples is not None and name in examples_at:
+      shown = _pairs(examples, examples_at[name], task, "example")
+    scenes.append(Scene(asked, (), shown, copied, name))
+  return scenes
+
+
+def with_answers(
+  scenes: Sequence[Scene],
+  task: Task,
+  answers: np.ndarray,
+  q_halt: np.ndarray,
+  first_step: int = 1,
+) -> list[list[Scene]]:
+  """Adds a model's answers, as `evaluate.refine` gives them.
+
+  Args:
+    scenes: the puzzles.
+    task: their task.
+    answers: integers [D, B, S], after each supervision step, to all questions
+      that the scenes ask, one scene after another.
+    q_halt: float [D, B], halting logits.
+    first_step: the number of the first of these steps.
+
+  Returns:
+    The scenes after each of the D steps.
+  """
+  asked = np.stack([pair.question for scene in scenes for pair in scene.asked])
+  solved = np.zeros(q_halt.shape, bool)
+  if task.is_solution:
+    questions = np.broadcast_to(asked, answers.shape)
+    solved = np.asarray(_is_solution(questions, answers, task))
+  halting = vote.confidences(q_halt)
+  ends = np.cumsum([len(scene.asked) for scene in scenes]).tolist()
+
+  def guess(step: int, row: int) -> Guess:
+    return Guess(
+      answer=answers[step, row],
+      halting=float(halting[step, row]),
+      is_solution=bool(solved[step, row]),
+      before=answers[step - 1, row] if step else None,
+      title=f"depth {first_step + step}",
+    )
+
+  return [
+    [
+      dataclasses.replace(
+        scene,
+        guesses=[
+          guess(step, row) for row in range(end - len(scene.asked), end)
+        ],
+      )
+      for scene, end in zip(scenes, ends, strict=True)
+    ]
+    for step in range(len(answers))
+  ]
+
+
+def verdict(pair: Pair, guess: Guess, task: Task) -> str:
+  """Says in some words how right an answer is; "" if nobody knows."""
+  if not np.any(pair.label):
+    return ""
+  # What text does not show, such as padding, makes no difference.
+  found, right = task.render(guess.answer), task.render(pair.label)
+  if found == right:
+    return "right"
+  if guess.is_solution:
+    return "another solution"
+  (height, width), (rows, columns) = map(extent, (found, right))
+  if (height, width) != (rows, columns):
+    return f"{height}x{width}, not {rows}x{columns}"
+  wrong = sum(ours != theirs for ours, theirs in zip(found, right, strict=True))
+  return f"{wrong} cell{'s'[: wrong - 1]} wrong"
+
+
+def extent(text: str) -> tuple[int, int]:
+  """Height and width of a grid that a task wrote as text.
+
+  Args:
+    text: its rows with `/` between, or all in one.
+
+  Returns:
+    The number of rows, and of characters in the first.
+  """
+  lines = text.split("/")
+  return (len(lines) if text else 0), len(lines[0])
+
+
+def _pairs(split: Split, puzzle: int, task: Task, word: str) -> list[Pair]:
+  """The first pairs of a puzzle, as it shows them."""
+  first, count = split.first_example[puzzle], split.num_examples[puzzle]
+
+  def shown(stored: np.ndarray, number: int) -> np.ndarray:
+    tokens = np.asarray(stored[first + number])
+    if not task.view or split.symmetries is None:
+      return tokens
+    if not split.is_viewed:
+      tokens = _view(tokens, split.symmetries[puzzle], task)
+    return _at_origin(np.asarray(tokens))
+
+  return [
+    Pair(
+      shown(split.inputs, number),
+      shown(split.labels, number),
+      f"{word} {number + 1} of {count}" if count > 1 else word,
+    )
+    for number in range(min(count, _PAIRS))
+  ]
+
+
+def _at_origin(tokens: np.ndarray) -> np.ndarray:
+  """Moves a grid that stands elsewhere on its canvas to the top left."""
+  side = math.isqrt(len(tokens))
+  canvas = tokens.reshape(side, side)
+  row, column = (canvas.any(axis).argmax() for axis in (1, 0))
+  return np.roll(canvas, (-row, -column), (0, 1)).reshape(-1)
+
+
+def _copy(split: Split, puzzle: int, symmetry: np.ndarray, task: Task) -> Pair:
+  pair = _pairs(split, puzzle, task, "")[0]
+  square, *colours = symmetry.tolist()
+  title = f"{_SQUARES[square]}\ncolours {''.join(map(str, colours))}"
+  return dataclasses.replace(pair, title=title)
+
+
+def _augmented(pair: Pair, task: Task, count: int, seed: int) -> list[Pair]:
+  if not task.augment or not count:
+    return []
+  keys = jax.random.split(jax.random.key(seed), count)
+  copies = jax.device_get(_augment(keys, pair.question, pair.label, task))
+  return [
+    Pair(question, label, f"copy {number + 1}")
+    for number, (question, label) in enumerate(zip(*copies, strict=True))
+  ]
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _view(tokens, symmetry, task):
+  return task.view(tokens, symmetry)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _augment(keys, question, label, task):
+  return jax.vmap(task.augment, in_axes=(0, None, None))(keys, question, label)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _is_solution(questions, answers, task):
+  return task.is_solution(questions, answers)

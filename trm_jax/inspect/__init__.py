@@ -1,0 +1,1 @@
+"""What a compiled, traced or trained model does."""

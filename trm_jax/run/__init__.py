@@ -1,0 +1,1 @@
+"""A run on disk and on devices: folder, checkpoints, mesh, processes."""

@@ -1,0 +1,347 @@
+"""Checkpoints of any pytree, through Orbax: the latest few and the best.
+
+A checkpoint is written to a temporary folder and renamed when complete, so a
+process killed at any moment leaves either a whole checkpoint or none. Each
+carries a fingerprint of its bits, for storage does not always give back what
+it was given.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from trm_jax.errors import UserError
+from trm_jax.run.files import is_remote
+
+_policies = ocp.training.preservation_policies
+
+_PARTIAL = ocp.options.PyTreeOptions(
+  loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
+)
+
+
+class Checkpoints:
+  """The checkpoints of one run; use it as a context manager.
+
+  Args:
+    directory: where they live, one numbered folder each.
+    keep: how many of the latest are kept. `None` is for readers, who change
+      nothing: a half-written checkpoint may belong to a run still going on.
+    best_metric: metric whose largest value marks the best, kept as well.
+
+  Raises:
+    UserError: if the folder cannot be used, or a score in it is damaged.
+  """
+
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    keep: int | None = None,
+    best_metric: str = "exact_accuracy",
+  ):
+    _check_scores(directory)
+    self._directory = directory
+    self._best_metric = best_metric
+    best = _policies.BestN(
+      get_metric_fn=lambda metrics: metrics[best_metric],
+      n=1,
+      keep_checkpoints_without_metrics=False,
+    )
+    try:
+      self._orbax = ocp.training.Checkpointer(
+        os.fspath(directory if is_remote(directory) else directory.absolute()),
+        preservation_policy=cast(
+          Any,
+          _policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
+        ),
+        # What a killed process left half-written is of no use to anyone.
+        cleanup_tmp_directories=keep is not None,
+      )
+    except OSError as error:
+      raise UserError(f"cannot use {directory}: {error.strerror}") from error
+    except ValueError as error:  # it reads the metadata of all of them
+      raise UserError(
+        f"the metadata of a checkpoint in {directory} is damaged; delete that "
+        f"checkpoint's folder. Cause: {first_line(error)}"
+      ) from error
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind, *_):
+    try:
+      self._orbax.close()
+    except (OSError, ValueError, RuntimeError) as error:
+      if kind is None:  # else an error is on its way already
+        raise self._unwritten(error) from error
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps of all complete checkpoints, ascending."""
+    return sorted(found.step for found in self._orbax.checkpoints)
+
+  @property
+  def latest(self) -> int | None:
+    """Step of the latest complete checkpoint."""
+    return max(self.steps, default=None)
+
+  @property
+  def best(self) -> int | None:
+    """Step of the checkpoint with the best metric, the latest of equals."""
+    scored = [
+      (cast(Any, found.metrics)[self._best_metric], found.step)
+      for found in self._orbax.checkpoints
+      if found.metrics
+    ]
+    return max(scored)[1] if scored else None
+
+  def find(self, which: str) -> int:
+    """The step meant by "best", "last" or a number.
+
+    Raises:
+      UserError: naming the checkpoints that there are.
+    """
+    if not self.steps:
+      raise UserError(f"{self._directory} holds no complete checkpoint")
+    if which == "last":
+      return self.steps[-1]
+    if which == "best":
+      # A run too short to have been evaluated has only its last.
+      return self.steps[-1] if self.best is None else self.best
+    if which not in map(str, self.steps):
+      raise UserError(
+        f"checkpoint {which!r}: must be 'best', 'last' or one of the steps "
+        f"{', '.join(map(str, self.steps))}"
+      )
+    return int(which)
+
+  def save(
+    self, step: int, state: Any, metrics: dict[str, float] | None = None
+  ):
+    """Starts saving in the background, after any save still under way.
+
+    Args:
+      step: the checkpoint's number; one that exists already is left alone.
+      state: a tree of arrays. They may be donated once this returns.
+      metrics: scores of this state, by which the best is chosen.
+
+    Raises:
+      UserError: if this or the save before it could not be written.
+    """
+    if step in self.steps:
+      return
+    try:
+      self._orbax.save_async(
+        step,
+        _storable(state),
+        force=True,
+        metrics=cast(Any, metrics),
+        custom_metadata=cast(Any, {"fingerprints": _fingerprints(state)}),
+      )
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._unwritten(error) from error
+
+  def wait(self):
+    """Waits until everything is written.
+
+    Raises:
+      UserError: if it could not be.
+    """
+    try:
+      self._orbax.wait()
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._unwritten(error) from error
+
+  def restore(self, step: int, abstract: Any, partial: bool = False) -> Any:
+    """Loads a checkpoint straight into its place on the devices.
+
+    Args:
+      step: which one.
+      abstract: the state as `jax.ShapeDtypeStruct`s with shardings, which need
+        not be those it was saved with.
+      partial: whether `abstract` may leave out arrays of the checkpoint, which
+        are then not read. Dicts may stand for dataclasses.
+
+    Returns:
+      The state.
+
+    Raises:
+      UserError: if it is damaged or belongs to another model.
+    """
+    # Shapes come first: a whole checkpoint of another model must not be
+    # called damaged, for the advice is then to delete it.
+    storable = _storable(abstract)
+    wanted = described(storable)
+    try:
+      metadata = self._orbax.metadata(step)
+      there = described(metadata.metadata)
+      facts = cast(dict, metadata.custom_metadata or {})
+      expected = dict(facts.get("fingerprints", {}))
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      raise self._damaged(step, first_line(error)) from error
+    if not wanted.keys() & there.keys():
+      raise self._damaged(step, "its list of arrays cannot be read")
+    if partial:
+      there = {name: there[name] for name in wanted if name in there}
+    if there != wanted:
+      raise UserError(
+        f"checkpoint {self._directory / str(step)} is of another model than "
+        f"the config describes: {_differences(there, wanted)}. If config.json "
+        "was edited, undo that"
+      )
+    try:
+      with ocp.Context(pytree_options=_PARTIAL if partial else None):
+        state = _whole(self._orbax.load(step, storable), abstract)
+    except Exception as error:
+      raise self._damaged(step, first_line(error)) from error
+    for part, found in _fingerprints(state).items():
+      if expected.get(part, found) != found:
+        raise self._damaged(step, f"bits of {part} are not those saved")
+    return state
+
+  def _damaged(self, step: int, cause: str) -> UserError:
+    others = [s for s in self.steps if s != step]
+    advice = (
+      f"delete that folder to go back to step {max(others)}"
+      if others
+      else "there is no other one to go back to"
+    )
+    return UserError(
+      f"checkpoint {self._directory / str(step)} is damaged; {advice}. "
+      f"Cause: {cause}"
+    )
+
+  def _unwritten(self, error: Exception) -> UserError:
+    where = f"step {self.latest}" if self.steps else "the beginning"
+    return UserError(
+      f"a checkpoint could not be written to {self._directory}; once there is "
+      f"space, the same command goes on from {where}. "
+      f"Cause: {first_line(error)}"
+    )
+
+
+def abstract_state(tree: Any, shardings: Any) -> Any:
+  """A tree of shapes, dtypes and shardings, to restore into."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    tree,
+    shardings,
+  )
+
+
+def _storable(tree: Any) -> Any:
+  """A tree without its empty arrays, which Orbax refuses to write."""
+  return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
+
+
+def _whole(stored: Any, abstract: Any) -> Any:
+  """A stored tree with its empty arrays put back."""
+  leaves = iter(jax.tree.leaves(stored))
+  return jax.tree.map(
+    lambda leaf: (
+      next(leaves)
+      if leaf.size
+      else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    ),
+    abstract,
+  )
+
+
+def fingerprint(tree: Any) -> jax.Array:
+  """A checksum of every bit of a tree, whatever devices it is spread over.
+
+  Args:
+    tree: arrays of any dtypes but typed keys.
+
+  Returns:
+    uint32 []: sums modulo 2**32 do not depend on their order.
+  """
+  total = jnp.uint32(0)
+  for leaf in jax.tree.leaves(tree):
+    if leaf.dtype == bool:
+      bits = leaf.astype(jnp.uint32)
+    else:
+      width = min(leaf.dtype.itemsize, 4) * 8
+      bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}")
+    # Each value is scattered together with its place (MurmurHash3), so that
+    # neither flipped bits nor swapped values cancel in the sum.
+    places = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
+    mixed = (
+      bits.astype(jnp.uint32) ^ (places * jnp.uint32(0x9E3779B9))
+    ) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    total = total * 31 + jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+  return total
+
+
+def _fingerprints(tree: Any) -> dict[str, int]:
+  """The fingerprint of each part of a tree, as in "params/weights"."""
+  parts: dict[str, list[jax.Array]] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    name = jax.tree_util.keystr(path[:2], simple=True, separator="/")
+    parts.setdefault(name, []).append(leaf)
+  return {name: int(value) for name, value in fingerprints(parts).items()}
+
+
+@jax.jit
+def fingerprints(parts: dict[str, Any]) -> dict[str, jax.Array]:
+  """The fingerprint of every value of a dict."""
+  return {name: fingerprint(part) for name, part in parts.items()}
+
+
+def _check_scores(directory: pathlib.Path):
+  """Refuses a damaged score by name: Orbax would not say whose it is."""
+  for path in sorted(directory.glob("*/metrics/metrics")):
+    try:
+      json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+      raise UserError(
+        f"{path} is damaged ({error}); delete that file to go on without the "
+        "score of this checkpoint"
+      ) from error
+
+
+def _differences(there: dict[str, str], wanted: dict[str, str]) -> str:
+  """The first arrays in which two described trees differ."""
+  names = sorted(
+    name
+    for name in there.keys() | wanted.keys()
+    if there.get(name) != wanted.get(name)
+  )
+  first = [
+    f"{name} is {there.get(name, 'missing')}, not {wanted.get(name, 'there')}"
+    for name in names[:3]
+  ]
+  more = [f"{len(names) - 3} more"] if names[3:] else []
+  return "; ".join(first + more)
+
+
+def described(tree: Any) -> dict[str, str]:
+  """Path of each array -> its dtype and shape."""
+  leaves = jax.tree_util.tree_leaves_with_path(
+    tree, is_leaf=lambda node: hasattr(node, "shape")
+  )
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): (
+      f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    )
+    for path, leaf in leaves
+  }
+
+
+def first_line(error: BaseException) -> str:
+  """The first line of what an error began with: Orbax wraps it in pages."""
+  while cause := error.__cause__ or error.__context__:
+    error = cause
+  text = str(error).strip() or type(error).__name__
+  line = text.splitlines()[0]
+  # A long path is often in the middle, and the reason at the end.
+  return line if len(line) < 200 else f"{line[:90]} ... {line[-100:]}"

@@ -1,0 +1,294 @@
+"""A run's folder: what it was made with, what it measured, what it made.
+
+It holds
+
+    config.json      the resolved config      metrics.jsonl   one row a record
+    overrides.json   what the command changed result.json     the last scores
+    checkpoints/     see checkpoint.py        plots/          pictures
+    identifiers.json the name of each puzzle id, where puzzles have names
+    submission.json  answers in the form of Kaggle's ARC contest
+    calibration.json how sure the halting head may be, where it was measured
+
+It may be in a bucket, gs://BUCKET/FOLDER. Nothing can be appended to there:
+metrics.jsonl is written whole with each checkpoint. And nothing can be locked
+that a killed process would let go of: whoever claims it last has it, and one
+that had it before ends at its next checkpoint.
+"""
+
+import json
+import os
+import pathlib
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import filelock
+
+from trm_jax.errors import UserError
+from trm_jax.run.files import is_remote, locate, write_text
+
+# Where a run happens and how, not what it computes: these may change on
+# resuming.
+_PLACES = (
+  ("mesh",),
+  ("data", "cache_dir"),
+  ("model", "attention", "query_block", "remat"),
+  ("train", "microbatch"),
+)
+
+
+class RunFolder:
+  """One run's folder.
+
+  Args:
+    path: the folder, made by `claim`; or gs://BUCKET/FOLDER.
+
+  Raises:
+    UserError: if it cannot be such a folder.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    if not str(path):
+      raise UserError("--workdir is missing: name a folder for the run")
+    self.path = locate(path)
+    self.is_remote = is_remote(self.path)
+    self._claim = ""
+    if not self.is_remote:
+      self._lock = filelock.FileLock(self.path / ".lock")
+
+  checkpoints = property(lambda self: self.path / "checkpoints")
+  metrics = property(lambda self: self.path / "metrics.jsonl")
+  plots = property(lambda self: self.path / "plots")
+  tensorboard = property(lambda self: self.path / "tensorboard")
+  result = property(lambda self: self.path / "result.json")
+  identifiers = property(lambda self: self.path / "identifiers.json")
+  submission = property(lambda self: self.path / "submission.json")
+  calibration = property(lambda self: self.path / "calibration.json")
+
+  def claim(self, config: Mapping[str, Any], overrides: Mapping[str, Any]):
+    """Takes the folder for a run, new or resumed, until the process ends.
+
+    A folder in which nothing was trained yet takes any config: a command that
+    failed early, for a mistyped path say, can be mended and given again.
+
+    Args:
+      config: the resolved config as plain values.
+      overrides: what the command line changed in it.
+
+    Raises:
+      UserError: if the folder cannot be written, another process holds it, or
+        it was made with another config; then nothing in it is changed.
+    """
+    if self.is_remote:
+      self._claim = uuid.uuid4().hex
+      write_text(self.path / ".claim", self._claim)
+    else:
+      self._acquire()
+    config = json.loads(json.dumps(config))  # as it will be read back
+    try:
+      if self._has_trained() and (self.path / "config.json").exists():
+        self._refuse_other(config)
+        return
+      write_json(self.path / "overrides.json", overrides)
+      write_json(self.path / "config.json", config)
+    except UserError:
+      self.release()
+      raise
+
+  def check_claim(self):
+    """Makes sure, before something is kept, that the folder is still ours.
+
+    Raises:
+      UserError: if another process has claimed a folder in a bucket since. On
+        a disk none can.
+    """
+    if not self._claim:
+      return
+    try:
+      found = (self.path / ".claim").read_text()
+    except FileNotFoundError:
+      found = ""  # it was emptied, perhaps to begin anew
+    if found != self._claim:
+      raise UserError(
+        f"{self.path}: another process has begun to train in this folder; it "
+        "goes on from the last checkpoint, and this one ends"
+      )
+
+  def _acquire(self):
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._lock.acquire(timeout=0)
+    except filelock.Timeout:
+      raise UserError(
+        f"{self.path}: another process is training in this folder; stop it, "
+        "or choose another --workdir"
+      ) from None
+    except (FileExistsError, NotADirectoryError):
+      raise UserError(
+        f"{self.path}: a file is in the way of this folder; choose another "
+        "--workdir"
+      ) from None
+    except OSError as error:
+      raise UserError(
+        f"{self.path}: cannot write to this folder ({error.strerror}); choose "
+        "another --workdir"
+      ) from error
+
+  def _has_trained(self) -> bool:
+    """Whether the folder holds a measurement or a checkpoint."""
+    measured = self.metrics.exists() and bool(self.metrics.read_bytes())
+    saved = any(path.name.isdigit() for path in self.checkpoints.glob("*"))
+    return measured or saved
+
+  def _refuse_other(self, config: Mapping[str, Any]):
+    """Refuses a config that would not go on with this folder's run."""
+    found = differences(computed(config), computed(self.read_config()))
+    if found:
+      raise UserError(
+        f"{self.path} was made with another config; use another --workdir, "
+        "or the same settings. They differ in\n  " + "\n  ".join(found)
+      )
+
+  def keep_identifiers(self, names: list[str]):
+    """Writes the name of each puzzle id, which may never change in a run.
+
+    Args:
+      names: by id; nothing is written where there is but the blank one.
+
+    Raises:
+      UserError: if the puzzle table was trained under other names.
+    """
+    if self._has_trained() and self.identifiers.exists():
+      known = self.read_identifiers()
+      if known != names:
+        pairs = zip(known, names, strict=False)
+        first = next((pair for pair in pairs if pair[0] != pair[1]), None)
+        told = f"{len(known):,} there, {len(names):,} in the data"
+        if first:
+          told = f"the first is {first[0]!r} there, {first[1]!r} in the data"
+        raise UserError(
+          f"{self.path}: the rows of its puzzle table have other names than "
+          f"the data's puzzles ({told}); use the data that it was trained on, "
+          "or another --workdir"
+        )
+    elif len(names) > 1:
+      write_json(self.identifiers, names)
+
+  def release(self):
+    """Lets others claim the folder."""
+    if not self.is_remote:
+      self._lock.release()
+
+  def read_config(self) -> dict[str, Any]:
+    """The config that the run was made with.
+
+    Raises:
+      UserError: if there is none, or it is damaged.
+    """
+    path = self.path / "config.json"
+    try:
+      config = json.loads(path.read_text())
+      if not isinstance(config, dict):
+        raise ValueError("not an object of sections")
+      if not all(isinstance(section, dict) for section in config.values()):
+        raise ValueError("a section is not an object")
+      return config
+    except (FileNotFoundError, NotADirectoryError):
+      raise UserError(
+        f"{self.path} is not a run folder: it has no config.json"
+      ) from None
+    except (OSError, ValueError, RecursionError) as error:
+      raise UserError(
+        f"{path} is damaged ({error}); put back the config that the run was "
+        "made with, or use another --workdir"
+      ) from error
+
+  def read_identifiers(self) -> list[str]:
+    """The name of each puzzle id of the run; `["<blank>"]` if none has one.
+
+    Raises:
+      UserError: if the file is damaged.
+    """
+    try:
+      names = json.loads(self.identifiers.read_text())
+      if not isinstance(names, list) or not all(
+        isinstance(name, str) for name in names
+      ):
+        raise ValueError("not a list of names")
+      return names
+    except FileNotFoundError:
+      return ["<blank>"]
+    except (OSError, ValueError, RecursionError) as error:
+      raise UserError(
+        f"{self.identifiers} is damaged ({error}); give the command that made "
+        "the run again, which writes it anew"
+      ) from error
+
+
+def read_optional(path: pathlib.Path) -> dict[str, Any]:
+  """An object from a JSON file; an empty one if there is no file.
+
+  Raises:
+    UserError: if the file is damaged.
+  """
+  try:
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+      raise ValueError("not an object")
+    return value
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(
+      f"{path} is damaged ({error}); delete it, or give the command that made "
+      "it again"
+    ) from error
+
+
+def write_json(path: pathlib.Path, value: Any):
+  """Writes JSON so that a reader sees the old file or the new, never half.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  if not is_remote(path):
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise UserError(f"cannot write {path}: {error.strerror}") from error
+  write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def differences(
+  ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> list[str]:
+  """Names the fields in which two nested configs differ, with both values."""
+  ours, theirs = _flatten(ours), _flatten(theirs)
+  missing = "(missing)"
+  return [
+    f"{name}: {theirs.get(name, missing)!r} there, "
+    f"{ours.get(name, missing)!r} here"
+    for name in sorted(ours.keys() | theirs.keys())
+    if ours.get(name, missing) != theirs.get(name, missing)
+  ]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      flat.update(_flatten(value, f"{prefix}{name}."))
+    else:
+      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def computed(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config without the fields that say where a run happens, and how."""
+  kept = {name: dict(section) for name, section in config.items()}
+  for section, *fields in _PLACES:
+    if not fields:
+      kept.pop(section, None)
+    for field in fields:
+      kept.get(section, {}).pop(field, None)
+  return kept

@@ -1,0 +1,210 @@
+"""Records of a run: rows of JSON, read from the device one dispatch late."""
+
+import contextlib
+import io
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from trm_jax.errors import UserError
+from trm_jax.run.files import is_remote, write_text
+
+Row = dict[str, Any]
+
+
+class Writer:
+  """Appends rows `{step, split, name: number}` to a file.
+
+  Args:
+    path: the `.jsonl` file. In a bucket, to which nothing can be appended, it
+      is written whole by `keep` and `close`.
+    from_step: rows beyond this step, left by a run that went on after its
+      last checkpoint, are dropped first: they will be written anew.
+    tensorboard: a folder for TensorBoard files as well, or `None`.
+
+  Raises:
+    UserError: if the file cannot be written, or tensorboardX is not installed.
+  """
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    from_step: int = 0,
+    tensorboard: pathlib.Path | None = None,
+  ):
+    kept = [row for row in read(path) if row["step"] <= from_step]
+    text = "".join(json.dumps(row) + "\n" for row in kept)
+    write_text(path, text)
+    self._path = path
+    self._unkept = io.StringIO() if is_remote(path) else None
+    if self._unkept:
+      self._unkept.write(text)
+    try:
+      self._file = self._unkept or path.open("a")
+    except OSError as error:
+      raise UserError(f"cannot write {path}: {error.strerror}") from error
+    self._board = _open_tensorboard(tensorboard) if tensorboard else None
+
+  def write(self, step: int, split: str, values: dict[str, float]):
+    """Writes one row, visible to readers at once."""
+    row = {"step": step, "split": split, **values}
+    try:
+      self._file.write(json.dumps(row) + "\n")
+      self._file.flush()
+    except OSError as error:
+      raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+    if self._board:
+      for name, value in values.items():
+        self._board.add_scalar(f"{split}/{name}", value, step)
+      self._board.flush()
+
+  def keep(self):
+    """Makes sure that all rows outlast this process."""
+    if self._unkept:
+      write_text(self._path, self._unkept.getvalue())
+
+  def close(self):
+    """Closes the files."""
+    self.keep()
+    # Rows are flushed as they come, so only one whose writing has failed, and
+    # was reported, can fail here once more.
+    with contextlib.suppress(OSError):
+      self._file.close()
+    if self._board:
+      self._board.close()
+
+
+def read(path: pathlib.Path) -> Iterator[Row]:
+  """Reads rows; a last line cut short by a kill is passed over.
+
+  Raises:
+    UserError: for any other line that is not a row, with its number.
+  """
+  if not path.exists():
+    return
+  try:
+    lines = path.read_bytes().decode(errors="replace").splitlines()
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror}") from error
+  for number, line in enumerate(lines, start=1):
+    try:
+      row = json.loads(line)
+      if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError("not an object with a whole 'step'")
+      if not isinstance(row.get("split"), str):
+        raise ValueError("not an object with a 'split'")
+    except ValueError as error:
+      if number == len(lines):
+        return
+      raise UserError(
+        f"{path}, line {number} is damaged ({error}); mend or delete that line"
+      ) from error
+    yield row
+
+
+class TrainingLog:
+  """Turns the metrics of dispatches into rows, one dispatch late.
+
+  Metrics stay on the device until the next dispatch has been sent, so that
+  reading them never makes the device wait.
+
+  Args:
+    log_every: optimizer steps a row.
+    on_row: called with (step, row).
+  """
+
+  def __init__(self, log_every: int, on_row: Callable[[int, Row], None]):
+    self._log_every = log_every
+    self._on_row = on_row
+    self._pending: tuple[int, dict[str, jax.Array]] | None = None
+    self._sums: dict[str, list[np.ndarray]] = {}
+    self._since = time.perf_counter()
+    self._paused = 0.0
+
+  def push(self, step: int, metrics: dict[str, jax.Array]):
+    """Takes the metrics `[K]` of the dispatch that ended at `step`.
+
+    Raises:
+      UserError: if the dispatch before this one was not finite.
+    """
+    previous, self._pending = self._pending, (step, metrics)
+    if previous:
+      self._absorb(*previous)
+
+  def flush(self):
+    """Reads what is pending; waits for the device."""
+    pending, self._pending = self._pending, None
+    if pending:
+      self._absorb(*pending)
+
+  def pause(self, seconds: float):
+    """Leaves out time spent on something else than training."""
+    self._paused += seconds
+
+  def _absorb(self, step: int, metrics: dict[str, jax.Array]):
+    values = jax.device_get(metrics)
+    _require_finite(step, values)
+    for name, array in values.items():
+      self._sums.setdefault(name, []).append(array)
+    if step % self._log_every == 0:
+      now = time.perf_counter()
+      seconds = max(now - self._since - self._paused, 1e-9)
+      self._on_row(step, _summarise(self._sums, seconds))
+      self._sums, self._since, self._paused = {}, now, 0.0
+
+
+def _summarise(sums: dict[str, list[np.ndarray]], seconds: float) -> Row:
+  """Means over the optimizer steps, or over the puzzles that halted."""
+  joined = {name: np.concatenate(parts) for name, parts in sums.items()}
+  steps = len(joined["loss"])
+  count = float(joined["count"].sum())
+  row = {
+    "loss": float(joined["loss"].mean()),
+    "gradient_norm": float(joined["gradient_norm"].mean()),
+    "halted": count / steps,
+    "steps_per_second": steps / seconds,
+  }
+  if count:  # nothing halted: nothing to say of accuracy
+    for name in ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps"):
+      row[name] = float(joined[name].sum()) / count
+  return row
+
+
+def _require_finite(last_step: int, values: dict[str, np.ndarray]):
+  """Stops a run at the first step with a value that is not finite."""
+  bad = {name: ~np.isfinite(array) for name, array in values.items()}
+  at = np.any(list(bad.values()), axis=0)
+  if not at.any():
+    return
+  first = int(np.argmax(at))
+  step = last_step - len(at) + first + 1
+  names = [
+    f"{name}={values[name][first]}"
+    for name, where in bad.items()
+    if where[first]
+  ]
+  raise UserError(
+    f"training stopped: at step {step} {', '.join(names)}. Nothing was saved "
+    "since; resuming from the last good checkpoint with the same settings "
+    "would end the same way. Try a smaller config.optim.lr, a longer "
+    "config.optim.warmup_steps, or config.model.dtype='float32'"
+  )
+
+
+def _open_tensorboard(folder: pathlib.Path):
+  if is_remote(folder):
+    raise UserError(
+      f"--tensorboard: cannot write to {folder}; use a --workdir on a disk"
+    )
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError:
+    raise UserError(
+      "--tensorboard needs tensorboardX: pip install 'trm_jax[tensorboard]'"
+    ) from None
+  return SummaryWriter(str(folder))

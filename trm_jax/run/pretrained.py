@@ -1,0 +1,178 @@
+"""Trained models, wherever they lie: a run's folder or an exported file."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trm_jax import config as config_lib
+from trm_jax.config import Experiment
+from trm_jax.core import network
+from trm_jax.core.network import Params
+from trm_jax.errors import UserError
+from trm_jax.run import sharding
+from trm_jax.run import weights as weights_file
+from trm_jax.run.checkpoint import Checkpoints, abstract_state
+from trm_jax.run.folder import RunFolder, read_optional
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+  """A trained model and all that is needed to use it.
+
+  Attributes:
+    params: the model.
+    experiment: what it was trained by.
+    config: the same as plain values.
+    names: the name of each puzzle id; `["<blank>"]` if none has one.
+    step: optimizer steps behind it.
+    scores: its evaluations at several depths, if there were any.
+    calibration: what makes its confidence honest, as
+      `calibration.Calibration.to_json` writes it; None if nobody measured.
+    averaged: whether the weights are averages over training, and not the last.
+  """
+
+  params: Params
+  experiment: Experiment
+  config: Mapping[str, Any]
+  names: list[str]
+  step: int
+  scores: list[dict[str, Any]]
+  calibration: dict[str, Any] | None
+  averaged: bool = True
+
+  def facts(self) -> dict[str, Any]:
+    """All but arrays and config, as plain values that JSON can hold."""
+    task, model = self.experiment.task, self.experiment.model
+    return {
+      "task": task.name,
+      "family": model.family,
+      "weights": network.count_weights(self.params),
+      "seq_len": task.seq_len,
+      "vocabulary": [
+        task.render(np.array([token])) for token in range(1, task.vocab_size)
+      ],
+      "names": self.names,
+      "step": self.step,
+      "averaged": self.averaged,
+      "scores": self.scores,
+      "calibration": self.calibration,
+    }
+
+  def card(self) -> dict[str, Any]:
+    """Facts and config together: what travels with exported weights."""
+    return {
+      "format": weights_file.FORMAT,
+      **self.facts(),
+      "config": dict(self.config),
+    }
+
+
+def load(path: str | os.PathLike, checkpoint: str = "best") -> Pretrained:
+  """Loads a model from a run's folder, or from exported safetensors.
+
+  Args:
+    path: the folder, or the `.safetensors` file.
+    checkpoint: "best", "last" or a step; a file has but one.
+
+  Returns:
+    The model, on averaged weights.
+
+  Raises:
+    UserError: if there is nothing there, or it cannot be read.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    return _from_folder(RunFolder(path), checkpoint)
+  if not path.is_file():
+    raise UserError(
+      f"{path}: there is neither a run's folder nor a file; name one of the two"
+    )
+  params, config, facts = weights_file.load_weights(path)
+  return Pretrained(
+    params=params,
+    experiment=config_lib.read(config),
+    config=config,
+    names=_names(path, facts.get("names", ["<blank>"])),
+    step=_number(path, facts.get("step", 0)),
+    scores=facts.get("scores", []),
+    calibration=facts.get("calibration"),
+    averaged=facts.get("averaged", True) is True,
+  )
+
+
+def _from_folder(folder: RunFolder, checkpoint: str) -> Pretrained:
+  config = folder.read_config()
+  experiment = config_lib.read(config)
+  step, params = restore_params(experiment, folder, checkpoint)
+  result = read_optional(folder.result)
+  scored = result.get("checkpoint") == step
+  calibration = read_optional(folder.calibration)
+  calibrated = calibration.get("checkpoint") == step
+  return Pretrained(
+    params=params,
+    experiment=experiment,
+    config=config,
+    names=folder.read_identifiers(),
+    step=step,
+    scores=result.get("depths", result.get("grid", [])) if scored else [],
+    calibration=calibration if calibrated else None,
+  )
+
+
+def restore_params(
+  experiment: Experiment, folder: RunFolder, which: str, averaged: bool = True
+) -> tuple[int, Params]:
+  """A run's model, laid out over the devices; nothing else is read.
+
+  Args:
+    experiment: what the run was made by.
+    folder: the run.
+    which: the checkpoint: "best", "last" or a step.
+    averaged: whether to read the moving average of the weights.
+
+  Returns:
+    The step, and the model.
+
+  Raises:
+    UserError: if there is no such checkpoint, or it cannot be read.
+  """
+  if not folder.checkpoints.is_dir():
+    raise UserError(f"{folder.path} holds no checkpoint yet: train first")
+  mesh = sharding.inference_mesh(experiment.mesh.model)
+  shapes = network.shapes(experiment.model)
+  # As in the training state, of which this is a part.
+  part = {
+    "params": {"puzzle_table": shapes.puzzle_table, "initial": shapes.initial}
+  }
+  if averaged:
+    part["ema"] = shapes.weights
+  else:
+    part["params"]["weights"] = shapes.weights
+  abstract = abstract_state(part, sharding.shardings(part, mesh))
+  with Checkpoints(
+    folder.checkpoints, best_metric=experiment.task.best_metric
+  ) as checkpoints:
+    step = checkpoints.find(which)
+    found = checkpoints.restore(step, abstract, partial=True)
+  weights = found["ema"] if averaged else found["params"]["weights"]
+  return step, Params(
+    weights=weights,
+    puzzle_table=found["params"]["puzzle_table"],
+    initial=found["params"]["initial"],
+  )
+
+
+def _names(path: pathlib.Path, names: Any) -> list[str]:
+  if isinstance(names, list) and all(isinstance(n, str) for n in names):
+    return names
+  raise UserError(f"{path}: its names of puzzle ids are not a list of texts")
+
+
+def _number(path: pathlib.Path, step: Any) -> int:
+  if type(step) is int:
+    return step
+  raise UserError(f"{path}: its step is {step!r:.40}, not a whole number")

@@ -1,0 +1,267 @@
+"""Where arrays live: the mesh, and ordered rules from paths to shardings.
+
+A mesh has two axes: "data" shares the batch, "model" shares weight matrices. A
+population has a third before them: "member" shares its members.
+Rules are tried in order and the first whose pattern is found in an array's
+path wins. An axis that does not divide its dimension is dropped, so that the
+same rules serve a laptop and a pod.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trm_jax.errors import UserError
+
+RULES: tuple[tuple[str, P], ...] = (
+  (r"carry/", P("data")),
+  (r"puzzle_table$", P(("data", "model"), None)),
+  (r"/gate_up$", P(None, None, "model")),
+  (r"/down$", P("model", None)),
+  (r"/qkv$", P(None, None, "model", None)),
+  (r"/out$", P("model", None, None)),
+  (r"", P()),
+)
+
+
+# `(shared, slots) -> (sums, results)`, see `over_slots`.
+SlotWork = Callable[[Any, Any], tuple[Any, Any]]
+Spread = Callable[[SlotWork], SlotWork]
+
+
+def make_mesh(
+  data: int = -1,
+  model: int = 1,
+  members: int = 0,
+  devices: Sequence[Any] | None = None,
+) -> Mesh:
+  """Lays out all devices of all processes.
+
+  Args:
+    data: devices that share the batch; -1 for all that `model` leaves.
+    model: devices that share each weight matrix.
+    members: of a population, which the "data" devices divide among them as
+      evenly as goes before they share each member's batch; 0 for none.
+    devices: to lay out instead; they may be only described, for compiling.
+
+  Returns:
+    A mesh with axes ("data", "model"), or ("member", "data", "model").
+
+  Raises:
+    UserError: if the numbers do not fit the devices there are.
+  """
+  count = jax.device_count() if devices is None else len(devices)
+  if data == -1 and count % model == 0:
+    data = count // model
+  if data * model != count:
+    raise UserError(
+      f"config.mesh asks for data={data} x model={model}, but there are "
+      f"{count} devices; their product must be {count} (data=-1 takes "
+      "what model leaves)"
+    )
+  shape = {"data": data, "model": model}
+  if members:
+    ways = math.gcd(members, data)
+    shape = {"member": ways, "data": data // ways, "model": model}
+  # On a slice of 16 x 16 chips no axis has 8: one of its sides is split.
+  laid_out = mesh_utils.create_device_mesh(
+    tuple(shape.values()),
+    jax.devices() if devices is None else devices,
+    allow_split_physical_axes=True,
+  )
+  return Mesh(laid_out, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def inference_mesh(model: int) -> Mesh:
+  """All devices, which need not be such as could train the model.
+
+  Args:
+    model: devices that share each weight matrix, if that divides their number.
+  """
+  return make_mesh(model=model if jax.device_count() % model == 0 else 1)
+
+
+def check_batch(name: str, batch: int, mesh: Mesh, shared: bool = False):
+  """Refuses a batch that its devices do not divide.
+
+  Args:
+    name: of the config's field.
+    batch: its value.
+    mesh: the devices.
+    shared: whether the members of a population share it, and not only the
+      devices of one member.
+  """
+  axes = _batch_axes(mesh) if shared else ("data",)
+  ways = math.prod(mesh.shape[name] for name in axes)
+  if batch % ways:
+    below, above = batch // ways * ways, -(-batch // ways) * ways
+    near = f"{below} or {above}" if below else f"{above}"
+    raise UserError(
+      f"{name}={batch}: must be a multiple of the {ways} devices that share "
+      f"it; try {near}"
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, P())
+
+
+def by_batch(mesh: Mesh) -> NamedSharding:
+  """The leading axis is shared over all devices but those of "model"."""
+  return NamedSharding(mesh, P(_batch_axes(mesh)))
+
+
+def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
+  return tuple(name for name in mesh.axis_names if name != "model")
+
+
+def shardings(tree: Any, mesh: Mesh, stacked: bool = False) -> Any:
+  """The sharding of every array of a tree, by `RULES`.
+
+  Args:
+    tree: arrays or `jax.ShapeDtypeStruct`s.
+    mesh: the devices.
+    stacked: whether a leading axis of every array counts the members of a
+      population; the rules then hold for what follows it.
+
+  Returns:
+    The same tree of `NamedSharding`.
+  """
+
+  def of(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+    if stacked:
+      spec = P("member", *spec)
+    return NamedSharding(mesh, _fit(spec, leaf.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def alone(work: SlotWork) -> SlotWork:
+  """The `Spread` of one device, all of whose slots work at once."""
+  return work
+
+
+def over_slots(mesh: Mesh, parts: int) -> Spread:
+  """Shares the work of batch slots between devices, and between turns.
+
+  Each device of "data" works on slots of its own, so nothing passes between
+  them until their sums are added up, all at once, at the end. "model" is left
+  to the compiler.
+
+  Args:
+    mesh: the devices.
+    parts: a device's slots take turns in so many equal parts: less memory.
+
+  Returns:
+    What makes of `(shared, slots) -> (sums, results)`, with leading axes of
+    slots in `slots` and `results`, the same for all slots.
+  """
+
+  def spread_out(work: SlotWork) -> SlotWork:
+    in_turns = functools.partial(_in_turns, work, parts)
+    if mesh.size == 1:
+      return in_turns
+    # An axis of one device is not left to the compiler either: it refuses
+    # kernels where there is anything that it might divide.
+    taken = {
+      name
+      for name in mesh.axis_names
+      if name != "model" or mesh.shape[name] == 1
+    }
+
+    def on_one_device(shared, slots):
+      sums, results = in_turns(shared, slots)
+      return jax.lax.psum(sums, "data"), results
+
+    return jax.shard_map(
+      on_one_device,
+      mesh=mesh,
+      in_specs=(P(), P("data")),
+      out_specs=(P(), P("data")),
+      # A population's members are a mapped axis of arrays in here.
+      axis_names=taken,
+      check_vma=False,
+    )
+
+  return spread_out
+
+
+def _in_turns(work: SlotWork, parts: int, shared: Any, slots: Any):
+  """Does some work on equal parts of the slots, one after the other."""
+  if parts == 1:
+    return work(shared, slots)
+
+  def divide(leaf):
+    return leaf.reshape(parts, -1, *leaf.shape[1:])
+
+  def turn(sums, part):
+    more, results = work(shared, part)
+    return jax.tree.map(jnp.add, sums, more), results
+
+  divided = jax.tree.map(divide, slots)
+  first = jax.tree.map(lambda leaf: leaf[0], divided)
+  like, _ = jax.eval_shape(work, shared, first)
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+  sums, results = jax.lax.scan(turn, zeros, divided)
+  return sums, jax.tree.map(
+    lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results
+  )
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+  """Host arrays onto devices; each process places only what is its own."""
+
+  def place(array):
+    array = np.asarray(array)
+    return jax.make_array_from_callback(
+      array.shape, sharding, lambda index: array[index]
+    )
+
+  return jax.tree.map(place, tree)
+
+
+def spread(array: np.ndarray, mesh: Mesh) -> jax.Array:
+  """A host array whose rows are shared over all devices.
+
+  Args:
+    array: [N, ...]; may be memory-mapped, for each process reads only the
+      rows of its own devices.
+    mesh: the devices.
+
+  Returns:
+    The array with rows of zeros after its own, so that all devices have
+    equally many.
+  """
+  rows = -(-len(array) // mesh.size) * mesh.size
+
+  def part(index):
+    own = array[index]
+    first, last, _ = index[0].indices(rows)
+    missing = (last - first) - len(own)
+    return np.pad(own, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+
+  return jax.make_array_from_callback(
+    (rows, *array.shape[1:]), NamedSharding(mesh, P(mesh.axis_names)), part
+  )
+
+
+def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+  """Drops the axes of a spec that do not divide the array's dimensions."""
+  kept = []
+  for size, axes in zip(shape, spec, strict=False):
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    ways = np.prod([mesh.shape[name] for name in names], dtype=int)
+    kept.append(axes if size % ways == 0 else None)
+  return P(*kept)

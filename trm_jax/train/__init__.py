@@ -1,0 +1,1 @@
+"""The pure training step, and the loop around it."""

@@ -1,0 +1,418 @@
+"""Training: the state, one pure step, and several scanned into one dispatch.
+
+`train_step` is one optimizer step, which is one supervision step: halted
+slots take new puzzles, every slot recurses once, losses drive three update
+rules (AdamATan2, sign-SGD on the puzzle table, EMA), and slots may halt.
+It reads no files and knows no mesh; `loop.py` is the loop around it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.typing import ArrayLike
+
+from trm_jax.config import Experiment, TrainConfig
+from trm_jax.core import flops, halting, losses, network, optim, recursion
+from trm_jax.core.depth import DepthConfig
+from trm_jax.core.halting import Carry, HaltingConfig, Puzzles
+from trm_jax.core.network import ModelConfig, Params, Weights
+from trm_jax.core.optim import OptimConfig
+from trm_jax.data import batches
+from trm_jax.data.batches import Table
+from trm_jax.data.task import Task
+from trm_jax.run import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """All that fixes a training step besides arrays; hashable, so static."""
+
+  model: ModelConfig
+  halting: HaltingConfig
+  optim: OptimConfig
+  train: TrainConfig
+  task: Task
+  depth: DepthConfig = dataclasses.field(default_factory=DepthConfig)
+
+  @classmethod
+  def of(cls, experiment: Experiment) -> "Recipe":
+    """The part of an experiment that training steps depend on."""
+    return cls(
+      model=experiment.model,
+      halting=experiment.halting,
+      optim=experiment.optim,
+      train=experiment.train,
+      task=experiment.task,
+      depth=experiment.depth,
+    )
+
+  @property
+  def models(self) -> tuple[ModelConfig, ...]:
+    """The model at each depth that is trained."""
+    return self.depth.models(self.model)
+
+  def choices(self, first: int, count: int) -> np.ndarray:
+    """Which of `models` the steps from `first` on train, int32 [count]."""
+    return self.depth.choices(first, count, self.train.steps)
+
+  def training_flops(self, steps: int) -> float:
+    """FLOPs of the first optimizer steps, over the whole batch."""
+    each = [flops.training_step(model) for model in self.models]
+    trained = np.bincount(self.choices(0, steps), minlength=len(each))
+    return float(np.dot(trained, each)) * self.train.batch_size
+
+
+class TrainState(struct.PyTreeNode):
+  """All that a run needs to go on, bit for bit.
+
+  Attributes:
+    step: int32, optimizer steps made.
+    params: the model.
+    opt_state: moments of the weights' optimizer.
+    ema: moving average of `params.weights`.
+    carry: what the batch slots hold.
+    cursor: place in the endless stream of training puzzles.
+    seed: uint32 [], of the order, the augmentation and the halting; every key
+      is folded from it and the step, so it never changes.
+  """
+
+  step: jax.Array
+  params: Params
+  opt_state: optax.OptState
+  ema: Weights
+  carry: Carry
+  cursor: batches.Cursor
+  seed: jax.Array
+
+  @property
+  def key(self) -> jax.Array:
+    """The run's base key, typed."""
+    return jax.random.fold_in(jax.random.key(self.seed), 1)
+
+  @property
+  def averaged_params(self) -> Params:
+    """The model with its averaged weights, which is what is evaluated."""
+    return self.params.replace(weights=self.ema)
+
+
+class Learned(struct.PyTreeNode):
+  """By-products of a training step, for inspection.
+
+  Attributes:
+    loss: scalar, summed over the batch.
+    metrics: sums, see `losses.losses_and_metrics`.
+    outputs: what the step predicted.
+    gradients: of loss / batch size with respect to the weights.
+    row_gradients: the same per batch slot, of its puzzle embedding, `[B, E]`.
+  """
+
+  loss: jax.Array
+  metrics: dict[str, jax.Array]
+  outputs: halting.Outputs
+  gradients: Weights
+  row_gradients: jax.Array
+
+
+def init_state(recipe: Recipe, seed: ArrayLike | None = None) -> TrainState:
+  """A fresh state.
+
+  Args:
+    recipe: what to train.
+    seed: integer [], in place of the recipe's: members of a population differ
+      in nothing else.
+
+  Returns:
+    The state, a function of the arguments alone.
+  """
+  seed = recipe.train.seed if seed is None else seed
+  key = jax.random.fold_in(jax.random.key(seed), 0)
+  return state_from_params(network.init(key, recipe.model), recipe, seed)
+
+
+def state_from_params(
+  params: Params, recipe: Recipe, seed: ArrayLike | None = None
+) -> TrainState:
+  """A fresh state around given parameters; see `init_state`."""
+  seed = recipe.train.seed if seed is None else seed
+  optimizer = optim.weights_optimizer(recipe.optim, recipe.train.steps)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params.weights),
+    # A copy: donation must not see one buffer twice.
+    ema=jax.tree.map(jnp.copy, params.weights),
+    carry=halting.initial_carry(recipe.train.batch_size, recipe.model),
+    cursor=batches.start(),
+    seed=jnp.asarray(seed, jnp.uint32),
+  )
+
+
+def draw_puzzles(
+  state: TrainState, table: Table, recipe: Recipe
+) -> tuple[Puzzles, batches.Cursor]:
+  """The puzzles that slots take if they are halted.
+
+  Example number i of the stream is a function of (seed, i), and so is its
+  augmentation; only how far the stream has moved depends on halting.
+
+  Args:
+    state: the training state; its carry says which slots are halted.
+    table: the whole training split.
+    recipe: names the way of refilling.
+
+  Returns:
+    One puzzle a slot, and the cursor behind those that were taken.
+  """
+  halted = state.carry.halted
+  if recipe.train.refill == "queue":
+    ranks = jnp.cumsum(halted, dtype=jnp.int32)
+    offsets, taken = ranks - halted, ranks[-1]
+  else:
+    offsets = jnp.arange(halted.shape[0], dtype=jnp.int32)
+    taken = jnp.int32(halted.shape[0])
+  drawn = batches.take(state.cursor, offsets, state.seed, table)
+  inputs, labels = table.inputs[drawn.rows], table.labels[drawn.rows]
+  view, augment = recipe.task.view, recipe.task.augment
+  if view and not table.is_viewed:
+    assert table.symmetries is not None, "copies differ by a symmetry"
+    symmetries = table.symmetries[drawn.puzzles]
+    inputs = jax.vmap(view)(inputs, symmetries)
+    labels = jax.vmap(view)(labels, symmetries)
+  # Copies that are stored as shown were moved about when they were written.
+  if augment and recipe.train.augment and not (view and table.is_viewed):
+    base = jax.random.fold_in(state.key, 0)
+
+    def move(epoch, row, inputs, labels):
+      key = jax.random.fold_in(jax.random.fold_in(base, epoch), row)
+      return augment(key, inputs, labels)
+
+    moved = jax.vmap(move)(drawn.epochs, drawn.rows, inputs, labels)
+    if view:
+      still = drawn.anchored[:, None]
+      moved = jax.tree.map(
+        lambda here, there: jnp.where(still, here, there),
+        (inputs, labels),
+        moved,
+      )
+    inputs, labels = moved
+  return (
+    Puzzles.of(inputs, labels, table.puzzle_ids[drawn.puzzles]),
+    batches.advance(state.cursor, taken, table.num_rows),
+  )
+
+
+class Slots(struct.PyTreeNode):
+  """What the batch slots learn from; every leaf is `[B, ...]`.
+
+  Attributes:
+    carry: refilled.
+    minimum_steps: int32, before which they may not halt.
+    puzzle_rows: `[B, E]`, their rows of the puzzle table.
+    keys: typed PRNG keys for path noise; None for none.
+  """
+
+  carry: Carry
+  minimum_steps: jax.Array
+  puzzle_rows: jax.Array
+  keys: jax.Array | None
+
+
+def learn(
+  state: TrainState,
+  incoming: Puzzles,
+  recipe: Recipe,
+  spread: sharding.Spread = sharding.alone,
+) -> tuple[TrainState, Learned]:
+  """One optimizer step on given incoming puzzles.
+
+  Args:
+    state: the training state. Its cursor is left alone.
+    incoming: one puzzle per slot, taken by the halted ones.
+    recipe: what to do.
+    spread: how slots share the work, see `sharding.over_slots`. They meet in
+      the sums of losses and gradients alone.
+
+  Returns:
+    The next state, and the by-products.
+  """
+  params, model = state.params, recipe.model
+  batch = state.carry.halted.shape[0]
+
+  def key(purpose: int) -> jax.Array:
+    return jax.random.fold_in(
+      jax.random.fold_in(state.key, purpose), state.step
+    )
+
+  carry = halting.refill(
+    state.carry,
+    incoming,
+    recursion.initial_latents(params.initial, batch, model, key(2)),
+  )
+  ids = carry.puzzles.puzzle_ids
+  slots = Slots(
+    carry=carry,
+    minimum_steps=halting.draw_minimum_steps(key(1), batch, recipe.halting),
+    puzzle_rows=params.puzzle_table[ids],
+    keys=jax.random.split(key(3), batch) if model.path_noise else None,
+  )
+
+  def grade(weights, slots):
+    differentiate = jax.value_and_grad(_loss, argnums=(0, 1), has_aux=True)
+    (loss, (metrics, *seen)), (gradients, row_gradients) = differentiate(
+      weights, slots.puzzle_rows, slots, recipe, batch
+    )
+    return (loss, metrics, gradients), (*seen, row_gradients)
+
+  sums, seen = spread(grade)(params.weights, slots)
+  loss, metrics, gradients = sums
+  outputs, after, row_gradients = seen
+  with jax.named_scope("optimizer"):
+    optimizer = optim.weights_optimizer(recipe.optim, recipe.train.steps)
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, params.weights
+    )
+    weights = optax.apply_updates(params.weights, updates)
+    ema = optax.incremental_update(weights, state.ema, 1 - recipe.optim.ema)
+  with jax.named_scope("puzzle_table"):
+    puzzle_schedule = optim.warmup_schedule(
+      recipe.optim.puzzle_lr, recipe.optim, recipe.train.steps
+    )
+    puzzle_table = optim.sign_sgd_rows(
+      params.puzzle_table,
+      ids,
+      row_gradients,
+      puzzle_schedule(state.step),
+      recipe.optim.puzzle_weight_decay,
+    )
+  state = state.replace(
+    step=state.step + 1,
+    params=params.replace(weights=weights, puzzle_table=puzzle_table),
+    opt_state=opt_state,
+    ema=ema,
+    carry=after,
+  )
+  return state, Learned(
+    loss=loss * batch,
+    metrics=metrics,
+    outputs=outputs,
+    gradients=gradients,
+    row_gradients=row_gradients,
+  )
+
+
+def _loss(
+  weights: Weights,
+  puzzle_rows: jax.Array,
+  slots: Slots,
+  recipe: Recipe,
+  batch: int,
+):
+  """Sum of some slots' losses as a share of the batch; and what was seen."""
+  model, carry = recipe.model, slots.carry
+  puzzles = carry.puzzles
+  # A decoder learns to write padding too, lest it be led astray by its own.
+  writes = model.family == "autoregressive"
+  latents, outputs = halting.supervise(
+    weights, puzzle_rows, carry.latents, puzzles.inputs, model, puzzles.labels,
+    slots.keys,
+  )  # fmt: skip
+  after = halting.finish_step(
+    carry, latents, outputs.wants_to_halt(model), slots.minimum_steps,
+    recipe.halting,
+  )  # fmt: skip
+  if model.family == "hrm":
+    last = after.steps >= recipe.halting.max_steps
+    target = halting.bootstrap(
+      weights, puzzle_rows, latents, puzzles.inputs, last, model
+    )
+    outputs = outputs.replace(target_continue=target)
+  weighted = None
+  if recipe.train.supervision_decay != 1:
+    weighted = losses.step_weights(
+      after.steps, recipe.train.supervision_decay, recipe.halting.max_steps
+    )
+  loss, metrics = losses.losses_and_metrics(
+    outputs,
+    puzzles.labels,
+    after.halted,
+    after.steps,
+    recipe.train.loss,
+    smoothing=recipe.train.label_smoothing,
+    weights=weighted,
+    judges=not writes,
+    labelled=jnp.ones_like(puzzles.labels, bool) if writes else None,
+  )
+  return loss / batch, (metrics, outputs, after)
+
+
+def train_step(
+  state: TrainState,
+  table: Table,
+  recipe: Recipe,
+  choice: ArrayLike = 0,
+  spread: sharding.Spread = sharding.alone,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Draws puzzles and learns from them.
+
+  Args:
+    state: the training state.
+    table: the whole training split, on the device.
+    recipe: what to do.
+    choice: int32 [], which of `recipe.models` to train.
+    spread: see `learn`.
+
+  Returns:
+    The next state, and scalar metrics: the sums of
+    `losses.losses_and_metrics`, `loss` per puzzle and `gradient_norm`.
+  """
+  incoming, cursor = draw_puzzles(state, table, recipe)
+
+  def learn_at(model: ModelConfig):
+    at_this_depth = dataclasses.replace(recipe, model=model)
+
+    def branch(state, incoming):
+      state, learned = learn(state, incoming, at_this_depth, spread)
+      return state, learned.metrics | {
+        "loss": learned.loss / recipe.train.batch_size,
+        "gradient_norm": optax.tree.norm(learned.gradients),
+      }
+
+    return branch
+
+  branches = [learn_at(model) for model in recipe.models]
+  state, metrics = jax.lax.switch(choice, branches, state, incoming)
+  return state.replace(cursor=cursor), metrics
+
+
+def train_steps(
+  state: TrainState,
+  table: Table,
+  recipe: Recipe,
+  choices: ArrayLike | None = None,
+  spread: sharding.Spread = sharding.alone,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """`steps_per_dispatch` training steps in one program; metrics `[K]` each.
+
+  Args:
+    state: the training state.
+    table: the whole training split, on the device.
+    recipe: what to do.
+    choices: int32 `[K]`, see `Recipe.choices`; `None` where there is but one.
+    spread: see `learn`.
+
+  Returns:
+    The state K steps later, and the metrics of each.
+  """
+  count = recipe.train.steps_per_dispatch
+  if choices is None:
+    assert len(recipe.models) == 1, "choose among the depths"
+    choices = np.zeros(count, np.int32)
+
+  def body(state, choice):
+    return train_step(state, table, recipe, choice, spread)
+
+  return jax.lax.scan(body, state, jnp.asarray(choices), length=count)
