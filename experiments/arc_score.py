@@ -25,7 +25,7 @@ import sys
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from trm_jax.cli import app
 from trm_jax.data.arc import grids, predictions
 from trm_jax.errors import UserError
 from trm_jax.run.folder import write_json
@@ -40,7 +40,7 @@ _SUBMISSION = flags.DEFINE_string(
 
 def main(argv: list[str]) -> int:
   """Scores `--predictions`."""
-  cli.no_arguments(argv)
+  app.no_arguments(argv)
   for flag in (_PUZZLES, _PREDICTIONS):
     if not flag.value:
       raise UserError(f"--{flag.name} is missing; see --help")
@@ -114,4 +114,4 @@ def _cast_votes(answered, tasks, symmetries, numbers, size):
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

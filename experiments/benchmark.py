@@ -27,8 +27,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, dispatch
 from trm_jax import config as config_lib
+from trm_jax.cli import app, dispatch
 from trm_jax.config import Experiment
 from trm_jax.core import flops
 from trm_jax.core.halting import Puzzles
@@ -41,7 +41,7 @@ from trm_jax.train import loop as fit
 from trm_jax.train import population
 from trm_jax.train import step as train
 
-_CONFIG = cli.define_config()
+_CONFIG = app.define_config()
 _SECONDS = flags.DEFINE_float(
   "seconds", 10.0, "Time to measure each for.", lower_bound=0.1
 )
@@ -59,8 +59,8 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")
 
 def main(argv: list[str]) -> int:
   """Benchmarks what `--config` describes."""
-  cli.no_arguments(argv)
-  experiment = config_lib.read(cli.config_values(_CONFIG))
+  app.no_arguments(argv)
+  experiment = config_lib.read(app.config_values(_CONFIG))
   split = made_up.split(experiment.task)
   if _SEEDS.value:
     return _compare_population(experiment, split)
@@ -181,7 +181,7 @@ def _compare_population(experiment: Experiment, split: Split) -> int:
     return 0
   _print_table(measured, device)
   if devices[0].platform == "cpu" and len(devices) > 1:
-    cli.say(
+    app.say(
       "These devices share the processor: what a device works and holds is "
       "the measure here, and not the time."
     )
@@ -268,4 +268,4 @@ def _peak_bytes() -> float:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

@@ -29,8 +29,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
 from trm_jax import config as config_lib
+from trm_jax.cli import app
 from trm_jax.config import Experiment
 from trm_jax.errors import UserError
 from trm_jax.inspect import estimate, program, topology
@@ -40,7 +40,7 @@ from trm_jax.inspect.topology import Topology
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.study import grid, results
 
-_CONFIG = cli.define_config()
+_CONFIG = app.define_config()
 _TOPOLOGY = flags.DEFINE_list(
   "topology", [], "Slices, such as v5e:4x4,v6e:16x16,v4:2x2x1,tpu7x:2x2x1."
 )
@@ -84,11 +84,11 @@ class Outcome:
 
 def main(argv: list[str]) -> int:
   """Compiles what `--config` describes for every `--topology`."""
-  cli.no_arguments(argv)
+  app.no_arguments(argv)
   # Nothing is run; and what a cache holds takes no time to compile.
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
-  values = cli.config_values(_CONFIG)
+  values = app.config_values(_CONFIG)
   if not _TOPOLOGY.value:
     raise UserError("--topology is missing: name slices, such as v5e:4x4")
   slices = [topology.describe(name) for name in _TOPOLOGY.value]
@@ -329,4 +329,4 @@ def _print_refusal(console: Console, outcome: Outcome, found: TooLarge):
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

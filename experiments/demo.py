@@ -13,8 +13,8 @@ import time
 from absl import flags
 from rich.console import Console
 
-from experiments import cli, progress, report
 from trm_jax import config as config_lib
+from trm_jax.cli import app, progress, report
 from trm_jax.draw import curves as plots
 from trm_jax.run import weights
 from trm_jax.run.folder import RunFolder, write_json
@@ -27,7 +27,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the run.")
 
 def main(argv: list[str]) -> int:
   """Does all of it."""
-  cli.no_arguments(argv)
+  app.no_arguments(argv)
   started = time.perf_counter()
   config = importlib.import_module("configs.demo").get_config().to_dict()
   folder = RunFolder(_WORKDIR.value)
@@ -71,4 +71,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

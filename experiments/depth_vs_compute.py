@@ -27,7 +27,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, progress, report
+from trm_jax.cli import app, progress, report
 from trm_jax.core import flops, network
 from trm_jax.errors import UserError
 from trm_jax.inspect import chips
@@ -39,7 +39,7 @@ from trm_jax.study.results import Cell
 from trm_jax.train import loop as fit
 from trm_jax.train import population
 
-_CONFIG = cli.define_config()
+_CONFIG = app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the study.")
 _MERGE = flags.DEFINE_list(
   "merge", [], "Other studies' folders, whose finished models are added."
@@ -55,17 +55,17 @@ _UTILISATION = flags.DEFINE_float(
 )
 
 
-_join = cli.define_processes()
+_join = app.define_processes()
 
 
 def main(argv: list[str]) -> int:
   """Trains, tests and reports what `--config` says in `--workdir`."""
-  cli.no_arguments(argv)
+  app.no_arguments(argv)
   _give_members_cores()
   _join()
-  config = cli.config_values(_CONFIG)
+  config = app.config_values(_CONFIG)
   study, settings = grid.read(config)
-  cli.agree(config)
+  app.agree(config)
   run = RunFolder(_WORKDIR.value)
   if run.is_remote:
     raise UserError(
@@ -81,14 +81,14 @@ def main(argv: list[str]) -> int:
   for one in settings:  # refuses what the devices cannot do, before training
     population.build(one.experiment, study.seeds)
   if processes.is_leader():
-    run.claim(config, cli.config_overrides("config"))
+    run.claim(config, app.config_overrides("config"))
   processes.check_shared(run.path)
   shallow = sweep.find_shallow(study, settings, folder)
   if work or shallow:
     training, held_out, count = _load(settings[0])
     try:
       for number, part in enumerate(work, start=1):
-        cli.say(
+        app.say(
           f"[{number} of {len(work)}] "
           + report.describe(part.setting.experiment, training, held_out)
           + f"\nseeds {', '.join(map(str, part.seeds))}, trained together"
@@ -98,12 +98,12 @@ def main(argv: list[str]) -> int:
         with progress.Bar(steps, quiet=not processes.is_leader()) as bar:
           sweep.carry_out(part, study, folder, training, held_out, bar)
     except fit.Stopped as stopped:
-      cli.say(
+      app.say(
         "stopped by a signal; what is finished is kept, and this model up to "
         f"step {stopped.step}. The same command goes on from there"
       )
       return 128 + stopped.signal
-    sweep.deepen(shallow, study, folder, held_out, cli.say)
+    sweep.deepen(shallow, study, folder, held_out, app.say)
   if processes.is_leader():
     cells = _finished(folder, settings)
     _report(cells, study, settings[0], run)
@@ -128,7 +128,7 @@ def _finished(folder: sweep.Folder, settings: list[Setting]) -> list[Cell]:
   groups = {str(folder.path): [cell for cell in own if cell.setting in keys]}
   left_out = len(own) - len(groups[str(folder.path)])
   if left_out:
-    cli.say(f"note: {left_out} finished models are not of this grid: left out")
+    app.say(f"note: {left_out} finished models are not of this grid: left out")
   for name in _MERGE.value:
     other = results.load_cells(pathlib.Path(name) / "cells")
     if not other:
@@ -141,7 +141,7 @@ def _finished(folder: sweep.Folder, settings: list[Setting]) -> list[Cell]:
 def _load(setting: Setting):
   """The splits, and how many puzzle ids they have."""
   with processes.leader_first("data"):
-    experiment, names = report.prepare({}, setting.experiment, cli.say)
+    experiment, names = report.prepare({}, setting.experiment, app.say)
   training, held_out = report.load_splits(experiment)
   if held_out is None:
     raise UserError("config.data.test is empty: a study needs test puzzles")
@@ -249,4 +249,4 @@ def _settings_in_words(section: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, report, rollouts, solve_flags
+from trm_jax.cli import app, report, rollouts, solve_flags
 from trm_jax.config import Experiment
 from trm_jax.data import datasets
 from trm_jax.data.task import Split
@@ -81,22 +81,22 @@ _CALIBRATE = flags.DEFINE_enum(
   "Fit the confidence to held-out puzzles.",
 )
 _settings = solve_flags.define()
-_join = cli.define_processes()
-_SKIP_BAD_ROWS = cli.define_skip_bad_rows()
+_join = app.define_processes()
+_SKIP_BAD_ROWS = app.define_skip_bad_rows()
 
 
 def main(argv: list[str]) -> int:
   """Evaluates the run in `--workdir`."""
-  cli.no_arguments(argv)
+  app.no_arguments(argv)
   # Nothing is to be saved when a signal asks to stop.
   jax.config.update("jax_enable_preemption_service", False)
   _join()
-  depths = cli.whole_numbers(_DEPTH.value, "depth")
-  breadths = cli.whole_numbers(_BREADTH.value, "breadth")
+  depths = app.whole_numbers(_DEPTH.value, "depth")
+  breadths = app.whole_numbers(_BREADTH.value, "breadth")
   settings = _settings(depth=max(depths), breadth=max(breadths))
   solve_flags.check_selects(_SELECT.value)
   folder = RunFolder(_WORKDIR.value)
-  cli.agree(folder.read_config())
+  app.agree(folder.read_config())
   with processes.leader_first("data"):
     experiment, split = report.load_held_out(
       folder,
@@ -257,4 +257,4 @@ def _kind() -> str:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

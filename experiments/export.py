@@ -25,7 +25,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import cli
+from trm_jax.cli import app
 from trm_jax.errors import UserError
 from trm_jax.export import (
   onnx_file,
@@ -90,7 +90,7 @@ _USES = {
 
 def main(argv: list[str]) -> int:
   """Exports the model in `--workdir`."""
-  cli.no_arguments(argv)
+  app.no_arguments(argv)
   paths = _check_flags()
   path = paths[0]
   model = pretrained.load(_WORKDIR.value, _CHECKPOINT.value)
@@ -167,4 +167,4 @@ def _size(path: pathlib.Path) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

@@ -21,7 +21,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, report, rollouts, solve_flags
+from trm_jax.cli import app, report, rollouts, solve_flags
 from trm_jax.data import datasets
 from trm_jax.draw import curves as plots
 from trm_jax.errors import UserError
@@ -46,7 +46,7 @@ _PUZZLE_ID = flags.DEFINE_enum(
   "puzzle_id", "error", datasets.UNSEEN,
   "The embedding of ARC tasks that the run was not trained on.",
 )  # fmt: skip
-_SKIP_BAD_ROWS = cli.define_skip_bad_rows()
+_SKIP_BAD_ROWS = app.define_skip_bad_rows()
 
 # What is tried of each rule, the laxest first.
 _TRIED = {
@@ -59,7 +59,7 @@ _TRIED = {
 
 def main(argv: list[str]) -> int:
   """Finds and times halting rules for the run in `--workdir`."""
-  cli.no_arguments(argv)
+  app.no_arguments(argv)
   folder = RunFolder(_WORKDIR.value)
   experiment, split = report.load_held_out(
     folder, _DATA.value, puzzles=_PUZZLES.value, copies=1,
@@ -196,4 +196,4 @@ def _print(records, title: str, chosen=()):
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

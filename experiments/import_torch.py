@@ -26,15 +26,15 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, report
 from trm_jax import config as config_lib
+from trm_jax.cli import app, report
 from trm_jax.config import Experiment
 from trm_jax.core import network
 from trm_jax.data import datasets
 from trm_jax.errors import UserError
 from trm_jax.export import published
 
-_CONFIG = cli.define_config()
+_CONFIG = app.define_config()
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "The file to import.")
 _OUT = flags.DEFINE_string("out", "", "Folder of the run to make.")
 _PUZZLE_TABLE = flags.DEFINE_enum(
@@ -47,7 +47,7 @@ _IDENTIFIERS = flags.DEFINE_string(
 
 def main(argv: list[str]) -> int:
   """Imports `--checkpoint`."""
-  cli.no_arguments(argv)
+  app.no_arguments(argv)
   path, out = pathlib.Path(_CHECKPOINT.value), pathlib.Path(_OUT.value)
   for flag in (_CHECKPOINT, _OUT):
     if not flag.value:
@@ -60,13 +60,13 @@ def main(argv: list[str]) -> int:
       "--config.model.heads, .positions, .cycles, .latent_steps"
     )
   published.check_new(out)
-  config = cli.config_values(_CONFIG)
-  overrides = cli.config_overrides("config")
+  config = app.config_values(_CONFIG)
+  overrides = app.config_overrides("config")
   given = {name[6:] for name in overrides if name.startswith("model.")}
   arrays = published.read_arrays(path)
   config, notes = published.complete_config(config, arrays, given)
   for note in notes:
-    cli.say(f"note: {note}")
+    app.say(f"note: {note}")
   names = None
   if _IDENTIFIERS.value:
     names = published.read_names(pathlib.Path(_IDENTIFIERS.value))
@@ -98,8 +98,8 @@ def _names_of_data(
     return ["<blank>"]
   if _PUZZLE_TABLE.value != "drop":
     return None  # copies of ARC's tasks are many to make only to count them
-  return report.prepare(dict(config), experiment, cli.say)[1]
+  return report.prepare(dict(config), experiment, app.say)[1]
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

@@ -12,7 +12,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
+from trm_jax.cli import app
 from trm_jax.inspect import parity
 
 _DTYPE = flags.DEFINE_enum(
@@ -25,7 +25,7 @@ _TOLERANCE = flags.DEFINE_float(
 
 def main(argv: list[str]) -> int:
   """Replays `argv[1]`."""
-  path = cli.only_argument(argv, "FILE.npz")
+  path = app.only_argument(argv, "FILE.npz")
   if _DTYPE.value == "float64":
     jax.config.update("jax_enable_x64", True)
   table = Table("quantity", "absolute", "relative", box=None)
@@ -46,4 +46,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

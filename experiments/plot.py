@@ -9,7 +9,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import cli, report
+from trm_jax.cli import app, report
 from trm_jax.errors import UserError
 from trm_jax.run.folder import RunFolder
 
@@ -30,4 +30,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

@@ -32,8 +32,8 @@ from jax.sharding import AxisType
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, dispatch
 from trm_jax import config as config_lib
+from trm_jax.cli import app, dispatch
 from trm_jax.config import Experiment
 from trm_jax.core.halting import Puzzles
 from trm_jax.data import synthetic as made_up
@@ -44,7 +44,7 @@ from trm_jax.run import sharding
 from trm_jax.solve import engine, evaluate, layout
 from trm_jax.train import loop as fit
 
-_CONFIG = cli.define_config()
+_CONFIG = app.define_config()
 _WHAT = flags.DEFINE_enum(
   "what", "train", ["train", "evaluate", "solve"], "What to profile."
 )
@@ -78,8 +78,8 @@ class _Work:
 
 def main(argv: list[str]) -> int:
   """Profiles what `--config` describes."""
-  cli.no_arguments(argv)
-  experiment = config_lib.read(cli.config_values(_CONFIG))
+  app.no_arguments(argv)
+  experiment = config_lib.read(app.config_values(_CONFIG))
   out = _writable(_OUT.value)
   prepare = {"train": _training, "evaluate": _evaluation, "solve": _solving}
   work = prepare[_WHAT.value](experiment, made_up.split(experiment.task))
@@ -316,4 +316,4 @@ def _show(report: dict[str, Any], out: pathlib.Path):
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import cli, report
 from trm_jax import config as config_lib
+from trm_jax.cli import app, report
 from trm_jax.config import Experiment
 from trm_jax.core.halting import Puzzles
 from trm_jax.data import datasets
@@ -73,7 +73,7 @@ _PUZZLE_ID = flags.DEFINE_enum(
   "puzzle_id", "error", datasets.UNSEEN,
   "The embedding of ARC tasks that the run was not trained on.",
 )  # fmt: skip
-_SKIP_BAD_ROWS = cli.define_skip_bad_rows()
+_SKIP_BAD_ROWS = app.define_skip_bad_rows()
 
 _SECONDS = 0.7  # of a frame
 _OF_RUNS = ("depth", "checkpoint", "puzzle_id")  # flags that need a model
@@ -82,7 +82,7 @@ _GIVENS = {4: (5, 8), 6: (9, 12)}  # of puzzles that are made up, by size
 
 def main(argv: list[str]) -> int:
   """Draws what the flags say."""
-  cli.no_arguments(argv)
+  app.no_arguments(argv)
   _check_flags()
   out = pathlib.Path(_OUT.value)
   folder = RunFolder(_WORKDIR.value) if _WORKDIR.value else None
@@ -170,9 +170,9 @@ def _choose(data: config_lib.Data) -> Split:
     if os.path.isfile(path):
       return _choose_rows(data, path)
   # What a run keeps may take a while to make; other data is small.
-  say = cli.say if _WORKDIR.value else lambda message: None
+  say = app.say if _WORKDIR.value else lambda message: None
   for note in datasets.prepare(data, say):
-    cli.say(f"note: {note}")
+    app.say(f"note: {note}")
   if _NAME.value:
     split = datasets.load(data, _SPLIT.value)
     return split.take(_places(split.names))
@@ -194,7 +194,7 @@ def _choose_rows(data: SudokuData | MazeData, path: str) -> Split:
       path, data.size, data.skip_bad_rows, check_unique=False
     )
   if rows.skipped:
-    cli.say(f"note: {len(rows.skipped):,} bad rows of {path} were left out")
+    app.say(f"note: {len(rows.skipped):,} bad rows of {path} were left out")
   groups = evaluate.choose_groups(len(rows), _PUZZLES.value, _SEED.value)
   rows = rows.take(groups)
   lines = tuple(f"line {line}" for line in rows.lines)
@@ -260,4 +260,4 @@ def _answer(
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

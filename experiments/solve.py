@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import Progress
 from scipy import special
 
-from experiments import cli
+from trm_jax.cli import app
 from trm_jax.data import datasets, questions
 from trm_jax.data.questions import Fault, Question
 from trm_jax.data.task import Split, Task
@@ -276,4 +276,4 @@ def _film(asked: Sequence[Question], results: Sequence[Reasoning], task: Task):
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

@@ -17,33 +17,33 @@ signal to one of them saves on all. When one is lost, the others end within
 
 from absl import flags
 
-from experiments import cli, progress, report
 from trm_jax import config as config_lib
+from trm_jax.cli import app, progress, report
 from trm_jax.run import processes
 from trm_jax.run.folder import RunFolder, write_json
 from trm_jax.train import loop as fit
 
-_CONFIG = cli.define_config()
+_CONFIG = app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
-_SKIP_BAD_ROWS = cli.define_skip_bad_rows()
+_SKIP_BAD_ROWS = app.define_skip_bad_rows()
 _TENSORBOARD = flags.DEFINE_bool(
   "tensorboard", False, "Write TensorBoard files too (extra 'tensorboard')."
 )
-_join = cli.define_processes()
+_join = app.define_processes()
 
 
 def main(argv: list[str]) -> int:
   """Trains what `--config` says in `--workdir`."""
-  cli.no_arguments(argv)
+  app.no_arguments(argv)
   _join()
   leader = processes.is_leader()
-  config = cli.config_values(_CONFIG)
-  overrides = cli.config_overrides("config")
+  config = app.config_values(_CONFIG)
+  overrides = app.config_overrides("config")
   if _SKIP_BAD_ROWS.value:
     config.setdefault("data", {})["skip_bad_rows"] = True
     overrides["data.skip_bad_rows"] = True
   experiment = config_lib.read(config)
-  cli.agree(config)
+  app.agree(config)
   fit.build(experiment)  # refuses what the devices cannot do, before writing
   folder = RunFolder(_WORKDIR.value)
   bar = progress.Bar(experiment.train.steps, quiet=not leader)
@@ -73,4 +73,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

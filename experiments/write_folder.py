@@ -17,15 +17,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli
 from trm_jax import config as config_lib
+from trm_jax.cli import app
 from trm_jax.data import datasets, dihedral, folder_writer
 from trm_jax.data.arc import grids
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.run.folder import write_json
 
-_CONFIG = cli.define_config()
+_CONFIG = app.define_config()
 _OUT = flags.DEFINE_string("out", "", "The folder to make.")
 _DIHEDRAL = flags.DEFINE_bool(
   "dihedral", False, "Add the images of training grids, for mazes."
@@ -34,18 +34,18 @@ _DIHEDRAL = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> int:
   """Writes what `--config` describes."""
-  cli.no_arguments(argv)
+  app.no_arguments(argv)
   if not _OUT.value:
     raise UserError("--out is missing: name the folder to make")
-  experiment = config_lib.read(cli.config_values(_CONFIG))
+  experiment = config_lib.read(app.config_values(_CONFIG))
   data, task = experiment.data, experiment.task
   if _DIHEDRAL.value and task.name != "maze":
     raise UserError(
       f"--dihedral: not for {task.name}, only mazes stay mazes under it and "
       "have no copies of their own"
     )
-  for note in datasets.prepare(data, cli.say):
-    cli.say(f"note: {note}")
+  for note in datasets.prepare(data, app.say):
+    app.say(f"note: {note}")
   splits = {"train": datasets.load(data, "train")}
   if datasets.has_test(data):
     splits["test"] = datasets.load(data, "test")
@@ -103,4 +103,4 @@ def _pairs(split: Split, group: int) -> list[dict]:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  app.run(main)

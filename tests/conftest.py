@@ -3,18 +3,18 @@
 import dataclasses
 import os
 import pathlib
-import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiles in half the time, in the programs that tests start too; what is
 # computed is small. `make demo` compiles as a user does.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-if "PYTEST_XDIST_WORKER" not in os.environ:
-  # What one process of this session has compiled, workers and programs too,
-  # the others load. Compiling is most of what the tests do.
-  _COMPILED = tempfile.TemporaryDirectory(prefix="trm_jax_compiled_")
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# Compiling is most of what the tests do: workers, the programs that tests start
+# and later runs load what one has compiled.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR",
+  str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"),
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import jax.numpy as jnp

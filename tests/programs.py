@@ -32,7 +32,7 @@ _PARENT = (
   """
 import contextlib, json, os, pathlib, runpy, sys, traceback
 # No flag may be defined yet, and no device touched.
-import experiments.cli, experiments.progress, experiments.report
+import trm_jax.cli.app, trm_jax.cli.progress, trm_jax.cli.report
 import trm_jax.train.loop, trm_jax.inspect.parity, trm_jax.draw.curves
 import trm_jax.run.weights
 for name, command in json.load(sys.stdin).items():

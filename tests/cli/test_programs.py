@@ -327,7 +327,7 @@ def test_help_is_the_docstring_and_the_own_flags(outcomes, program):
   flags = set(re.findall(r"^  --(?:\[no\])?(\w+)", printed, re.MULTILINE))
   own = source
   if "solve_flags.define()" in source:
-    own += (ROOT / "experiments" / "solve_flags.py").read_text()
+    own += (ROOT / "trm_jax" / "cli" / "solve_flags.py").read_text()
   defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', own))
   defined |= {"config"} if "define_config()" in source else set()
   defined |= {"skip_bad_rows"} if "define_skip_bad_rows()" in source else set()

@@ -16,8 +16,8 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from programs import run_in_forks
 
-from experiments import report
 from trm_jax import config as config_lib
+from trm_jax.cli import report
 from trm_jax.data import folder
 from trm_jax.data.arc import grids
 from trm_jax.data.maze import grid as maze

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from experiments import cli
 from trm_jax import config as config_lib
+from trm_jax.cli import app
 from trm_jax.config import Data, Experiment
 from trm_jax.core import flops, network
 from trm_jax.core.network import ModelConfig, Params
@@ -136,8 +136,8 @@ def load_held_out(
   experiment = config_lib.read(folder.read_config())
   data = choose_data(experiment.data, source, skip_bad_rows)
   experiment = dataclasses.replace(experiment, data=data)
-  for note in datasets.prepare(data, cli.say):
-    cli.say(f"note: {note}")
+  for note in datasets.prepare(data, app.say):
+    app.say(f"note: {note}")
   if puzzles is None:
     puzzles = experiment.eval.puzzles
   chosen = load_test(experiment, puzzles, copies, split)

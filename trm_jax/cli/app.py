@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import app as absl_app
+from absl import flags, logging
 from ml_collections import config_flags
 
 from trm_jax.errors import UserError
@@ -46,7 +47,7 @@ def run(main: Callable[[list[str]], int | None]):
     except Exception as error:
       return _end_all_by(error)
 
-  app.run(guarded, flags_parser=_parse_flags)
+  absl_app.run(guarded, flags_parser=_parse_flags)
 
 
 def say(message: str):

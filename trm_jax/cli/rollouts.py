@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import solve_flags
+from trm_jax.cli import solve_flags
 from trm_jax.config import Experiment
 from trm_jax.core.network import Params
 from trm_jax.data.task import Split
