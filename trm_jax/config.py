@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trm_jax.core.depth import DepthConfig
+from trm_jax.core.family import TOKEN_LOSSES
 from trm_jax.core.halting import HaltingConfig
-from trm_jax.core.losses import TOKEN_LOSSES
 from trm_jax.core.network import ModelConfig
 from trm_jax.core.optim import OptimConfig
 from trm_jax.data.arc.settings import ArcData
@@ -193,10 +193,11 @@ class Experiment:
         f"config.halting.max_steps={self.halting.max_steps}: must be 1 for "
         f"config.model.family={family!r}, which has nothing to refine"
       )
-    if family == "autoregressive" and self.train.loss != "softmax":
+    losses = self.model.kind.losses
+    if self.train.loss not in losses:
       raise UserError(
-        f"config.train.loss={self.train.loss!r}: must be 'softmax' for "
-        f"config.model.family={family!r}, which writes by its probabilities"
+        f"config.train.loss={self.train.loss!r}: must be "
+        f"{' or '.join(map(repr, losses))} for config.model.family={family!r}"
       )
     dispatch = self.train.steps_per_dispatch
     for name, every in (

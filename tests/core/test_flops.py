@@ -8,6 +8,7 @@ import pytest
 from conftest import tiny_model
 
 from trm_jax.core import flops, halting, losses, network, recursion
+from trm_jax.core.family import FAMILIES
 from trm_jax.core.network import ModelConfig
 
 SUDOKU = ModelConfig(vocab_size=11, seq_len=81)
@@ -20,7 +21,7 @@ def test_one_optimizer_step_of_the_paper():
   assert 768 * flops.training_step(bare) / 1e12 == pytest.approx(24.0, abs=0.05)
 
 
-@pytest.mark.parametrize("family", network.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_inference_is_linear_in_depth_where_there_is_any(family):
   config = dataclasses.replace(
     SUDOKU, family=family, mixer="attention", positions="rotary"
@@ -51,7 +52,7 @@ def _counted(function, *arguments):
 
 @pytest.mark.parametrize(
   ("family", "mixer"),
-  [("trm", "mlp"), *((family, "attention") for family in network.FAMILIES)],
+  [("trm", "mlp"), *((family, "attention") for family in FAMILIES)],
 )
 def test_count_agrees_with_xla_on_an_unrolled_program(
   family, mixer, monkeypatch

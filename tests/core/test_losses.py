@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trm_jax.core import losses
+from trm_jax.core.family import TOKEN_LOSSES
 from trm_jax.core.halting import Outputs
 
 IGNORE = losses.NO_LABEL
@@ -55,7 +56,7 @@ def test_token_loss_is_a_mean_over_labelled_tokens():
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", losses.TOKEN_LOSSES)
+@pytest.mark.parametrize("kind", TOKEN_LOSSES)
 @pytest.mark.parametrize("smoothing", [0.1, 0.6])
 def test_smoothing_is_cross_entropy_with_soft_targets(kind, smoothing):
   with jax.enable_x64(True):

@@ -9,6 +9,7 @@ import pytest
 from conftest import tiny_model
 
 from trm_jax.core import layers, network, recursion
+from trm_jax.core.family import FAMILIES
 
 _WIDE = dict(dtype="float64", param_dtype="float64")
 _ATTENTION = dict(mixer="attention", positions="rotary")
@@ -145,7 +146,7 @@ def _plain(name):
 
 def test_every_family_but_the_decoder_is_here():
   here = {config.family for config in MODELS.values()}
-  assert here == {*network.FAMILIES} - {"autoregressive"}
+  assert here == {*FAMILIES} - {"autoregressive"}
 
 
 @pytest.mark.parametrize("name", MODELS)

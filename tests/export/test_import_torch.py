@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from trm_jax import config as config_lib
 from trm_jax.core import network
+from trm_jax.core.family import FAMILIES
 from trm_jax.core.network import ModelConfig
 from trm_jax.errors import UserError
 from trm_jax.export import published, recognition, reference
@@ -157,7 +158,7 @@ def test_wrappers_and_buffers_are_seen_through(prefix, tmp_path):
   "changes",
   [
     dict(family=family, mixer=mixer, positions=positions)
-    for family in reference.KINDS.values()
+    for family in [f.name for f in FAMILIES.values() if f.reference]
     for mixer, positions in (
       ("mlp", "none"), ("mlp", "learned"), ("attention", "rotary"),
       ("attention", "none"), ("attention", "learned"),

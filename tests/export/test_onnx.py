@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from trm_jax import config as config_lib
-from trm_jax.core import halting, network, recursion
+from trm_jax.core import family, halting, network, recursion
 from trm_jax.errors import UserError
 from trm_jax.export import onnx_file
 from trm_jax.export.onnx import model as onnx_model
@@ -27,7 +27,7 @@ TINY = {
   "puzzle_emb_ndim": 16, "puzzle_emb_len": 1, "num_puzzle_ids": 5,
   "cycles": 2, "latent_steps": 3, "dtype": "float32",
 }  # fmt: skip
-FAMILIES = [family for family in network.FAMILIES if family != "autoregressive"]
+FAMILIES = [name for name in family.FAMILIES if name != "autoregressive"]
 ROTARY = {"mixer": "attention", "positions": "rotary"}
 
 
@@ -293,7 +293,7 @@ def test_what_onnx_cannot_say_is_refused(tmp_path):
   decoder = _pretrained(family="autoregressive", **ROTARY)
   random = _pretrained(initial_std=1.0)
   for pretrained, words in (
-    (decoder, "writes token by token"),
+    (decoder, "has no such recursion"),
     (random, r"initial_std=1\.0: starts from random numbers"),
   ):
     with pytest.raises(UserError, match=words):

@@ -187,8 +187,7 @@ def describe(
 
 
 def _family(model: ModelConfig) -> str:
-  name = "TRM" if model.family == "trm" else model.family.replace("_", " ")
-  return f"{name} ({model.mixer})"
+  return f"{model.kind.title} ({model.mixer})"
 
 
 def _count(split: Split | None) -> str:

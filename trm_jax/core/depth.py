@@ -72,15 +72,15 @@ class DepthConfig:
     """
     if self.schedule == "fixed":
       return (model,)
-    if model.family in ("transformer", "feedforward", "autoregressive"):
+    if "cycles" in model.kind.unread:
       raise ValueError(
         f"schedule={self.schedule!r}: family={model.family!r} has no cycles; "
         "use 'fixed'"
       )
     steps = {n for _, n in self.stages}
-    if model.family == "multi_latent" and steps != {model.latent_steps}:
+    if "latent_steps" in model.kind.tied and steps != {model.latent_steps}:
       raise ValueError(
-        f"stages={self.stages}: family='multi_latent' has a latent for each "
+        f"stages={self.stages}: family={model.family!r} has a latent for each "
         f"of its n={model.latent_steps} latent steps, so n cannot change"
       )
     return tuple(

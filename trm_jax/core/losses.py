@@ -9,7 +9,6 @@ from trm_jax.core.halting import Outputs
 
 NO_LABEL = 0  # PAD
 HALTING_WEIGHT = 0.5
-TOKEN_LOSSES = ("stablemax", "softmax")
 
 
 def log_stablemax(logits: jax.Array) -> jax.Array:

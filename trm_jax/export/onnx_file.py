@@ -71,7 +71,7 @@ def export(
   """Writes a model as an ONNX file, whole or not at all.
 
   Args:
-    pretrained: the model, of any family but "autoregressive".
+    pretrained: the model, of a family with the standard cycle.
     path: the `.onnx` file.
     precision: how matrices are stored, "float32" or "int8".
     puzzle_rows: the puzzle ids to keep of a large table, each once; they
@@ -266,10 +266,10 @@ def _require(*packages: str):
 
 
 def _refuse_unsupported(config: ModelConfig):
-  if config.family == "autoregressive":
+  if not config.kind.is_standard_cycle:
     raise UserError(
-      "config.model.family='autoregressive': writes token by token with a "
-      "cache, which the ONNX graph does not have; export safetensors instead"
+      f"config.model.family={config.family!r}: the ONNX graph has no such "
+      "recursion; export safetensors instead"
     )
   if config.initial_std:
     raise UserError(

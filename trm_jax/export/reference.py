@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trm_jax.core import network
+from trm_jax.core.family import FAMILIES, ReferenceNames
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
 
@@ -54,14 +55,19 @@ class Entry:
     return self.name.endswith(".weight")
 
 
-# What the reference calls each family; it has no others.
-KINDS = {
-  "trm": "trm",
-  "hrm": "hrm",
-  "trm_singlez": "single_latent",
-  "trm_hier6": "multi_latent",
-  "transformer": "transformer",
-}
+def names(config: ModelConfig) -> ReferenceNames:
+  """What the reference calls a model.
+
+  Raises:
+    UserError: for a family that the reference does not have.
+  """
+  if config.kind.reference is None:
+    known = [name for name, each in FAMILIES.items() if each.reference]
+    raise UserError(
+      f"family={config.family!r}: the reference implementation has no such "
+      f"model; it has {', '.join(known)}"
+    )
+  return config.kind.reference
 
 
 def layout(config: ModelConfig) -> Iterator[Entry]:
@@ -70,14 +76,10 @@ def layout(config: ModelConfig) -> Iterator[Entry]:
   Raises:
     UserError: for a family that the reference does not have.
   """
-  if config.family not in KINDS.values():
-    raise UserError(
-      f"family={config.family!r}: the reference implementation has no such "
-      f"model; it has {', '.join(KINDS.values())}"
-    )
+  called = names(config)
   width, vocab = config.width, config.vocab_size
   weights = ("weights",)
-  for name, path in latent_names(config):
+  for name, path in called.latents(config):
     vector = (width,)
     yield Entry(f"inner.{name}_init", ("initial", *path), vector, vector)
   tokens = (vocab, width)
@@ -97,30 +99,11 @@ def layout(config: ModelConfig) -> Iterator[Entry]:
       "inner.embed_pos.embedding_weight",
       (*weights, "embed", "positions"), places, places,
     )  # fmt: skip
-  stacks = {"L_level": "blocks"}
-  if config.family == "hrm":
-    stacks = {"H_level": "answer_blocks", "L_level": "blocks"}
-  elif config.family == "transformer":
-    stacks = {"H_level": "blocks"}
-  for there, here in stacks.items():
-    for i in range(config.layers):
+  layers = config.kind.stacks(config)
+  for there, here in called.stacks:
+    for i in range(layers[here]):
       path = (*weights, here, f"block_{i}")
       yield from _block(f"inner.{there}.layers.{i}", path, config)
-
-
-def latent_names(
-  config: ModelConfig,
-) -> list[tuple[str, Path]]:
-  """Names of the latents there, "H" and "L", and their paths in `Latents`."""
-  if config.family == "single_latent":
-    return [("L", ("y",))]
-  answer = ("H", ("y",))
-  if config.family == "transformer":
-    return [answer]
-  if config.family == "multi_latent":
-    several = range(config.latent_steps)
-    return [answer, *((f"L{i + 1}", ("z", i)) for i in several)]
-  return [answer, ("L", ("z",))]
 
 
 def _block(

@@ -39,17 +39,8 @@ from trm_jax.run.pretrained import Pretrained
 FORMAT = "trm_jax.torch/1"
 PREFIX = "_orig_mod.model."
 
-# Its module and class for each family.
-_CLASSES = {
-  "trm": "trm@TinyRecursiveReasoningModel_ACTV1",
-  "hrm": "hrm@HierarchicalReasoningModel_ACTV1",
-  "single_latent": "trm_singlez@TinyRecursiveReasoningModel_ACTV1",
-  "multi_latent": "trm_hier6@TinyRecursiveReasoningModel_ACTV1",
-  "transformer": "transformers_baseline@Model_ACTV2",
-}
 _POSITIONS = {"none": "none", "rotary": "rope", "learned": "learned"}
 _INNER_MULTIPLE = 256  # of its SwiGLU
-_SCRATCHPADS = 6  # of its `trm_hier6`
 
 
 def export(
@@ -120,8 +111,7 @@ def check(config: ModelConfig):
   Raises:
     UserError: naming the field, and what the reference has instead.
   """
-  next(reference.layout(config))  # refuses families
-  family, width = config.family, config.width
+  called, width = reference.names(config), config.width
   if config.registers:
     raise _lacks(config, "registers", "it has no registers")
   if config.initial_std:
@@ -136,19 +126,8 @@ def check(config: ModelConfig):
       config, "inner_multiple",
       f"it rounds the inner widths of SwiGLU up to {_INNER_MULTIPLE}",
     )  # fmt: skip
-  tight = -(-config.puzzle_emb_ndim // width)
-  if family in ("hrm", "transformer") and config.prefix != tight:
-    raise _lacks(
-      config, "puzzle_emb_len",
-      f"its {family!r} always has {tight} prefix tokens at this width",
-    )  # fmt: skip
-  if family == "transformer" and config.mixer != "attention":
-    raise _lacks(config, "mixer", "its 'transformer' has attention only")
-  if family == "multi_latent" and config.latent_steps != _SCRATCHPADS:
-    raise _lacks(
-      config, "latent_steps",
-      f"its 'multi_latent' has {_SCRATCHPADS} scratchpads",
-    )  # fmt: skip
+  if lacking := called.lacks(config):
+    raise _lacks(config, *lacking)
 
 
 def describe(config: ModelConfig, halting: HaltingConfig) -> dict[str, Any]:
@@ -158,11 +137,12 @@ def describe(config: ModelConfig, halting: HaltingConfig) -> dict[str, Any]:
     The `config_dict` of its model classes, but for `batch_size`, which is the
     user's; and `name`, which class.
   """
+  layers = config.kind.stacks(config)
   return {
-    "name": f"recursive_reasoning.{_CLASSES[config.family]}",
+    "name": f"recursive_reasoning.{reference.names(config).model}",
     "H_cycles": config.cycles,
     "L_cycles": config.latent_steps,
-    "H_layers": config.layers,
+    "H_layers": layers.get("answer_blocks", config.layers),
     "L_layers": config.layers,
     "hidden_size": config.width,
     "num_heads": config.heads,

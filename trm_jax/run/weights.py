@@ -178,14 +178,14 @@ def _check_size(path: pathlib.Path, model: ModelConfig, arrays: int):
   size = path.stat().st_size
   try:
     counts = {
-      "layers": (model.layers, arrays),
+      "layers": (max(model.layers, model.answer_layers), arrays),
       "width": (model.width, size),
       "num_puzzle_ids": (model.num_puzzle_ids, size),
       "puzzle_emb_ndim": (model.puzzle_emb_ndim, size),
       "puzzle_emb_len": (model.length, size),
       "expansion (or inner_multiple)": (model.mlp_inner, size),
     }
-    if model.family == "multi_latent":
+    if "latent_steps" in model.kind.tied:
       counts["latent_steps"] = (model.latent_steps, size)
   except ArithmeticError as error:
     raise UserError(f"{path}: its config cannot be read: {error}") from error
@@ -199,11 +199,11 @@ def _check_size(path: pathlib.Path, model: ModelConfig, arrays: int):
 
 def _described(model: ModelConfig) -> Params:
   """`network.shapes`, in no more time for many layers than for one."""
-  one = network.shapes(dataclasses.replace(model, layers=1))
+  short = dataclasses.replace(model, layers=1, answer_layers=0)
+  one = network.shapes(short)
   stacks = {
-    name: {f"block_{i}": stack["block_0"] for i in range(model.layers)}
-    for name, stack in one.weights.items()
-    if "block_0" in stack
+    name: {f"block_{i}": one.weights[name]["block_0"] for i in range(count)}
+    for name, count in model.kind.stacks(model).items()
   }
   return one.replace(weights=one.weights | stacks)
 

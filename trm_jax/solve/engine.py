@@ -311,7 +311,7 @@ def _recurse(weights, queue, rules, noise, marks, state, plan) -> State:
     disturb = _disturbance(stepped, noise.cycle, slots.rollout, plan)
   rows = jnp.asarray(queue.rows)[puzzle]
   latents, outputs = halting.supervise(
-    weights, rows, slots.latents, slots.inputs, model, disturb=disturb
+    weights, rows, slots.latents, slots.inputs, model, perturb=disturb
   )
   answers = jnp.argmax(outputs.logits, axis=-1).astype(jnp.int32)
   same = jnp.all(answers == slots.answers, axis=-1) & (slots.steps > 0)
@@ -409,7 +409,7 @@ def _initial(initial, rollout, keys, noise, plan) -> Latents:
   return disturb(plain, jnp.int32(0))
 
 
-def _disturbance(keys, deviation, rollout, plan) -> recursion.Disturbance:
+def _disturbance(keys, deviation, rollout, plan) -> recursion.Perturbation:
   """Noise of its own for every rollout but a puzzle's first."""
   scale = jnp.where(rollout % plan.breadth == 0, 0.0, deviation)
 

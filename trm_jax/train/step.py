@@ -314,8 +314,6 @@ def _loss(
   """Sum of some slots' losses as a share of the batch; and what was seen."""
   model, carry = recipe.model, slots.carry
   puzzles = carry.puzzles
-  # A decoder learns to write padding too, lest it be led astray by its own.
-  writes = model.family == "autoregressive"
   latents, outputs = halting.supervise(
     weights, puzzle_rows, carry.latents, puzzles.inputs, model, puzzles.labels,
     slots.keys,
@@ -324,12 +322,16 @@ def _loss(
     carry, latents, outputs.wants_to_halt(model), slots.minimum_steps,
     recipe.halting,
   )  # fmt: skip
-  if model.family == "hrm":
+  if model.kind.bootstraps:
     last = after.steps >= recipe.halting.max_steps
     target = halting.bootstrap(
       weights, puzzle_rows, latents, puzzles.inputs, last, model
     )
     outputs = outputs.replace(target_continue=target)
+  # A decoder must write padding too, for it reads what it has written.
+  labelled = None
+  if model.kind.learns_padding:
+    labelled = jnp.ones_like(puzzles.labels, bool)
   weighted = None
   if recipe.train.supervision_decay != 1:
     weighted = losses.step_weights(
@@ -343,8 +345,8 @@ def _loss(
     recipe.train.loss,
     smoothing=recipe.train.label_smoothing,
     weights=weighted,
-    judges=not writes,
-    labelled=jnp.ones_like(puzzles.labels, bool) if writes else None,
+    judges=model.kind.has_halting_head,
+    labelled=labelled,
   )
   return loss / batch, (metrics, outputs, after)
 

@@ -29,7 +29,7 @@ def build(params: Params, config: ModelConfig, precision: str) -> Graph:
 
   Args:
     params: the model.
-    config: the same, of any family but the decoder.
+    config: the same, of a family with the standard cycle.
     precision: how matrices are stored, "float32" or "int8".
 
   Returns:
@@ -97,9 +97,7 @@ def refine(
     rows = graph.op("Unsqueeze", halted, graph.sizes(1, 2))
     y = graph.op("Where", rows, latents.y, refined.y)
     steps = steps + graph.cast(graph.op("Not", halted), np.int32)
-    margin, q_continue = read_halting(weights, y)
-    if config.family == "hrm":
-      margin = margin - q_continue
+    margin = config.kind.halting_margin(*read_halting(weights, y))
     halted = graph.op("Greater", margin, threshold)
     return Latents(y=y, z=refined.z), halted, steps
 
@@ -146,11 +144,10 @@ def supervision_step(
   def net(stack: str, h: Value) -> Value:
     return apply_blocks(weights[stack], h, table, config)
 
+  *_, last = config.kind.stacks(config)
   think_net = functools.partial(net, "blocks")
-  answer_net = think_net
-  if config.family == "hrm":
-    answer_net = functools.partial(net, "answer_blocks")
-  if config.family == "transformer":
+  answer_net = functools.partial(net, last)
+  if "cycles" in config.kind.unread:
     return Latents(y=answer_net(latents.y + x), z=None)
 
   def cycle(_, latents: Latents) -> Latents:
@@ -170,7 +167,7 @@ def think(net, latents: Latents, x: Value, config: ModelConfig) -> Latents:
 
   def latent_step(i: Value, z: Value) -> Value:
     new = net(_total(z, config) + injected)
-    if config.family != "multi_latent":
+    if not _has_several(config):
       return new
     numbers = graph.constant(np.arange(n).reshape(n, 1, 1), np.int64)
     new = graph.op("Unsqueeze", new, graph.sizes(1))
@@ -185,8 +182,13 @@ def answer(net, latents: Latents, config: ModelConfig) -> Latents:
   return Latents(y=net(y if z is None else y + _total(z, config)), z=z)
 
 
+def _has_several(config: ModelConfig) -> bool:
+  """Whether each latent step has a scratchpad of its own."""
+  return len(config.kind.latents(config).get("z", ())) > 1
+
+
 def _total(z: Value, config: ModelConfig) -> Value:
-  if config.family != "multi_latent":
+  if not _has_several(config):
     return z
   return z.graph.op("ReduceSum", z, z.graph.sizes(1), keepdims=0)
 
@@ -240,7 +242,7 @@ def apply_blocks(
 ) -> Value:
   """The network `net(h)`, `[B, L, D]` to the same."""
   graph, eps = h.graph, config.norm_eps
-  for i in range(config.layers):
+  for i in range(len(blocks)):
     block = blocks[f"block_{i}"]
     if config.mixer == "mlp":
       tokens_last = graph.op("Transpose", h, perm=(0, 2, 1))  # [B, D, L]
