@@ -84,7 +84,7 @@ def test_unknown_names_are_refused_with_a_suggestion():
     ("train", "supervision_decay", 1.1, r"must be in \(0, 1\]"),
     ("depth", "schedule", "steep", "one of fixed, curriculum, random"),
     ("depth", "stages", ((1, 2),), "must be empty for a 'fixed' schedule"),
-    ("depth", "until", (0.5,), "needs 0 rising shares"),
+    ("depth", "until", (0.5,), "needs 0 rising fractions"),
   ],
 )
 def test_bad_values_are_refused_by_name(section, field, value, pattern):

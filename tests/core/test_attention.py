@@ -108,7 +108,7 @@ def test_splash_equals_blocks(length, most, monkeypatch):
   )
   monkeypatch.setattr(attention, "_MOST", most)
   arrays = _arrays(length, batch=1)
-  ours = _attend_and_differentiate(way="splash")(*arrays)
+  ours = _attend_and_differentiate(implementation="splash")(*arrays)
   _assert_close(ours, _attend_and_differentiate()(*arrays), 5e-6)
 
 
@@ -122,7 +122,7 @@ def test_cudnn_is_asked_for_the_same(monkeypatch):
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
   arrays = _arrays(9)
-  ours = _attend_and_differentiate(way="cudnn")(*arrays)
+  ours = _attend_and_differentiate(implementation="cudnn")(*arrays)
   _assert_close(ours, _attend_and_differentiate()(*arrays), 5e-6)
   assert asked == ["cudnn"]
 
@@ -165,10 +165,10 @@ def test_a_kernel_sees_one_device_s_part(
 
   def in_force(*arrays):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return attention.attend(*arrays, way="splash")
+      return attention.attend(*arrays, implementation="splash")
 
   in_parts = jax.shard_map(
-    functools.partial(attention.attend, way="splash"),
+    functools.partial(attention.attend, implementation="splash"),
     mesh=mesh,
     in_specs=(P("data"), P("data"), P("data"), P()),
     out_specs=P("data"),

@@ -93,7 +93,7 @@ def test_count_agrees_with_xla_on_an_unrolled_program(
       outputs = outputs.replace(target_continue=target)
     steps = jnp.ones(batch, jnp.int32)
     return losses.losses_and_metrics(
-      outputs, labels, steps > 0, steps, "softmax", judges=not writes
+      outputs, labels, steps > 0, steps, "softmax", has_halting_head=not writes
     )[0]
 
   arguments = (params.weights, latents, rows, tokens)

@@ -345,7 +345,7 @@ def _loss(
     recipe.train.loss,
     smoothing=recipe.train.label_smoothing,
     weights=weighted,
-    judges=model.kind.has_halting_head,
+    has_halting_head=model.kind.has_halting_head,
     labelled=labelled,
   )
   return loss / batch, (metrics, outputs, after)
