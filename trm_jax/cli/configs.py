@@ -59,12 +59,12 @@ def load(text: str) -> ConfigDict:
 
 def find(name: str) -> pathlib.Path:
   """The file of a config."""
-  path = pathlib.Path(name)
-  if path.is_file():
-    return path
-  # Shipped configs have their path in a checkout as a second name.
-  short = path.stem if name == f"configs/{path.stem}.py" else name
   known = shipped.names("configs")
+  path = pathlib.Path(name)
+  if name not in known and path.is_file():
+    return path
+  # Shipped configs go by their path in a checkout as well.
+  short = path.stem if name == f"configs/{path.stem}.py" else name
   if short in known:
     return shipped.folder("configs") / f"{short}.py"
   if path.suffix == ".py" or len(path.parts) > 1:
