@@ -25,6 +25,7 @@ from trm_jax.errors import UserError
 REFILLS = ("queue", "discard")
 Data = SudokuData | MazeData | ArcData
 TASKS = {"sudoku": SudokuData, "maze": MazeData, "arc": ArcData}
+_DEFAULT_TASK: str = "sudoku"
 
 # Large puzzle tables get a multiple of this many rows, so that any usual
 # number of devices can share them.
@@ -168,6 +169,18 @@ class MeshConfig:
       raise ValueError(f"data={self.data}: must be positive, or -1 for 'rest'")
 
 
+_SECTIONS = {
+  "model": ModelConfig,
+  "halting": HaltingConfig,
+  "optim": OptimConfig,
+  "train": TrainConfig,
+  "eval": EvalConfig,
+  "checkpoint": CheckpointConfig,
+  "mesh": MeshConfig,
+  "depth": DepthConfig,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """A whole experiment: one attribute per section of its config."""
@@ -264,7 +277,7 @@ def read(config: Mapping[str, Any]) -> Experiment:
   names = [field.name for field in dataclasses.fields(Experiment)]
   _refuse_unknown("config", sections, names)
   data = sections.pop("data", {})
-  task_name = data.pop("task", "sudoku")
+  task_name = data.pop("task", _DEFAULT_TASK)
   if not isinstance(task_name, str) or task_name not in TASKS:
     raise UserError(
       f"config.data.task={task_name!r}: must be one of {', '.join(TASKS)}"
@@ -272,23 +285,41 @@ def read(config: Mapping[str, Any]) -> Experiment:
   settings = read_section(TASKS[task_name], "data", data)
   task = settings.task
   fixed = {"vocab_size": task.vocab_size, "seq_len": task.seq_len}
-  model = read_section(ModelConfig, "model", sections.pop("model", {}), fixed)
   return Experiment(
     data=settings,
-    model=model,
     **{
-      name: read_section(cls, name, sections.get(name, {}))
-      for name, cls in (
-        ("halting", HaltingConfig),
-        ("optim", OptimConfig),
-        ("train", TrainConfig),
-        ("eval", EvalConfig),
-        ("checkpoint", CheckpointConfig),
-        ("mesh", MeshConfig),
-        ("depth", DepthConfig),
+      name: read_section(
+        cls, name, sections.get(name, {}), fixed if name == "model" else {}
       )
+      for name, cls in _SECTIONS.items()
     },
   )
+
+
+def sections(config: Mapping[str, Any]) -> dict[str, type]:
+  """The settings of each section; `data` is there if its task is known."""
+  data = config.get("data", {})
+  task = data.get("task", _DEFAULT_TASK) if hasattr(data, "get") else ""
+  if isinstance(task, str) and task in TASKS:
+    return {"data": TASKS[task], **_SECTIONS}
+  return dict(_SECTIONS)
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config as plain values, and the defaults of what it leaves out."""
+  full = {
+    name: {field.name: field.default for field in settable(cls)}
+    for name, cls in sections(config).items()
+  }
+  for name, section in config.items():
+    full[name] = full.get(name, {}) | dict(section)
+  return full
+
+
+def settable(cls: type) -> list[dataclasses.Field]:
+  """The fields of a section that a config may set; the task sets the rest."""
+  fields = dataclasses.fields(cls)
+  return [field for field in fields if field.default is not dataclasses.MISSING]
 
 
 def read_section(

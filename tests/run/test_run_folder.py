@@ -63,10 +63,16 @@ def test_another_config_is_refused_field_by_field(trained):
   assert "use another --workdir" in message
   assert "data.givens: [4, 8] there, [4, 9] here" in message
   assert "data.extra: '(missing)' there, 1 here" in message
-  assert "optim.lr: 0.001 there, '(missing)' here" in message
+  assert "optim.lr: 0.001 there, 0.0001 here" in message
   assert "size" not in message
   assert _contents(trained) == before
   _claim(trained)  # the refusal let go of the lock
+
+
+def test_a_field_that_was_left_out_had_its_default(trained):
+  _claim(trained, _changed("optim", ema=0.999) | {"mesh": {"model": 1}})
+  with pytest.raises(UserError, match=r"optim\.ema: 0\.999 there, 0\.9 here"):
+    _claim(trained, _changed("optim", ema=0.9))
 
 
 def test_checkpoints_alone_protect_a_run(tmp_path):

@@ -24,6 +24,7 @@ from typing import Any
 
 import filelock
 
+from trm_jax.config import complete
 from trm_jax.errors import UserError
 from trm_jax.run.files import is_remote, locate, write_text
 
@@ -142,7 +143,9 @@ class RunFolder:
 
   def _refuse_other(self, config: Mapping[str, Any]):
     """Refuses a config that would not go on with this folder's run."""
-    found = differences(computed(config), computed(self.read_config()))
+    # A field that was left out had its default.
+    ours, theirs = map(complete, (config, self.read_config()))
+    found = differences(computed(ours), computed(theirs))
     if found:
       raise UserError(
         f"{self.path} was made with another config; use another --workdir, "
