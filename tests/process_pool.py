@@ -18,7 +18,7 @@ _PARENT = (
   """
 import json, os, runpy, signal, sys, traceback
 import trm_jax.cli.app, trm_jax.cli.progress, trm_jax.cli.report
-import trm_jax.train.population, trm_jax.draw.curves, trm_jax.run.weights
+import trm_jax.train.loop, trm_jax.draw.curves, trm_jax.run.weights
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are waited for below
 for line in sys.stdin:
   command, log = json.loads(line)

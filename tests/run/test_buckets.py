@@ -131,7 +131,7 @@ def test_rows_for_a_bucket_are_written_whole(tmp_path, monkeypatch):
   writer = metrics.Writer(path, from_step=2)
   writer.write(3, "train", {"loss": 1.0})
   assert [row["step"] for row in metrics.read(path)] == [2]
-  writer.keep()
+  writer.flush()
   assert [row["step"] for row in metrics.read(path)] == [2, 3]
   writer.write(4, "train", {"loss": 1.0})
   writer.close()
