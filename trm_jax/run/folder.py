@@ -260,14 +260,17 @@ def write_json(path: pathlib.Path, value: Any):
 
 
 def differences(
-  ours: Mapping[str, Any], theirs: Mapping[str, Any]
+  ours: Mapping[str, Any],
+  theirs: Mapping[str, Any],
+  there: str = "there",
+  here: str = "here",
 ) -> list[str]:
   """Names the fields in which two nested configs differ, with both values."""
   ours, theirs = _flatten(ours), _flatten(theirs)
   missing = "(missing)"
   return [
-    f"{name}: {theirs.get(name, missing)!r} there, "
-    f"{ours.get(name, missing)!r} here"
+    f"{name}: {theirs.get(name, missing)!r} {there}, "
+    f"{ours.get(name, missing)!r} {here}"
     for name in sorted(ours.keys() | theirs.keys())
     if ours.get(name, missing) != theirs.get(name, missing)
   ]
