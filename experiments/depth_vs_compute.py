@@ -37,7 +37,7 @@ from trm_jax.study import figures, grid, page, results, sweep
 from trm_jax.study.grid import Setting, StudyConfig
 from trm_jax.study.results import Cell
 from trm_jax.train import loop as fit
-from trm_jax.train import population
+from trm_jax.train.program import build
 
 _CONFIG = app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the study.")
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     _print_plan(study, settings, work)
     return 0
   for one in settings:  # refuses what the devices cannot do, before training
-    population.build(one.experiment, study.seeds)
+    build(one.experiment, study.seeds)
   if processes.is_leader():
     run.claim(config, app.config_overrides("config"))
   processes.check_shared(run.path)

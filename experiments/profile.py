@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trm_jax import config as config_lib
-from trm_jax.cli import app, dispatch
+from trm_jax.cli import app
 from trm_jax.config import Experiment
 from trm_jax.core.halting import Puzzles
 from trm_jax.data import synthetic as made_up
@@ -42,7 +42,7 @@ from trm_jax.errors import UserError
 from trm_jax.inspect import trace
 from trm_jax.run import sharding
 from trm_jax.solve import engine, evaluate, layout
-from trm_jax.train import loop as fit
+from trm_jax.train import program as trainer
 
 _CONFIG = app.define_config()
 _WHAT = flags.DEFINE_enum(
@@ -123,12 +123,12 @@ def _writable(path: str) -> pathlib.Path:
 
 
 def _training(experiment: Experiment, split: Split) -> _Work:
-  made = dispatch.prepare(fit.build(experiment), split)
+  made = trainer.prepare_dispatch(trainer.build(experiment), split)
   return _Work(made.compiled.as_text(), made.call, made.steps)
 
 
 def _evaluation(experiment: Experiment, split: Split) -> _Work:
-  program = fit.build(experiment)
+  program = trainer.build(experiment)
   batch, depth = experiment.eval.batch_size, experiment.eval.depth
   rows = np.arange(batch) % len(split)
   inputs, labels, ids, counted = sharding.put(
@@ -181,7 +181,7 @@ def _solving(experiment: Experiment, split: Split) -> _Work:
     first=jnp.asarray(False),
   )
   noise = engine.Noise(jnp.float32(0), jnp.float32(0), jax.random.key(0))
-  params = fit.build(experiment).init().averaged_params
+  params = trainer.build(experiment).init().averaged_params
   params = jax.device_put(params, sharding.replicated(mesh))
   fixed = (
     params.weights, params.initial, sharding.put(queue, layout.shared(mesh)),

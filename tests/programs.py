@@ -133,10 +133,10 @@ def restored(folder: str | os.PathLike):
   from trm_jax import config
   from trm_jax.run.checkpoint import Checkpoints
   from trm_jax.run.folder import RunFolder
-  from trm_jax.train import loop
+  from trm_jax.train.program import build
 
   run = RunFolder(folder)
-  program = loop.build(config.read(run.read_config()))
+  program = build(config.read(run.read_config()))
   with Checkpoints(run.checkpoints) as checkpoints:
     step = checkpoints.find("last")
     return step, jax.device_get(checkpoints.restore(step, program.abstract))

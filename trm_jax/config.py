@@ -91,8 +91,8 @@ class TrainConfig:
       )
     _require_multiple(self, self.steps_per_dispatch, "steps", "log_every")
 
-  def parts(self, devices: int) -> int:
-    """In how many equal parts the batch goes through the network.
+  def microbatches(self, devices: int) -> int:
+    """Into how many equal microbatches a device's share of the batch is split.
 
     Args:
       devices: that share the batch, which they divide.

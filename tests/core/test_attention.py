@@ -27,7 +27,7 @@ from trm_jax.run import folder as run_folder
 from trm_jax.run import sharding
 from trm_jax.solve import evaluate
 from trm_jax.solve.solver import Solver
-from trm_jax.train import loop as fit
+from trm_jax.train.program import build
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
@@ -278,7 +278,7 @@ def test_training_on_the_wrong_platform_is_refused():
     match=r"config\.model\.attention='splash'.*'tpu', but these devices are "
     r"'cpu'.*set config\.model\.attention='blocks'",
   ):
-    fit.build(experiment)
+    build(experiment)
 
 
 def test_a_run_may_go_on_with_another_way():

@@ -21,7 +21,7 @@ from trm_jax.inspect import parity
 from trm_jax.run import checkpoint, files, pretrained
 from trm_jax.run.folder import RunFolder, write_json
 from trm_jax.run.pretrained import Pretrained
-from trm_jax.train import loop as fit
+from trm_jax.train.program import build
 
 RECORDINGS = sorted((DATA / "parity").glob("*.npz"))
 ATTENTION = {"mixer": "attention", "positions": "rotary"}
@@ -294,7 +294,7 @@ def run(tmp_path_factory):
   folder = RunFolder(tmp_path_factory.mktemp("export") / "run")
   config = _config()
   folder.claim(config, {})
-  program = fit.build(config_lib.read(config))
+  program = build(config_lib.read(config))
   random = np.random.default_rng(0)
   state = jax.tree.map(
     lambda leaf: np.asarray(9 * random.random(leaf.shape), leaf.dtype),

@@ -25,7 +25,7 @@ from trm_jax.export import published, recognition, reference
 from trm_jax.inspect import parity
 from trm_jax.run import checkpoint
 from trm_jax.run.folder import RunFolder
-from trm_jax.train import loop as fit
+from trm_jax.train import loop
 from trm_jax.train import step as train
 
 RECORDINGS = (
@@ -408,9 +408,9 @@ def test_training_starts_from_the_imported_weights(tmp_path):
     def say(self, message):
       assert "step 0" in message
 
-  program = fit.build(experiment)
+  program = loop.build(experiment)
   with checkpoint.Checkpoints(folder.checkpoints, 2) as checkpoints:
-    state = fit.restore_or_init(program, checkpoints, Nobody())
+    state = loop.restore_or_init(program, checkpoints, Nobody())
   fresh = train.state_from_params(params, program.recipe)
   jax.tree.map(np.testing.assert_array_equal, state, fresh)
   jax.tree.map(np.testing.assert_array_equal, state.averaged_params, params)

@@ -20,7 +20,7 @@ from trm_jax.inspect import chips, estimate, hlo, listing, program, topology
 from trm_jax.inspect.estimate import Compiled, TooLarge
 from trm_jax.run import sharding
 from trm_jax.solve.rules import SolveConfig
-from trm_jax.train import loop as fit
+from trm_jax.train import program as trainer
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
@@ -183,7 +183,7 @@ def test_the_real_step_has_the_flops_of_the_analytic_count():
   experiment = _experiment(model={"puzzle_emb_ndim": 16, "puzzle_emb_len": 1})
   mesh = sharding.make_mesh()
   data = program.assume(experiment)
-  laid_out = fit.lay_out(experiment, mesh)
+  laid_out = trainer.lay_out(experiment, mesh)
   table = program._stage(experiment, mesh, data)
   lowered = laid_out.dispatch.lower(
     laid_out.abstract, table, laid_out.recipe.choices(0, 1)
@@ -201,13 +201,13 @@ def _placed(leaf):
 
 
 def test_large_data_is_spread_as_the_loop_does(monkeypatch):
-  monkeypatch.setattr(fit, "_SHARED_FROM", 2**10)
+  monkeypatch.setattr(trainer, "_SHARED_FROM", 2**10)
   experiment = _experiment()
   mesh = sharding.make_mesh()
   rows = 99
   data = program.Data(rows=rows, copies=1, puzzle_ids=1)
   table = program._stage(experiment, mesh, data)
-  there = fit.stage(made_up.split(experiment.task, rows), mesh)
+  there = trainer.stage(made_up.split(experiment.task, rows), mesh)
   assert jax.tree.map(_placed, table) == jax.tree.map(_placed, there)
   assert table.inputs.shape == (104, experiment.task.seq_len)
   assert table.num_rows == rows
@@ -383,7 +383,7 @@ def test_a_data_mesh_reduces_gradients_once_and_outside_the_recursion(small):
   assert (reduction.kind, reduction.times) == ("all-reduce", 1)
   assert reduction.group_size == 4
   leaves = jax.tree.leaves(
-    fit.lay_out(_experiment(), sharding.make_mesh()).abstract.params.weights
+    trainer.lay_out(_experiment(), sharding.make_mesh()).abstract.params.weights
   )
   weights = sum(4 * math.prod(leaf.shape) for leaf in leaves)
   assert weights <= reduction.bytes <= weights + 2 * rows + 256

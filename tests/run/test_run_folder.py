@@ -4,7 +4,8 @@ import pytest
 
 from trm_jax.errors import UserError
 from trm_jax.run import folder as run_folder
-from trm_jax.run.folder import RunFolder, write_json
+from trm_jax.run.files import read_optional, write_json
+from trm_jax.run.folder import RunFolder
 
 CONFIG = {
   "data": {"size": 4, "givens": (4, 8), "cache_dir": ""},
@@ -137,12 +138,12 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   path = tmp_path / "deep" / "result.json"
   write_json(path, {"exact": 0.5})
 
-  def half(self, text):
-    with self.open("w") as file:
-      file.write(text[:3])
+  def half(self, content):
+    with self.open("wb") as file:
+      file.write(content[:3])
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(run_folder.pathlib.Path, "write_text", half)
+  monkeypatch.setattr(type(path), "write_bytes", half)
   with pytest.raises(UserError, match=r"cannot write .*No space left"):
     write_json(path, {"exact": 0.75})
   assert json.loads(path.read_text()) == {"exact": 0.5}
@@ -174,10 +175,10 @@ def test_names_of_puzzles_may_change_before(tmp_path):
 
 def test_an_optional_file_may_be_missing_but_not_damaged(tmp_path):
   path = tmp_path / "some.json"
-  assert run_folder.read_optional(path) == {}
+  assert read_optional(path) == {}
   write_json(path, {"a": 1})
-  assert run_folder.read_optional(path) == {"a": 1}
+  assert read_optional(path) == {"a": 1}
   for text in ("", "[1]", "{", "[" * 100_000):
     path.write_text(text)
     with pytest.raises(UserError, match="is damaged"):
-      run_folder.read_optional(path)
+      read_optional(path)

@@ -241,7 +241,7 @@ def _end_all(message: str, status: int) -> int:
   """Says why this process ends, to all other processes too."""
   print(message, file=sys.stderr, flush=True)
   if processes := _joined():
-    processes.tell_failure(message.removeprefix("error: "), status)
+    processes.tell_failure(message.removeprefix("error: "))
     # An orderly end would wait for what the others no longer do.
     sys.stdout.flush()
     os._exit(status)

@@ -29,8 +29,8 @@ from trm_jax.errors import UserError
 from trm_jax.export import recognition, reference
 from trm_jax.run import checkpoint, weights
 from trm_jax.run.folder import RunFolder, write_json
-from trm_jax.train import loop as fit
 from trm_jax.train import step as train
+from trm_jax.train.program import build
 
 # What may become of a puzzle table of another size than the data needs.
 TABLES = ("keep", "mean", "drop")
@@ -391,7 +391,7 @@ def write_run(
       devices do not suit the config.
   """
   check_new(path)
-  program = fit.build(experiment)
+  program = build(experiment)
   unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     folder = RunFolder(unfinished)

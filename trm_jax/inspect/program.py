@@ -1,7 +1,7 @@
 """The programs that loops run, lowered for devices that are only described.
 
-They are the very functions that `fit`, `population` and `solve` compile, with
-their shapes and shardings. No data is read: only its shapes matter.
+They are the very functions that `fit` and `solve` compile, with their
+shapes and shardings. No data is read: only its shapes matter.
 """
 
 import dataclasses
@@ -21,8 +21,7 @@ from trm_jax.inspect.topology import Topology
 from trm_jax.run import sharding
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Solver
-from trm_jax.train import loop as fit
-from trm_jax.train import population
+from trm_jax.train import program as trainer
 from trm_jax.train import step as train
 
 # Rows of what the hub gives, and puzzle ids that 1000 copies of each task come
@@ -110,11 +109,11 @@ def training(experiment: Experiment, topology: Topology, data: Data) -> Work:
   mesh = sharding.make_mesh(
     experiment.mesh.data, experiment.mesh.model, devices=topology.devices
   )
-  _check_batches(experiment, mesh)
+  trainer.check_batches(experiment, mesh)
   count = experiment.train.steps_per_dispatch
 
   def lower() -> jax.stages.Lowered:
-    program = fit.lay_out(experiment, mesh)
+    program = trainer.lay_out(experiment, mesh)
     table = _stage(experiment, mesh, data)
     choices = program.recipe.choices(0, count)
     return program.dispatch.lower(program.abstract, table, choices)
@@ -142,11 +141,11 @@ def population_training(
     members=len(seeds),
     devices=topology.devices,
   )
-  _check_batches(experiment, mesh, shared=True)
+  trainer.check_batches(experiment, mesh)
   count = experiment.train.steps_per_dispatch
 
   def lower() -> jax.stages.Lowered:
-    program = population.lay_out(experiment, seeds, mesh)
+    program = trainer.lay_out(experiment, mesh, seeds)
     table = _stage(experiment, mesh, data)
     choices = program.recipe.choices(0, count)
     return program.dispatch.lower(program.abstract, table, choices)
@@ -195,24 +194,15 @@ def _training_flops(experiment: Experiment) -> float:
   return float(deepest * experiment.train.batch_size)
 
 
-def _check_batches(experiment: Experiment, mesh: Mesh, shared: bool = False):
-  sharding.check_batch(
-    "config.train.batch_size", experiment.train.batch_size, mesh
-  )
-  sharding.check_batch(
-    "config.eval.batch_size", experiment.eval.batch_size, mesh, shared
-  )
-
-
 def _stage(experiment: Experiment, mesh: Mesh, data: Data) -> Table:
-  """`fit.stage` of data that is not there."""
+  """`trainer.stage` of data that is not there."""
   split = made_up.split(experiment.task, data.rows, data.copies)
   whole = sharding.replicated(mesh)
   table = jax.tree.map(
     lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole),
     Table.of(split),
   )
-  if split.inputs.nbytes + split.labels.nbytes <= fit._SHARED_FROM:
+  if split.inputs.nbytes + split.labels.nbytes <= trainer._SHARED_FROM:
     return table
   rows = -(-data.rows // mesh.size) * mesh.size
   examples = jax.ShapeDtypeStruct(

@@ -2,13 +2,14 @@
 
 A checkpoint is written to a temporary folder and renamed when complete, so a
 process killed at any moment leaves either a whole checkpoint or none. Each
-carries a fingerprint of its bits, for storage does not always give back what
-it was given.
+carries a fingerprint of its bits, which detects storage errors.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import jax
@@ -76,10 +77,11 @@ class Checkpoints:
 
   def __exit__(self, kind, *_):
     try:
-      self._orbax.close()
-    except (OSError, ValueError, RuntimeError) as error:
-      if kind is None:  # else an error is on its way already
-        raise self._unwritten(error) from error
+      with self._writing():
+        self._orbax.close()
+    except UserError:
+      if kind is None:  # an error that is on its way already is not replaced
+        raise
 
   @property
   def steps(self) -> list[int]:
@@ -136,7 +138,7 @@ class Checkpoints:
     """
     if step in self.steps:
       return
-    try:
+    with self._writing():
       self._orbax.save_async(
         step,
         _storable(state),
@@ -144,8 +146,6 @@ class Checkpoints:
         metrics=cast(Any, metrics),
         custom_metadata=cast(Any, {"fingerprints": _fingerprints(state)}),
       )
-    except (OSError, ValueError, RuntimeError) as error:
-      raise self._unwritten(error) from error
 
   def wait(self):
     """Waits until everything is written.
@@ -153,10 +153,8 @@ class Checkpoints:
     Raises:
       UserError: if it could not be.
     """
-    try:
+    with self._writing():
       self._orbax.wait()
-    except (OSError, ValueError, RuntimeError) as error:
-      raise self._unwritten(error) from error
 
   def restore(self, step: int, abstract: Any, partial: bool = False) -> Any:
     """Loads a checkpoint straight into its place on the devices.
@@ -217,13 +215,17 @@ class Checkpoints:
       f"Cause: {cause}"
     )
 
-  def _unwritten(self, error: Exception) -> UserError:
-    where = f"step {self.latest}" if self.steps else "the beginning"
-    return UserError(
-      f"a checkpoint could not be written to {self._directory}; once there is "
-      f"space, the same command goes on from {where}. "
-      f"Cause: {first_line(error)}"
-    )
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except (OSError, ValueError, RuntimeError) as error:
+      where = f"step {self.latest}" if self.steps else "the beginning"
+      raise UserError(
+        f"a checkpoint could not be written to {self._directory}; once there "
+        f"is space, the same command goes on from {where}. "
+        f"Cause: {first_line(error)}"
+      ) from error
 
 
 def abstract_state(tree: Any, shardings: Any) -> Any:
@@ -285,9 +287,9 @@ def fingerprint(tree: Any) -> jax.Array:
 def _fingerprints(tree: Any) -> dict[str, int]:
   """The fingerprint of each part of a tree, as in "params/weights"."""
   parts: dict[str, list[jax.Array]] = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    name = jax.tree_util.keystr(path[:2], simple=True, separator="/")
-    parts.setdefault(name, []).append(leaf)
+  for name, leaf in named_leaves(tree).items():
+    part = "/".join(name.split("/")[:2])
+    parts.setdefault(part, []).append(leaf)
   return {name: int(value) for name, value in fingerprints(parts).items()}
 
 
@@ -324,16 +326,22 @@ def _differences(there: dict[str, str], wanted: dict[str, str]) -> str:
   return "; ".join(first + more)
 
 
-def described(tree: Any) -> dict[str, str]:
-  """Path of each array -> its dtype and shape."""
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Every array of a tree, or its shape, by path: "weights/embed/tokens"."""
   leaves = jax.tree_util.tree_leaves_with_path(
     tree, is_leaf=lambda node: hasattr(node, "shape")
   )
   return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): (
-      f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-    )
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in leaves
+  }
+
+
+def described(tree: Any) -> dict[str, str]:
+  """Path of each array -> its dtype and shape, as in "float32[3, 4]"."""
+  return {
+    name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    for name, leaf in named_leaves(tree).items()
   }
 
 

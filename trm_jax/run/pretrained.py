@@ -16,7 +16,8 @@ from trm_jax.errors import UserError
 from trm_jax.run import sharding
 from trm_jax.run import weights as weights_file
 from trm_jax.run.checkpoint import Checkpoints, abstract_state
-from trm_jax.run.folder import RunFolder, read_optional
+from trm_jax.run.files import read_optional
+from trm_jax.run.folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,12 +93,17 @@ def load(path: str | os.PathLike, checkpoint: str = "best") -> Pretrained:
       f"{path}: there is neither a run's folder nor a file; name one of the two"
     )
   params, config, facts = weights_file.load_weights(path)
+  names, step = facts.get("names", ["<blank>"]), facts.get("step", 0)
+  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    raise UserError(f"{path}: its names of puzzle ids are not a list of texts")
+  if type(step) is not int:
+    raise UserError(f"{path}: its step is {step!r:.40}, not a whole number")
   return Pretrained(
     params=params,
     experiment=config_lib.read(config),
     config=config,
-    names=_names(path, facts.get("names", ["<blank>"])),
-    step=_number(path, facts.get("step", 0)),
+    names=names,
+    step=step,
     scores=facts.get("scores", []),
     calibration=facts.get("calibration"),
     averaged=facts.get("averaged", True) is True,
@@ -164,15 +170,3 @@ def restore_params(
     puzzle_table=found["params"]["puzzle_table"],
     initial=found["params"]["initial"],
   )
-
-
-def _names(path: pathlib.Path, names: Any) -> list[str]:
-  if isinstance(names, list) and all(isinstance(n, str) for n in names):
-    return names
-  raise UserError(f"{path}: its names of puzzle ids are not a list of texts")
-
-
-def _number(path: pathlib.Path, step: Any) -> int:
-  if type(step) is int:
-    return step
-  raise UserError(f"{path}: its step is {step!r:.40}, not a whole number")

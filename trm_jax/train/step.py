@@ -225,7 +225,7 @@ def learn(
   state: TrainState,
   incoming: Puzzles,
   recipe: Recipe,
-  spread: sharding.Spread = sharding.alone,
+  split_slots: sharding.SplitSlots = sharding.all_at_once,
 ) -> tuple[TrainState, Learned]:
   """One optimizer step on given incoming puzzles.
 
@@ -233,8 +233,7 @@ def learn(
     state: the training state. Its cursor is left alone.
     incoming: one puzzle per slot, taken by the halted ones.
     recipe: what to do.
-    spread: how slots share the work, see `sharding.over_slots`. They meet in
-      the sums of losses and gradients alone.
+    split_slots: over devices and microbatches, see `sharding.split_slots`.
 
   Returns:
     The next state, and the by-products.
@@ -267,7 +266,7 @@ def learn(
     )
     return (loss, metrics, gradients), (*seen, row_gradients)
 
-  sums, seen = spread(grade)(params.weights, slots)
+  sums, seen = split_slots(grade)(params.weights, slots)
   loss, metrics, gradients = sums
   outputs, after, row_gradients = seen
   with jax.named_scope("optimizer"):
@@ -356,7 +355,7 @@ def train_step(
   table: Table,
   recipe: Recipe,
   choice: ArrayLike = 0,
-  spread: sharding.Spread = sharding.alone,
+  split_slots: sharding.SplitSlots = sharding.all_at_once,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Draws puzzles and learns from them.
 
@@ -365,7 +364,7 @@ def train_step(
     table: the whole training split, on the device.
     recipe: what to do.
     choice: int32 [], which of `recipe.models` to train.
-    spread: see `learn`.
+    split_slots: see `learn`.
 
   Returns:
     The next state, and scalar metrics: the sums of
@@ -377,7 +376,7 @@ def train_step(
     at_this_depth = dataclasses.replace(recipe, model=model)
 
     def branch(state, incoming):
-      state, learned = learn(state, incoming, at_this_depth, spread)
+      state, learned = learn(state, incoming, at_this_depth, split_slots)
       return state, learned.metrics | {
         "loss": learned.loss / recipe.train.batch_size,
         "gradient_norm": optax.tree.norm(learned.gradients),
@@ -395,7 +394,7 @@ def train_steps(
   table: Table,
   recipe: Recipe,
   choices: ArrayLike | None = None,
-  spread: sharding.Spread = sharding.alone,
+  split_slots: sharding.SplitSlots = sharding.all_at_once,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """`steps_per_dispatch` training steps in one program; metrics `[K]` each.
 
@@ -404,7 +403,7 @@ def train_steps(
     table: the whole training split, on the device.
     recipe: what to do.
     choices: int32 `[K]`, see `Recipe.choices`; `None` where there is but one.
-    spread: see `learn`.
+    split_slots: see `learn`.
 
   Returns:
     The state K steps later, and the metrics of each.
@@ -415,6 +414,6 @@ def train_steps(
     choices = np.zeros(count, np.int32)
 
   def body(state, choice):
-    return train_step(state, table, recipe, choice, spread)
+    return train_step(state, table, recipe, choice, split_slots)
 
   return jax.lax.scan(body, state, jnp.asarray(choices), length=count)
