@@ -34,7 +34,7 @@ from trm_jax.core import flops
 from trm_jax.core.halting import Puzzles
 from trm_jax.data import synthetic as made_up
 from trm_jax.data.task import Split
-from trm_jax.inspect import hlo
+from trm_jax.inspect import cost
 from trm_jax.run import sharding
 from trm_jax.solve import evaluate
 from trm_jax.train import loop as fit
@@ -193,7 +193,7 @@ def _prepare(
 ) -> tuple[Callable[[], Any], dict[str, float]]:
   """A dispatch of training to call, and what it costs each device a step."""
   made = dispatch.prepare(program, split)
-  work = hlo.Module(made.compiled.as_text()).count()
+  work = cost.count(made.compiled)
   memory = made.compiled.memory_analysis()
   steps = made.steps
   return made.call, {

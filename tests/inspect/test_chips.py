@@ -46,7 +46,7 @@ def test_time_is_work_by_the_rate_that_is_reached():
     ("abacus!", "bfloat16", 0.4, r"chip='abacus!': must be one of .* cpu$"),
     ("v4", "float64", 0.4, "dtype='float64': .* bfloat16, float32"),
     ("v4", "bfloat16", 0.0, "utilisation=0.0"),
-    ("v4", "bfloat16", 40.0, "utilisation=40.0: must be a share"),
+    ("v4", "bfloat16", 40.0, "utilisation=40.0: must be a fraction"),
     ("v4", "bfloat16", float("nan"), "utilisation=nan"),
   ],
 )

@@ -1,8 +1,7 @@
-"""Slices of TPUs that are not here: their names, chips and devices."""
+"""Slices of TPUs that are only described: their names, chips and devices."""
 
 import contextlib
 import dataclasses
-import difflib
 import importlib.util
 import math
 import os
@@ -15,13 +14,12 @@ from jax.experimental import topologies
 
 from trm_jax.errors import UserError
 from trm_jax.inspect import chips
-from trm_jax.inspect.chips import Chip
 
 # Chips of a host, at most, along each dimension.
 _HOST = (2, 2, 1)
 
-# libtpu looks for the machine that it usually finds itself in. Several
-# processes may compile at once, for none of them takes hold of a chip.
+# libtpu asks for the machine that it usually runs on. Several processes may
+# compile at once, for none of them takes hold of a chip.
 _ENVIRONMENT = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_SKIP_MDS_QUERY": "1",
@@ -30,7 +28,7 @@ _ENVIRONMENT = {
   "TPU_LOG_DIR": "disabled",
 }
 
-_EXAMPLES = "v5e:4x4, v6e:16x16, v4:2x2x1, v5p:4x4x4, tpu7x:2x2x1"
+_EXAMPLES = "Examples: v5e:4x4, v6e:16x16, v4:2x2x1, v5p:4x4x4, tpu7x:2x2x1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Topology:
   Attributes:
     name: as it was asked for, such as "v5e:4x4".
     kind: how its chips are put together.
-    devices: as JAX describes them, those of each host one after another.
+    devices: as JAX describes them, sorted by host.
   """
 
   name: str
@@ -48,18 +46,18 @@ class Topology:
   devices: tuple[Any, ...]
 
   @property
-  def chip(self) -> Chip:
-    """What it consists of."""
+  def chip(self) -> chips.Chip:
+    """The kind of its chips."""
     return chips.find(self.kind.chip)
 
   @property
   def chips(self) -> int:
-    """How many."""
+    """Number of chips."""
     return len(self.devices) // self.kind.devices
 
   @property
   def hosts(self) -> int:
-    """Machines that its chips are in."""
+    """Number of machines that its chips are in."""
     return len({device.process_index for device in self.devices})
 
   @property
@@ -70,13 +68,7 @@ class Topology:
 
 
 def describe(name: str) -> Topology:
-  """A slice by its name.
-
-  Args:
-    name: a kind of chip and the numbers of chips along each dimension.
-
-  Returns:
-    The slice.
+  """A slice by its name: a kind of chip and the grid of chips, as "v5e:4x4".
 
   Raises:
     UserError: if there is no such slice, or no compiler for it.
@@ -84,9 +76,8 @@ def describe(name: str) -> Topology:
   kind, sizes = _read(name)
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(
-      "compiling for TPUs needs libtpu: pip install 'trm_jax[tpu]'. That takes "
-      f"the version that jax {jax.__version__} was made with; the program text "
-      "of others may not be read"
+      "compiling for TPUs needs libtpu: pip install 'trm_jax[tpu]', which "
+      f"takes the version that jax {jax.__version__} was made with"
     )
   options: dict[str, Any] = {
     "chips_per_host_bounds": tuple(map(min, (*sizes, 1)[:3], _HOST))
@@ -99,9 +90,9 @@ def describe(name: str) -> Topology:
         platform="tpu", topology_name=name, **options
       )
   except jax.errors.JaxRuntimeError as error:
+    reason = str(error).splitlines()[0].partition(": ")[2].rstrip(".")
     raise UserError(
-      f"topology {name!r}: libtpu has no such slice: {_line(error)}. Examples: "
-      f"{_EXAMPLES}"
+      f"topology {name!r}: libtpu has no such slice: {reason}. {_EXAMPLES}"
     ) from error
   devices = sorted(found.devices, key=lambda one: (one.process_index, one.id))
   assert len(devices) == math.prod(sizes) * kind.devices, name
@@ -111,25 +102,24 @@ def describe(name: str) -> Topology:
 def _read(name: str) -> tuple[chips.Slice, tuple[int, ...]]:
   kind, _, shape = name.partition(":")
   if kind not in chips.SLICES:
-    close = difflib.get_close_matches(kind.lower(), chips.SLICES, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
     raise UserError(
       f"topology {name!r}: the kind of chip must be one of "
-      f"{', '.join(chips.SLICES)}{hint}. Examples: {_EXAMPLES}"
+      f"{', '.join(chips.SLICES)}{chips.did_you_mean(kind, chips.SLICES)}. "
+      f"{_EXAMPLES}"
     )
   found = chips.SLICES[kind]
   axes = found.dimensions
   if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{axes - 1}}}", shape):
     raise UserError(
-      f"topology {name!r}: expected {kind}:{'x'.join('ABC'[:axes])}, how many "
-      f"chips along each of {axes} dimensions. Examples: {_EXAMPLES}"
+      f"topology {name!r}: expected {kind}:{'x'.join('ABC'[:axes])}, chips "
+      f"along each of {axes} dimensions. {_EXAMPLES}"
     )
   return found, tuple(map(int, shape.split("x")))
 
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-  """Sets what libtpu looks for, where it is not set, while it starts."""
+  """Sets what libtpu reads when it starts, where it is not set."""
   added = {k: v for k, v in _ENVIRONMENT.items() if k not in os.environ}
   os.environ.update(added)
   try:
@@ -137,7 +127,3 @@ def _environment() -> Iterator[None]:
   finally:
     for name in added:
       os.environ.pop(name, None)
-
-
-def _line(error: Exception) -> str:
-  return str(error).splitlines()[0].partition(": ")[2].rstrip(".")
