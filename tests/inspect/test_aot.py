@@ -111,16 +111,15 @@ def test_the_size_of_data_follows_from_the_config(data, rows, copies, ids):
   assert told == program.DataSize(5, copies, 6)
 
 
-@pytest.mark.parametrize("name", chips.SLICES)
-def test_the_bound_is_the_slowest_of_three(name):
-  kind, chip = chips.SLICES[name], chips.CHIPS[name]
+@pytest.mark.parametrize("chip", chips.TPUS.values(), ids=lambda c: c.name)
+def test_the_bound_is_the_slowest_of_three(chip):
   flops, moved = chip.peak_flops["bfloat16"], chip.bandwidth
-  times = estimate.bound(kind, "bfloat16", flops, moved / 2, 0.0)
+  times = estimate.bound(chip, "bfloat16", flops, moved / 2, 0.0)
   # A chip of two devices takes twice as long on one of them.
-  assert times.compute == pytest.approx(kind.devices)
-  assert times.memory == pytest.approx(kind.devices / 2)
+  assert times.compute == pytest.approx(chip.devices)
+  assert times.memory == pytest.approx(chip.devices / 2)
   assert (times.limit, times.seconds) == ("compute", times.compute)
-  times = estimate.bound(kind, "float32", 0.0, moved, 2 * kind.interconnect)
+  times = estimate.bound(chip, "float32", 0.0, moved, 2 * chip.interconnect)
   assert (times.limit, times.seconds) == ("interconnect", times.interconnect)
 
 
@@ -144,11 +143,11 @@ def test_the_bound_is_the_slowest_of_three(name):
       ('32.00G op_name="jit(f)/mul" s32[8388608,8,4]{2,1,0:T(8,128)}',
        "512.00M f32[1]{0}"),
     ),
-    ("RESOURCE_EXHAUSTED: no more", 0, chips.SLICES["v5e"].usable_bytes, ()),
+    ("RESOURCE_EXHAUSTED: no more", 0, chips.TPUS["v5e"].usable_bytes, ()),
   ],
 )  # fmt: skip
 def test_a_refusal_says_what_it_would_need(message, needed, usable, largest):
-  found = estimate.read_refusal(message, chips.SLICES["v5e"])
+  found = estimate.read_refusal(message, chips.TPUS["v5e"])
   assert (found.needed, found.usable) == (needed, usable)
   assert found.largest == largest
   assert found.message == message.splitlines()[0]
@@ -204,9 +203,9 @@ def test_slices_have_their_chips(name, chips_in_it, devices, hosts):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("kind", chips.SLICES)
+@pytest.mark.parametrize("kind", chips.TPUS)
 def test_usable_memory_is_what_the_compiler_says(kind):
-  shape = "1x1x1" if chips.SLICES[kind].dimensions == 3 else "1x1"
+  shape = "1x1x1" if chips.TPUS[kind].dimensions == 3 else "1x1"
   one = topology.describe(f"{kind}:{shape}")
   mesh = jax.make_mesh(
     (len(one.devices),), ("data",), devices=one.devices,
@@ -218,9 +217,9 @@ def test_usable_memory_is_what_the_compiler_says(kind):
   lowered = jax.jit(lambda x: jnp.sort(x, axis=0).sum()).lower(much)
   with pytest.raises(jax.errors.JaxRuntimeError) as raised:
     lowered.compile()
-  found = estimate.read_refusal(str(raised.value), chips.SLICES[kind])
+  found = estimate.read_refusal(str(raised.value), chips.TPUS[kind])
   assert found.needed > 300 * 2**30
-  assert found.usable == chips.SLICES[kind].usable_bytes
+  assert found.usable == chips.TPUS[kind].usable_bytes
 
 
 def _train(name: str, puzzle_ids: int, **sections) -> Estimate | TooLarge:

@@ -22,75 +22,61 @@ from collections.abc import Iterable, Mapping
 
 from trm_jax.errors import UserError
 
-_GB = 10**9
 _GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One chip, which for "tpu7x" is two devices of JAX.
+  """One chip; what follows `bandwidth` is known of TPUs alone."""
 
-  Attributes:
-    name: its key in `CHIPS`.
-    peak_flops: dtype -> FLOP/s.
-    memory_bytes: of its fast memory.
-    bandwidth: of that memory, bytes/s.
-  """
-
-  name: str
-  peak_flops: Mapping[str, float]
-  memory_bytes: int
-  bandwidth: float
+  name: str  # its key in `CHIPS`
+  peak_flops: Mapping[str, float]  # dtype -> FLOP/s
+  memory_bytes: int  # of its fast memory
+  bandwidth: float  # of that memory, bytes/s
+  dimensions: int = 0  # of the grid that the chips of a slice form
+  devices: int = 1  # of JAX in each chip
+  usable_bytes: int = 0  # by programs of each device, as libtpu 0.0.42 says
+  interconnect: float = 0.0  # bytes/s that it can send over all its links
 
 
-@dataclasses.dataclass(frozen=True)
-class Slice:
-  """How TPUs of one kind are put together.
+def _chip(
+  name: str, bfloat16: float, float32: float, memory: float, bandwidth: float
+) -> Chip:
+  rates = {"bfloat16": bfloat16, "float32": float32}
+  return Chip(name, rates, int(memory), bandwidth)
 
-  Attributes:
-    chip: a key of `CHIPS`.
-    dimensions: of the grid that its chips form.
-    devices: of JAX in each chip.
-    usable_bytes: of the memory of each device, what libtpu 0.0.42 leaves to
-      programs.
-    interconnect: bytes/s that a chip can send over all its links.
-  """
 
-  chip: str
-  dimensions: int
-  devices: int
-  usable_bytes: int
-  interconnect: float
+def _tpu(
+  name: str, flops: float, memory: int, bandwidth: float, dimensions: int,
+  devices: int, usable: float, interconnect: float,
+) -> Chip:  # fmt: skip
+  return dataclasses.replace(
+    _chip(name, flops, flops, memory * _GIB, bandwidth),
+    dimensions=dimensions,
+    devices=devices,
+    usable_bytes=int(usable * _GIB),
+    interconnect=interconnect,
+  )
 
 
 CHIPS: dict[str, Chip] = {
-  name: Chip(name, {"bfloat16": b, "float32": f}, memory_bytes, bandwidth)
-  for name, b, f, memory_bytes, bandwidth in (
-    ("v4", 275e12, 275e12, 32 * _GIB, 1200e9),
-    ("v5e", 197e12, 197e12, 16 * _GIB, 819e9),
-    ("v5p", 459e12, 459e12, 95 * _GIB, 2765e9),
-    ("v6e", 918e12, 918e12, 32 * _GIB, 1638e9),
-    ("tpu7x", 2307e12, 2307e12, 192 * _GIB, 7380e9),
-    ("a100", 312e12, 156e12, 80 * _GB, 2039e9),
-    ("h100", 989.4e12, 494.7e12, 80 * _GB, 3350e9),
-    ("h200", 989.4e12, 494.7e12, 141 * _GB, 4800e9),
-    ("b200", 2250e12, 1100e12, 180 * _GB, 8000e9),
-    ("l40s", 362e12, 183e12, 48 * _GB, 864e9),
-    ("rtx4090", 165.2e12, 82.6e12, 24 * _GB, 1008e9),
-    ("cpu", 0.25e12, 0.25e12, 24 * _GIB, 16e9),
+  chip.name: chip
+  for chip in (
+    _tpu("v4", 275e12, 32, 1200e9, 3, 1, 30.75, 300e9),
+    _tpu("v5e", 197e12, 16, 819e9, 2, 1, 15.75, 200e9),
+    _tpu("v5p", 459e12, 95, 2765e9, 3, 1, 95.74, 600e9),
+    _tpu("v6e", 918e12, 32, 1638e9, 2, 1, 31.25, 400e9),
+    _tpu("tpu7x", 2307e12, 192, 7380e9, 3, 2, 94.75, 600e9),
+    _chip("a100", 312e12, 156e12, 80e9, 2039e9),
+    _chip("h100", 989.4e12, 494.7e12, 80e9, 3350e9),
+    _chip("h200", 989.4e12, 494.7e12, 141e9, 4800e9),
+    _chip("b200", 2250e12, 1100e12, 180e9, 8000e9),
+    _chip("l40s", 362e12, 183e12, 48e9, 864e9),
+    _chip("rtx4090", 165.2e12, 82.6e12, 24e9, 1008e9),
+    _chip("cpu", 0.25e12, 0.25e12, 24 * _GIB, 16e9),
   )
 }
-
-SLICES: dict[str, Slice] = {
-  chip: Slice(chip, dimensions, devices, int(usable * _GIB), interconnect)
-  for chip, dimensions, devices, usable, interconnect in (
-    ("v4", 3, 1, 30.75, 300e9),
-    ("v5e", 2, 1, 15.75, 200e9),
-    ("v5p", 3, 1, 95.74, 600e9),
-    ("v6e", 2, 1, 31.25, 400e9),
-    ("tpu7x", 3, 2, 94.75, 600e9),
-  )
-}
+TPUS = {name: chip for name, chip in CHIPS.items() if chip.dimensions}
 
 
 def find(name: str) -> Chip:

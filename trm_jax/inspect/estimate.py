@@ -83,13 +83,13 @@ class TooLarge:
 
 def estimate(work: Workload, topology: Topology) -> Estimate | TooLarge:
   """Compiles a program and reads the result."""
-  kind, lowered = topology.kind, work.lower()
+  chip, lowered = topology.chip, work.lower()
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    return read_refusal(str(error), kind)
+    return read_refusal(str(error), chip)
   memory, counts = compiled.memory_analysis(), cost.count(compiled)
   assert memory is not None
   sent = sum(c.sent * c.times for c in counts.collectives)
@@ -97,11 +97,11 @@ def estimate(work: Workload, topology: Topology) -> Estimate | TooLarge:
     each / work.steps
     for each in (counts.flops, counts.bytes, counts.cycles, sent)
   )
-  times = bound(kind, work.dtype, flops, moved, sent)
-  peak = topology.chip.peak_flops[work.dtype] / kind.devices
+  times = bound(chip, work.dtype, flops, moved, sent)
+  peak = chip.peak_flops[work.dtype] / chip.devices
   return Estimate(
     memory=Memory(
-      usable=kind.usable_bytes,
+      usable=chip.usable_bytes,
       arguments=memory.argument_size_in_bytes,
       outputs=memory.output_size_in_bytes,
       aliased=memory.alias_size_in_bytes,
@@ -122,33 +122,33 @@ def estimate(work: Workload, topology: Topology) -> Estimate | TooLarge:
 
 
 def bound(
-  kind: chips.Slice, dtype: str, flops: float, moved: float, sent: float
+  chip: chips.Chip, dtype: str, flops: float, moved: float, sent: float
 ) -> Times:
   """The least time of some work of one device.
 
   Args:
-    kind: of its chip, whose devices divide the rates of the chip.
+    chip: whose devices divide its rates.
     dtype: of the matrix products.
     flops: of them.
     moved: bytes of its memory.
     sent: bytes to other devices.
   """
-  chip, devices = chips.find(kind.chip), kind.devices
+  devices = chip.devices
   return Times(
-    compute=chips.estimate_seconds(flops, kind.chip, dtype, 1.0) * devices,
+    compute=chips.estimate_seconds(flops, chip.name, dtype, 1.0) * devices,
     memory=moved / chip.bandwidth * devices,
-    interconnect=sent / kind.interconnect * devices,
+    interconnect=sent / chip.interconnect * devices,
   )
 
 
-def read_refusal(message: str, kind: chips.Slice) -> TooLarge:
+def read_refusal(message: str, chip: chips.Chip) -> TooLarge:
   """What the compiler says of a program that is too large.
 
   It says so early, with the sum alone, or after it has laid everything out,
   with a list of the largest allocations.
   """
   size = r"([\d.]+)([KMGT]?)"
-  needed, usable = 0, kind.usable_bytes
+  needed, usable = 0, chip.usable_bytes
   if found := re.search(
     rf"\({size}\) exceeds available \w+ \({size}\)|Used {size} of {size} hbm",
     message,

@@ -153,7 +153,7 @@ def _figures(outcome: Outcome, request: Request) -> dict[str, str]:
     needs = f"{found.needed / _GIB:.2f}" if found.needed else "more"
     return row | {"fits": f"no: needs {needs} of {found.usable / _GIB:.2f} GiB"}
   memory, times = found.memory, found.times
-  per_chip = found.flops * one.kind.devices / outcome.work.devices
+  per_chip = found.flops * one.chip.devices / outcome.work.devices
   runs = sum(c.times for c in found.collectives) / found.steps
   inside = sum(c.times for c in found.collectives if c.recursive) / found.steps
   row |= {

@@ -33,27 +33,16 @@ _EXAMPLES = "Examples: v5e:4x4, v6e:16x16, v4:2x2x1, v5p:4x4x4, tpu7x:2x2x1"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """A slice of a TPU pod.
+  """A slice of a TPU pod."""
 
-  Attributes:
-    name: as it was asked for, such as "v5e:4x4".
-    kind: how its chips are put together.
-    devices: as JAX describes them, sorted by host.
-  """
-
-  name: str
-  kind: chips.Slice
-  devices: tuple[Any, ...]
-
-  @property
-  def chip(self) -> chips.Chip:
-    """The kind of its chips."""
-    return chips.find(self.kind.chip)
+  name: str  # as it was asked for, such as "v5e:4x4"
+  chip: chips.Chip
+  devices: tuple[Any, ...]  # as JAX describes them, sorted by host
 
   @property
   def chips(self) -> int:
     """Number of chips."""
-    return len(self.devices) // self.kind.devices
+    return len(self.devices) // self.chip.devices
 
   @property
   def hosts(self) -> int:
@@ -73,7 +62,7 @@ def describe(name: str) -> Topology:
   Raises:
     UserError: if there is no such slice, or no compiler for it.
   """
-  kind, sizes = _read(name)
+  chip, sizes = _read(name)
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(
       "compiling for TPUs needs libtpu: pip install 'trm_jax[tpu]', which "
@@ -82,7 +71,7 @@ def describe(name: str) -> Topology:
   options: dict[str, Any] = {
     "chips_per_host_bounds": tuple(map(min, (*sizes, 1)[:3], _HOST))
   }
-  if kind.chip == "v4":  # JAX uses its two cores as one device
+  if chip.name == "v4":  # JAX uses its two cores as one device
     options["chip_config_name"] = "megacore"
   try:
     with _environment():
@@ -95,19 +84,19 @@ def describe(name: str) -> Topology:
       f"topology {name!r}: libtpu has no such slice: {reason}. {_EXAMPLES}"
     ) from error
   devices = sorted(found.devices, key=lambda one: (one.process_index, one.id))
-  assert len(devices) == math.prod(sizes) * kind.devices, name
-  return Topology(name, kind, tuple(devices))
+  assert len(devices) == math.prod(sizes) * chip.devices, name
+  return Topology(name, chip, tuple(devices))
 
 
-def _read(name: str) -> tuple[chips.Slice, tuple[int, ...]]:
+def _read(name: str) -> tuple[chips.Chip, tuple[int, ...]]:
   kind, _, shape = name.partition(":")
-  if kind not in chips.SLICES:
+  if kind not in chips.TPUS:
     raise UserError(
       f"topology {name!r}: the kind of chip must be one of "
-      f"{', '.join(chips.SLICES)}{chips.did_you_mean(kind, chips.SLICES)}. "
+      f"{', '.join(chips.TPUS)}{chips.did_you_mean(kind, chips.TPUS)}. "
       f"{_EXAMPLES}"
     )
-  found = chips.SLICES[kind]
+  found = chips.TPUS[kind]
   axes = found.dimensions
   if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{axes - 1}}}", shape):
     raise UserError(
