@@ -133,9 +133,9 @@ def show(outcomes: list[Outcome], size: DataSize, request: Request):
         console.print(*(f"  {line}" for line in one.found.largest), sep="\n")
       else:
         _show_collectives(console, one, one.found)
+  copies = f" of {size.copies:,} copies" if size.copies > 1 else ""
   console.print(
-    f"assumed: {size.rows:,} examples of {size.copies:,} copies, "
-    f"{size.puzzle_ids:,} puzzle ids\n"
+    f"assumed: {size.rows:,} examples{copies}, {size.puzzle_ids:,} puzzle ids\n"
     "least times: at the peaks of trm_jax.inspect.chips, if products, memory "
     "or links alone were the limit"
   )

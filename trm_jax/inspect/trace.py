@@ -85,12 +85,13 @@ class Trace:
   devices: int
   seconds: float  # from the first operation to the end of the last
   busy: float  # fraction of it in which a device ran anything, the mean
-  programs: tuple[Module, ...] = ()  # compiled, as the trace holds them
+  programs: tuple[Module, ...] = ()  # that the trace holds, the largest first
 
   def source(self, operation: Operation) -> Source:
     """What an operation is there for; without lines if no program has it.
 
-    A trace that does not name the program (TPU) is taken to be of any of them.
+    Where the trace does not name the program (TPU), the largest that has such
+    an instruction is taken.
     """
     for program in self.programs:
       is_its = operation.module in ("", program.name)
@@ -119,7 +120,8 @@ def read(path: pathlib.Path) -> Trace:
   """
   written = path.read_bytes()
   found = add_up(ProfileData.from_serialized_xspace(written))
-  return dataclasses.replace(found, programs=tuple(_programs(written)))
+  programs = sorted(_programs(written), key=lambda one: -len(one.places))
+  return dataclasses.replace(found, programs=tuple(programs))
 
 
 def add_up(data: Any) -> Trace:
