@@ -194,7 +194,7 @@ def test_a_kernel_sees_one_device_s_part(
 def test_the_train_step_compiles_with_splash_for_a_tpu(model):
   experiment = _experiment({"attention": "splash"}, mesh={"model": model})
   slice_ = topology.describe("v5e:2x2")
-  data = program.assume(experiment)
+  data = program.expected_size(experiment)
   text = program.training(experiment, slice_, data).lower().compile().as_text()
   assert "splash_mha_fwd" in text
   assert "splash_mha_dkv" in text

@@ -12,7 +12,7 @@ from trm_jax.config import Experiment
 from trm_jax.core import flops
 from trm_jax.core.halting import Puzzles
 from trm_jax.data.task import Split
-from trm_jax.inspect import hlo
+from trm_jax.inspect import cost
 from trm_jax.run import sharding
 from trm_jax.solve import evaluate
 from trm_jax.train import program as trainer
@@ -137,7 +137,7 @@ def compare_members(
       times.append(time.perf_counter() - since)
   columns = {}
   for name, one, times in zip(programs, made, taken, strict=True):
-    work = hlo.Module(one.compiled.as_text()).count()
+    work = cost.count(one.compiled)
     memory = one.compiled.memory_analysis()
     held = (
       memory.argument_size_in_bytes

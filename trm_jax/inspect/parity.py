@@ -36,17 +36,11 @@ _LOSSES = {
 
 
 class Difference(NamedTuple):
-  """How far a replayed quantity is from the recorded one.
+  """How far a replayed quantity is from the recorded one."""
 
-  Attributes:
-    name: the quantity's key in the recording.
-    absolute: largest absolute difference.
-    relative: the same as a share of the largest recorded magnitude.
-  """
-
-  name: str
-  absolute: float
-  relative: float
+  name: str  # the quantity's key in the recording
+  absolute: float  # largest absolute difference
+  relative: float  # the same as a fraction of the largest recorded magnitude
 
 
 class Recording:
