@@ -32,7 +32,7 @@ from trm_jax.cli import app, dispatch
 from trm_jax.config import Experiment
 from trm_jax.core import flops
 from trm_jax.core.halting import Puzzles
-from trm_jax.data import synthetic as made_up
+from trm_jax.data import synthetic
 from trm_jax.data.task import Split
 from trm_jax.inspect import hlo
 from trm_jax.run import sharding
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
   """Benchmarks what `--config` describes."""
   app.no_arguments(argv)
   experiment = config_lib.read(app.config_values(_CONFIG))
-  split = made_up.split(experiment.task)
+  split = synthetic.split(experiment.task)
   if _SEEDS.value:
     return _compare_population(experiment, split)
   program = fit.build(experiment)

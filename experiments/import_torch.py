@@ -94,7 +94,7 @@ def _names_of_data(
   data = experiment.data
   if data.path and os.path.isdir(os.path.expanduser(data.path)):
     return datasets.identifiers(data)
-  if not experiment.task.view:
+  if not experiment.task.copies:
     return ["<blank>"]
   if _PUZZLE_TABLE.value != "drop":
     return None  # copies of ARC's tasks are many to make only to count them

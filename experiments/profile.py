@@ -36,7 +36,7 @@ from trm_jax import config as config_lib
 from trm_jax.cli import app, dispatch
 from trm_jax.config import Experiment
 from trm_jax.core.halting import Puzzles
-from trm_jax.data import synthetic as made_up
+from trm_jax.data import synthetic
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.inspect import trace
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
   experiment = config_lib.read(app.config_values(_CONFIG))
   out = _writable(_OUT.value)
   prepare = {"train": _training, "evaluate": _evaluation, "solve": _solving}
-  work = prepare[_WHAT.value](experiment, made_up.split(experiment.task))
+  work = prepare[_WHAT.value](experiment, synthetic.split(experiment.task))
   dispatches = -(-_STEPS.value // work.steps)
   jax.block_until_ready(work.dispatch())
   file = _record(work, dispatches, out)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from trm_jax.data.arc import files, groups
-from trm_jax.data.arc.settings import ArcData
+from trm_jax.data.arc.task import ArcData
 from trm_jax.errors import UserError
 
 

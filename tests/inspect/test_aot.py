@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from programs import run_program
 
 from trm_jax import config
-from trm_jax.data import synthetic as made_up
+from trm_jax.data import synthetic
 from trm_jax.errors import UserError
 from trm_jax.inspect import chips, estimate, hlo, listing, program, topology
 from trm_jax.inspect.estimate import Compiled, TooLarge
@@ -207,7 +207,7 @@ def test_large_data_is_spread_as_the_loop_does(monkeypatch):
   rows = 99
   data = program.Data(rows=rows, copies=1, puzzle_ids=1)
   table = program._stage(experiment, mesh, data)
-  there = fit.stage(made_up.split(experiment.task, rows), mesh)
+  there = fit.stage(synthetic.split(experiment.task, rows), mesh)
   assert jax.tree.map(_placed, table) == jax.tree.map(_placed, there)
   assert table.inputs.shape == (104, experiment.task.seq_len)
   assert table.num_rows == rows

@@ -11,7 +11,7 @@ from conftest import tiny_model, with_train
 
 from trm_jax import config as config_lib
 from trm_jax.data.batches import Table
-from trm_jax.data.sudoku import board
+from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.errors import UserError
 from trm_jax.run import sharding
 from trm_jax.train import loop as fit
@@ -236,4 +236,4 @@ def test_a_batch_that_devices_cannot_share_is_refused(experiment):
   )
   with pytest.raises(UserError, match=r"eval\.batch_size=12: must be a mult"):
     population.build(odd, SEEDS)
-  assert tiny_model().vocab_size == board.task(4).vocab_size
+  assert tiny_model().vocab_size == sudoku_task(4).vocab_size

@@ -1,7 +1,7 @@
 """Datasets in the folder layout of the reference's builders.
 
     PATH/identifiers.json                the name of each puzzle id
-    PATH/train/dataset.json              sizes, and the sets there are: "all"
+    PATH/train/dataset.json              sizes, and the name of the set: "all"
     PATH/train/all__inputs.npy           [N, S], questions
     PATH/train/all__labels.npy           [N, S], answers
     PATH/train/all__puzzle_indices.npy   [Q + 1], examples of each puzzle
@@ -19,16 +19,14 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from trm_jax.data.arc import grids
-from trm_jax.data.arc import names as names_lib
-from trm_jax.data.task import Split, Task
+from trm_jax.data.task import BLANK, Split, Task
 from trm_jax.errors import UserError
 
 SPLITS = ("train", "test")
-BLANK = "<blank>"
 
 _ARRAYS = (
   "inputs",
@@ -37,7 +35,6 @@ _ARRAYS = (
   "group_indices",
   "puzzle_identifiers",
 )
-_ARC_VOCABULARY = grids.FIRST_COLOUR + grids.NUM_COLOURS
 _CHUNK = 1 << 22  # tokens checked or written at a time
 
 
@@ -58,18 +55,19 @@ class Metadata:
   splits: tuple[str, ...]
 
 
-def metadata(path: str | os.PathLike) -> Metadata:
+def metadata(path: str | os.PathLike, task: Task | None = None) -> Metadata:
   """Reads what a folder says of itself.
 
   Args:
     path: the folder.
+    task: refuses a folder that was made for another task.
 
   Returns:
     The description that its splits share.
 
   Raises:
-    UserError: it is no such folder, a dataset.json is malformed, or those of
-      two splits contradict each other.
+    UserError: it is no such folder or of another task, a dataset.json is
+      malformed, or those of two splits contradict each other.
   """
   root = _root(path)
   splits = _splits(root)
@@ -82,22 +80,22 @@ def metadata(path: str | os.PathLike) -> Metadata:
           f"{header.path}: {name} is {values[1]}, but {values[0]} in "
           f"{headers[0].path}; build the splits together"
         )
+  first = headers[0]
+  if task and (first.seq_len, first.vocab_size) != (
+    task.seq_len, task.vocab_size
+  ):  # fmt: skip
+    raise UserError(
+      f"{path}: seq_len is {first.seq_len} and vocab_size {first.vocab_size}, "
+      f"but {task.name} has {task.seq_len} and {task.vocab_size}; choose "
+      f"another folder, or the task that it was made for"
+    )
   return Metadata(
-    seq_len=headers[0].seq_len,
-    vocab_size=headers[0].vocab_size,
-    num_puzzle_ids=headers[0].num_puzzle_identifiers,
-    splits=splits,
+    first.seq_len, first.vocab_size, first.num_puzzle_identifiers, splits
   )
 
 
 def identifiers(path: str | os.PathLike) -> list[str]:
-  """Reads the name of each puzzle id.
-
-  Args:
-    path: the folder.
-
-  Returns:
-    The names, by id; `["<blank>"]` where no puzzle is known by name.
+  """Reads the name of each puzzle id; `["<blank>"]` where none has a name.
 
   Raises:
     UserError: as `metadata`, or the names are malformed, or fewer or more than
@@ -106,44 +104,25 @@ def identifiers(path: str | os.PathLike) -> list[str]:
   return _identifiers(_root(path), metadata(path).num_puzzle_ids)
 
 
-def check_fits(path: str | os.PathLike, task: Task) -> None:
-  """Refuses a folder that was made for another task.
-
-  Args:
-    path: the folder.
-    task: what its puzzles should be.
-
-  Raises:
-    UserError: as `metadata`, or the length or the vocabulary differ.
-  """
-  found = metadata(path)
-  wanted = (task.seq_len, task.vocab_size)
-  if (found.seq_len, found.vocab_size) != wanted:
-    raise UserError(
-      f"{path}: seq_len is {found.seq_len} and vocab_size {found.vocab_size}, "
-      f"but {task.name} has {task.seq_len} and {task.vocab_size}; choose "
-      f"another folder, or the task that it was made for"
-    )
-
-
-def read(path: str | os.PathLike, split: str) -> Split:
+def read(path: str | os.PathLike, split: str, task: Task) -> Split:
   """Opens a split, after checking all of it.
 
   Tokens stay on the disk, mapped into memory, where the folder stores them as
-  uint8 and in one set; otherwise they are converted.
+  uint8; otherwise they are converted.
 
   Args:
     path: the folder.
     split: "train" or "test".
+    task: their task.
 
   Returns:
-    The split: its examples are stored as their puzzles show them. Groups of
-    ARC, known by its vocabulary, bear the name of their task, and its puzzles
-    the symmetry that their own name tells.
+    The split: its examples are stored as their puzzles show them. Where the
+    names of puzzles tell (`Task.parse_names`), groups have names and puzzles
+    symmetries.
 
   Raises:
-    UserError: a file is missing, damaged, or holds what the layout does not
-      allow.
+    UserError: a file is missing, damaged, or holds what the layout or the task
+      does not allow.
   """
   root = _root(path)
   if split not in _splits(root):
@@ -152,26 +131,16 @@ def read(path: str | os.PathLike, split: str) -> Split:
       f"put dataset.json, {_file_names('all')} in {root / split}"
     )
   header = _header(root, split)
-  _check_complete(header)
-  parts = [_read_set(header, name) for name in header.sets]
-  whole = parts[0] if len(parts) == 1 else _concatenate(parts)
+  whole = _read_arrays(header)
   names = _identifiers(root, header.num_puzzle_identifiers)
-  if header.vocab_size != _ARC_VOCABULARY or names == [BLANK]:
+  if not task.parse_names or names == [BLANK]:
     return whole
-  symmetries, groups = _symmetries(root, whole, names)
+  symmetries, groups = _symmetries(root, whole, names, task.parse_names)
   return dataclasses.replace(whole, symmetries=symmetries, names=groups)
 
 
 def chunks(count: int, width: int) -> Iterator[slice]:
-  """Cuts an array into parts that fit into memory.
-
-  Args:
-    count: rows of the array.
-    width: tokens of each row.
-
-  Yields:
-    The rows of each part.
-  """
+  """Cuts `count` rows of `width` tokens into parts that fit into memory."""
   step = max(1, _CHUNK // width)
   for begin in range(0, count, step):
     yield slice(begin, min(begin + step, count))
@@ -186,7 +155,7 @@ class _Header:
   vocab_size: int
   num_puzzle_identifiers: int
   labels_all: bool
-  sets: tuple[str, ...]
+  set: str
 
 
 # The least and the greatest value of whole numbers in a dataset.json. Here
@@ -251,7 +220,7 @@ def _header(root: pathlib.Path, split: str) -> _Header:
     vocab_size=fields["vocab_size"],
     num_puzzle_identifiers=fields["num_puzzle_identifiers"],
     labels_all=fields["ignore_label_id"] is None,
-    sets=_sets(path, fields["sets"]),
+    set=_set(path, fields["sets"]),
   )
 
 
@@ -267,45 +236,35 @@ def _check_whole(path, name, value, least, most):
   raise UserError(f"{path}: {name} is {_short(value)}; expected {expected}")
 
 
-def _sets(path, sets) -> tuple[str, ...]:
-  """Checks the names of sets, which become parts of file names."""
-  if not isinstance(sets, list) or not sets:
+def _set(path, sets) -> str:
+  """Checks the name of the only set, which becomes part of file names."""
+  if (
+    not isinstance(sets, list)
+    or len(sets) != 1
+    or not isinstance(sets[0], str)
+    or not re.fullmatch(r"\w[\w.-]*", sets[0])
+  ):
     raise UserError(
-      f"{path}: sets is {_short(sets)}; expected a list of names, such as "
-      f'["all"]'
+      f"{path}: sets is {_short(sets)}; expected a list of one name of "
+      f"letters, digits, '_', '-' and '.', such as [\"all\"]"
     )
-  for name in sets:
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-      raise UserError(
-        f"{path}: sets holds {_short(name)}; expected a name of letters, "
-        f"digits, '_', '-' and '.', and neither of the last two in front"
-      )
-  if len(set(sets)) != len(sets):
-    raise UserError(f"{path}: sets is {_short(sets)}; expected each name once")
-  return tuple(sets)
+  return sets[0]
 
 
 def _file_names(name: str) -> str:
   return ", ".join(f"{name}__{array}.npy" for array in _ARRAYS)
 
 
-def _check_complete(header: _Header):
+def _read_arrays(header: _Header) -> Split:
+  """Opens the arrays of a split and checks them, the small ones first."""
   folder = header.path.parent
-  for name in header.sets:
-    files = [folder / f"{name}__{array}.npy" for array in _ARRAYS]
-    missing = [file.name for file in files if not os.path.exists(file)]
-    if missing:
-      raise UserError(
-        f"{folder}: {', '.join(missing)} missing; the set {name!r} needs "
-        f"{_file_names(name)}"
-      )
-
-
-def _read_set(header: _Header, name: str) -> Split:
-  """Opens the arrays of one set and checks them, the small ones first."""
-  files = {
-    array: header.path.parent / f"{name}__{array}.npy" for array in _ARRAYS
-  }
+  files = {array: folder / f"{header.set}__{array}.npy" for array in _ARRAYS}
+  missing = [file.name for file in files.values() if not os.path.exists(file)]
+  if missing:
+    raise UserError(
+      f"{folder}: {', '.join(missing)} missing; the set {header.set!r} needs "
+      f"{_file_names(header.set)}"
+    )
   arrays = {array: _open(file) for array, file in files.items()}
   inputs, labels = arrays["inputs"], arrays["labels"]
   _check_rank(files["inputs"], inputs, 2)
@@ -438,30 +397,6 @@ def _tokens(path, array, least: int, header: _Header) -> np.ndarray:
   return tokens
 
 
-def _concatenate(parts: list[Split]) -> Split:
-  """Puts sets one behind the other."""
-  examples = np.cumsum([0] + [len(part.inputs) for part in parts])
-  puzzles = np.cumsum([0] + [len(part.puzzle_ids) for part in parts])
-
-  def joined(name):
-    return np.concatenate([getattr(part, name) for part in parts])
-
-  return Split(
-    inputs=joined("inputs"),
-    labels=joined("labels"),
-    puzzle_ids=joined("puzzle_ids"),
-    first_puzzle=np.concatenate(
-      [[0]]
-      + [part.first_puzzle[1:] + puzzles[i] for i, part in enumerate(parts)]
-    ).astype(np.int32),
-    first_example=np.concatenate(
-      [part.first_example + examples[i] for i, part in enumerate(parts)]
-    ).astype(np.int32),
-    num_examples=joined("num_examples"),
-    is_viewed=True,
-  )
-
-
 def _identifiers(root: pathlib.Path, num_ids: int) -> list[str]:
   """Reads the names of puzzle ids; `["<blank>"]` if none has one."""
   path = root / "identifiers.json"
@@ -486,9 +421,9 @@ def _identifiers(root: pathlib.Path, num_ids: int) -> list[str]:
 
 
 def _symmetries(
-  root: pathlib.Path, split: Split, names: list[str]
+  root: pathlib.Path, split: Split, names: list[str], parse: Any
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-  """Takes apart the names of ARC puzzles.
+  """Takes apart the names of puzzles.
 
   Returns:
     uint8 [Q, K], the symmetry of each puzzle.
@@ -503,7 +438,7 @@ def _symmetries(
       f"expected the name of a task or of a copy"
     )
   try:
-    tasks, symmetries = names_lib.parse_names(names)
+    tasks, symmetries = parse(names)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
   groups = tuple(tasks[puzzle] for puzzle in split.first_puzzle[:-1])

@@ -13,10 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 from trm_jax.config import Experiment
 from trm_jax.core import flops, network
-from trm_jax.data import synthetic as made_up
-from trm_jax.data.arc.settings import ArcData
+from trm_jax.data import synthetic
 from trm_jax.data.batches import Table
-from trm_jax.data.sudoku.settings import SudokuData
 from trm_jax.inspect.topology import Topology
 from trm_jax.run import sharding
 from trm_jax.solve.rules import SolveConfig
@@ -24,11 +22,6 @@ from trm_jax.solve.solver import Solver
 from trm_jax.train import loop as fit
 from trm_jax.train import population
 from trm_jax.train import step as train
-
-# Rows of what the hub gives, and puzzle ids that 1000 copies of each task come
-# to, the blank one included, as the reference's builder counts them.
-_SUDOKU_EXTREME, _MAZE_HARD = 3_831_994, 1_000
-_ARC_1, _ARC_2 = 876_407, 1_191_730
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,23 +73,9 @@ def assume(experiment: Experiment, rows: int = 0, puzzle_ids: int = 0) -> Data:
     1024 rows of a file that is not read.
   """
   data = experiment.data
-  copies = 1
-  if isinstance(data, ArcData):
-    copies = data.num_aug + 1
-    if data.only:
-      tasks = len(data.only.split(","))
-    else:
-      whole = _ARC_2 if "ARC-AGI-2" in data.train + data.test else _ARC_1
-      tasks = whole // 1000
-      # The reference leaves out copies that come out equal, of 1001.
-      puzzle_ids = puzzle_ids or (whole if data.num_aug == 1000 else 0)
-    rows = rows or tasks
-    puzzle_ids = puzzle_ids or tasks * copies + 1
-  elif not rows:
-    hub = _SUDOKU_EXTREME if isinstance(data, SudokuData) else _MAZE_HARD
-    rows = {"generate": data.num_train, "hub": hub}.get(data.train, 1024)
-    rows = min(rows, data.subsample or rows)
-  ids = max(puzzle_ids, experiment.model.num_puzzle_ids)
+  expected = data.task.dataset.expected_size(data)
+  rows, copies = rows or expected[0], expected[1]
+  ids = max(puzzle_ids or expected[2], experiment.model.num_puzzle_ids)
   return Data(rows, copies, ids)
 
 
@@ -206,7 +185,7 @@ def _check_batches(experiment: Experiment, mesh: Mesh, shared: bool = False):
 
 def _stage(experiment: Experiment, mesh: Mesh, data: Data) -> Table:
   """`fit.stage` of data that is not there."""
-  split = made_up.split(experiment.task, data.rows, data.copies)
+  split = synthetic.split(experiment.task, data.rows, data.copies)
   whole = sharding.replicated(mesh)
   table = jax.tree.map(
     lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole),

@@ -9,8 +9,16 @@ import reprlib
 import numpy as np
 
 from trm_jax.data.arc import grids
-from trm_jax.data.arc.settings import MAX_SIZE, WANTED
+from trm_jax.data.arc.grids import MAX_SIZE
 from trm_jax.errors import UserError
+
+WANTED = (
+  "A source is a folder with one json file a task (data/training and "
+  "data/evaluation of github.com/fchollet/ARC-AGI or "
+  "github.com/arcprize/ARC-AGI-2, corpus of "
+  "github.com/victorvikram/ConceptARC), or a file ..._challenges.json of the "
+  "Kaggle competitions, beside its ..._solutions.json."
+)
 
 # How a file of challenges, and the file of their solutions, end.
 CHALLENGES = "challenges.json"
