@@ -77,7 +77,7 @@ def _number_pairs(source, size):
   """Reads tasks: pairs, and the number of each (task, key of the input)."""
   numbers: dict[tuple[str, int], int] = {}
   pairs = []
-  for task, members in predictions.read_tasks(source).items():
+  for task, members in predictions.read_pairs(source).items():
     for question, solution in members:
       try:
         asked = (task, _key(question, size))

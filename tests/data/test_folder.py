@@ -254,7 +254,7 @@ REFUSED = [
   (put("train/dataset.json", "{"), JSON + "not JSON"),
   (put("train/dataset.json", b"\xff\xfe"), JSON + "not JSON"),
   (put("train/dataset.json", "[" * 100_000), JSON + "not JSON"),
-  (put("train/dataset.json", "[" * 400 + "]" * 400), r"\[\.\.\.; expected"),
+  (put("train/dataset.json", "[" * 400 + "]" * 400), JSON + r"holds \[.*; expected"),
   (put("train/dataset.json", "[]"), JSON + r"holds \[\]; expected an object"),
   (folder_in_place_of("train/dataset.json"), JSON + "cannot be read"),
   *[

@@ -1,5 +1,8 @@
 """Checks of settings; each names the field, its value and what was expected."""
 
+import json
+import os
+import reprlib
 import types
 import typing
 from typing import Any
@@ -112,3 +115,38 @@ def require_source(settings: Any, hub_size: int) -> None:
       f"{hub_size}x{hub_size}; use size={hub_size}, or set train and test to "
       f"'generate' or to csv paths"
     )
+
+
+def read_json(path: str | os.PathLike, wanted: str) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    UserError: it cannot be read, is not JSON, or an object has a key twice, of
+      which a parser keeps the last.
+  """
+  try:
+    with open(path, "rb") as file:
+      return json.loads(file.read(), object_pairs_hook=_object)
+  except OSError as error:
+    raise UserError(
+      f"{path}: cannot be read ({error.strerror}); expected {wanted}. Check "
+      f"the path."
+    ) from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(
+      f"{path}: not JSON ({error}); expected {wanted}. Copy it again."
+    ) from error
+
+
+def _object(items: list[tuple]) -> dict:
+  content = dict(items)
+  if len(content) < len(items):
+    keys = [key for key, _ in items]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f"the key {shorten(twice)} stands twice in an object")
+  return content
+
+
+def shorten(value: Any) -> str:
+  """A value from a file, short enough for a message."""
+  return reprlib.repr(value)
