@@ -16,7 +16,6 @@ predictions, which are what the reference's evaluator gets to see:
                          are skipped
 """
 
-import functools
 import json
 import math
 import pathlib
@@ -27,6 +26,8 @@ from absl import flags
 
 from trm_jax.cli import app
 from trm_jax.data.arc import grids, predictions
+from trm_jax.data.arc.symmetry import COPIES
+from trm_jax.data.arc.task import arc_task
 from trm_jax.errors import UserError
 from trm_jax.run.folder import write_json
 from trm_jax.solve import vote
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
   answered = predictions.read(file, len(tasks))
   size = math.isqrt(answered.inputs.shape[1])
   pairs, numbers = _number_pairs(source, size)
-  ballot = _cast_votes(answered, tasks, symmetries, numbers, size)
+  ballot = _cast_votes(answered, tasks, symmetries, numbers)
   silent = sum(not ballot.ranking(number) for number in numbers.values())
   if silent == len(numbers):
     raise UserError(
@@ -65,7 +66,8 @@ def main(argv: list[str]) -> int:
     if count:
       print(f"note: {count} of {len(of)} test inputs {what}", file=sys.stderr)
   if _SUBMISSION.value:
-    write_json(pathlib.Path(_SUBMISSION.value), vote.submission(ballot, pairs))
+    submission = vote.submission(ballot, pairs, arc_task(size))
+    write_json(pathlib.Path(_SUBMISSION.value), submission)
   scores = vote.pass_at_k(ballot, pairs)
   print(json.dumps({f"ARC/pass@{k}": s for k, s in scores.items()}, indent=1))
   return 0
@@ -75,7 +77,7 @@ def _number_pairs(source, size):
   """Reads tasks: pairs, and the number of each (task, key of the input)."""
   numbers: dict[tuple[str, int], int] = {}
   pairs = []
-  for task, members in predictions.read_tasks(source).items():
+  for task, members in predictions.read_pairs(source).items():
     for question, solution in members:
       try:
         asked = (task, _key(question, size))
@@ -91,18 +93,17 @@ def _key(grid, size):
   return int(vote.as_keys(vote.fingerprints(grids.encode(grid, size), np)))
 
 
-def _cast_votes(answered, tasks, symmetries, numbers, size):
+def _cast_votes(answered, tasks, symmetries, numbers):
   """Lets the predictions vote on those questions that have a number."""
-  unview = functools.partial(grids.unview, size=size)
   ballot = vote.Ballot()
   confidences = vote.confidences(answered.q_halt)
   for part in vote.parts(len(confidences)):
     ids = answered.puzzle_ids[part]
     shown_by = symmetries[ids]
-    _, keys = vote.unviewed(answered.inputs[part], shown_by, unview)
+    _, keys = vote.undone(answered.inputs[part], shown_by, COPIES)
     asked = zip([tasks[i] for i in ids.tolist()], keys.tolist(), strict=True)
     questions = np.array([numbers.get(each, -1) for each in asked])
-    answers, keys = vote.unviewed(answered.answers[part], shown_by, unview)
+    answers, keys = vote.undone(answered.answers[part], shown_by, COPIES)
     counted = questions >= 0
     ballot.add(
       questions[counted],

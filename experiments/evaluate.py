@@ -120,14 +120,14 @@ def _by_depth(
   folder: RunFolder, experiment: Experiment, split: Split, depths: list[int]
 ):
   """Every depth in one pass, and the votes of one or more checkpoints."""
-  unview = experiment.task.unview
+  copies = experiment.task.copies
   checkpoints = _CHECKPOINT.value.split(",")
-  if len(checkpoints) > 1 and not unview:
+  if len(checkpoints) > 1 and not copies:
     raise UserError(
       f"--checkpoint={_CHECKPOINT.value}: several checkpoints can only vote "
       "where puzzles have copies, as in ARC; name one"
     )
-  ballots = evaluate.new_ballots(depths) if unview else None
+  ballots = evaluate.new_ballots(depths) if copies else None
   records, steps = [], []
   for which in checkpoints:
     step, params = report.restore(folder, experiment, which, _PUZZLE_ID.value)
@@ -143,7 +143,7 @@ def _by_depth(
   report.print_depths(records, f"{folder.path}, {told}", _kind())
   if processes.is_leader():
     result = _result(steps[-1]) | {"depths": records}
-    if unview:
+    if copies:
       result["voting_checkpoints"] = steps
     write_json(folder.result, result)
     made = [folder.result]
@@ -209,10 +209,9 @@ def _submit(
   folder: RunFolder, experiment: Experiment, split: Split, ballot: vote.Ballot
 ) -> pathlib.Path:
   """Writes the answers that a vote came to, for Kaggle's contest."""
-  unview = experiment.task.unview
-  assert unview, "a task with copies maps answers back"
-  _, pairs = vote.questions_of(split, unview)
-  write_json(folder.submission, vote.submission(ballot, pairs))
+  task = experiment.task
+  _, pairs = vote.questions_of(split, task)
+  write_json(folder.submission, vote.submission(ballot, pairs, task))
   return folder.submission
 
 

@@ -23,10 +23,11 @@ from rich.table import Table
 
 from trm_jax.cli import app, report, rollouts, solve_flags
 from trm_jax.data import datasets
+from trm_jax.data.task import judge
 from trm_jax.draw import curves as plots
 from trm_jax.errors import UserError
 from trm_jax.run.folder import RunFolder, write_json
-from trm_jax.solve import check, score
+from trm_jax.solve import score
 from trm_jax.solve.rules import SolveConfig
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
@@ -153,7 +154,7 @@ def _replay(params, experiment, split, rules) -> list[dict[str, Any]]:
   right = score.is_right(found.answers, labels)
   solved = None
   if experiment.task.is_solution:
-    solved = check.solved(inputs, found.answers, experiment.task)
+    solved = judge(inputs, found.answers, experiment.task)
   rows, records = np.arange(len(inputs)), []
   for rule in rules:
     steps = score.halting_steps(found, rule, solved)[:, 0]

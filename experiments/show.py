@@ -32,13 +32,7 @@ from trm_jax.cli import app, report
 from trm_jax.config import Experiment
 from trm_jax.core.halting import Puzzles
 from trm_jax.data import datasets
-from trm_jax.data import folder as folder_lib
-from trm_jax.data.arc.settings import ArcData
-from trm_jax.data.maze import rows as maze_rows
-from trm_jax.data.maze.settings import MazeData
-from trm_jax.data.sudoku import rows as sudoku_rows
-from trm_jax.data.sudoku.settings import SudokuData
-from trm_jax.data.task import Split
+from trm_jax.data.task import Settings, Split
 from trm_jax.draw import pictures
 from trm_jax.draw import scenes as scenes_lib
 from trm_jax.draw.scenes import Scene
@@ -47,7 +41,7 @@ from trm_jax.run.folder import RunFolder
 from trm_jax.solve import evaluate
 
 _OUT = flags.DEFINE_string("out", "", "The PNG or GIF to write.")
-_TASK = flags.DEFINE_enum("task", None, list(config_lib.TASKS), "The family.")
+_TASK = flags.DEFINE_enum("task", None, list(datasets.TASKS), "The family.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of a run.")
 _DATA = flags.DEFINE_string("data", "", "Where to take puzzles from.")
 _SIZE = flags.DEFINE_integer(
@@ -77,7 +71,6 @@ _SKIP_BAD_ROWS = app.define_skip_bad_rows()
 
 _SECONDS = 0.7  # of a frame
 _OF_RUNS = ("depth", "checkpoint", "puzzle_id")  # flags that need a model
-_GIVENS = {4: (5, 8), 6: (9, 12)}  # of puzzles that are made up, by size
 
 
 def main(argv: list[str]) -> int:
@@ -122,12 +115,8 @@ def _check_flags():
     flag = f"--{given[0]}={flags.FLAGS[given[0]].value}"
     raise UserError(f"{flag}: needs a model; name a run with --workdir")
   if not _TASK.value and not _WORKDIR.value:
-    raise UserError("--task is missing: sudoku, maze or arc; or --workdir")
-  if _TASK.value == "arc" and not _WORKDIR.value and not _DATA.value:
-    raise UserError(
-      "--data is missing: name a folder of ARC tasks, a file "
-      "..._challenges.json, or a folder in the reference's layout"
-    )
+    names = ", ".join(datasets.TASKS)
+    raise UserError(f"--task is missing: one of {names}; or --workdir")
   if _SIZE.value and _WORKDIR.value:
     raise UserError(f"--size={_SIZE.value}: the run knows it; leave it out")
 
@@ -144,31 +133,22 @@ def _read(folder: RunFolder) -> Experiment:
   return experiment
 
 
-def _fresh_data(scratch: str) -> config_lib.Data:
+def _fresh_data(scratch: str) -> Settings:
   """Data without a run: some puzzles made up, or the ARC source."""
-  shared = {"seed": _SEED.value, "cache_dir": scratch}
-  if _TASK.value == "arc":
-    size = _SIZE.value or ArcData.size
-    return ArcData(test=_DATA.value, size=size, num_aug=_COPIES.value, **shared)
-  shared |= {"train": "", "test": "", _SPLIT.value: "generate"}
-  shared |= {f"num_{_SPLIT.value}": _PUZZLES.value}
-  if _TASK.value == "maze":
-    size = _SIZE.value or MazeData.size
-    length = max(2, min(size**2 // 8, MazeData.min_length))
-    return MazeData(size=size, min_length=length, **shared)
-  size = _SIZE.value or SudokuData.size
-  givens = _GIVENS.get(size, SudokuData.givens)
-  return SudokuData(size=size, givens=givens, **shared)
+  return datasets.TASKS[str(_TASK.value)].few(
+    size=_SIZE.value, split=_SPLIT.value, count=_PUZZLES.value,
+    copies=_COPIES.value, source=_DATA.value, seed=_SEED.value,
+    cache_dir=scratch,
+  )  # fmt: skip
 
 
-def _choose(data: config_lib.Data) -> Split:
+def _choose(data: Settings) -> Split:
   """The puzzles to draw; those without a name are called by their place."""
-  if not isinstance(data, ArcData):
-    if _NAME.value:
-      raise UserError("--name: only ARC tasks have names; choose by --seed")
-    path = os.path.expanduser(_DATA.value)
-    if os.path.isfile(path):
-      return _choose_rows(data, path)
+  path = os.path.expanduser(_DATA.value)
+  if _NAME.value and not data.task.parse_names:
+    raise UserError("--name: only ARC tasks have names; choose by --seed")
+  if data.task.dataset.read_rows and os.path.isfile(path):
+    return _choose_rows(data, path)
   # What a run keeps may take a while to make; other data is small.
   say = app.say if _WORKDIR.value else lambda message: None
   for note in datasets.prepare(data, say):
@@ -183,16 +163,12 @@ def _choose(data: config_lib.Data) -> Split:
   return dataclasses.replace(split, names=split.names or places)
 
 
-def _choose_rows(data: SudokuData | MazeData, path: str) -> Split:
+def _choose_rows(data: Settings, path: str) -> Split:
   """Rows of a file; a dataset would search all for second solutions first."""
   if _SPLIT.value == "train":
     raise UserError("--split=train: a file is no run's training data")
-  if isinstance(data, MazeData):
-    rows = maze_rows.read_csv(path, data.size, data.skip_bad_rows)
-  else:
-    rows = sudoku_rows.read_csv(
-      path, data.size, data.skip_bad_rows, check_unique=False
-    )
+  assert data.task.dataset.read_rows
+  rows = data.task.dataset.read_rows(data, path)
   if rows.skipped:
     app.say(f"note: {len(rows.skipped):,} bad rows of {path} were left out")
   groups = evaluate.choose_groups(len(rows), _PUZZLES.value, _SEED.value)
@@ -214,11 +190,11 @@ def _places(names: Sequence[str]) -> np.ndarray:
   return np.array([names.index(name) for name in _NAME.value])
 
 
-def _load_examples(data: config_lib.Data) -> Split | None:
+def _load_examples(data: Settings) -> Split | None:
   """The pairs that show what an ARC task asks for, where they are known."""
-  if not isinstance(data, ArcData) or _SPLIT.value == "train":
+  if not data.task.copies or _SPLIT.value == "train":
     return None
-  if data.path and "train" not in folder_lib.metadata(data.path).splits:
+  if data.path and not datasets.has_split(data, "train"):
     return None
   return datasets.load(data, "train")
 

@@ -281,7 +281,7 @@ def _build(recipe):
   state = jax.eval_shape(lambda: train.init_state(recipe))
   tokens = np.ones((1000, recipe.task.seq_len), np.uint8)
   split = Split.of_rows(tokens, tokens)
-  if recipe.task.view:
+  if recipe.task.copies:
     copies = np.tile(np.arange(-1, 10).clip(0), (1000, 1)).astype(np.uint8)
     split = dataclasses.replace(split, symmetries=copies)
   table = Table.of(split)

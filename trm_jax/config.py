@@ -16,16 +16,13 @@ from trm_jax.core.family import TOKEN_LOSSES
 from trm_jax.core.halting import HaltingConfig
 from trm_jax.core.network import ModelConfig
 from trm_jax.core.optim import OptimConfig
-from trm_jax.data.arc.settings import ArcData
-from trm_jax.data.maze.settings import MazeData
-from trm_jax.data.sudoku.settings import SudokuData
-from trm_jax.data.task import Task
+from trm_jax.data import checks
+from trm_jax.data.datasets import TASKS
+from trm_jax.data.task import Settings, Task
 from trm_jax.errors import UserError
 
 REFILLS = ("queue", "discard")
-Data = SudokuData | MazeData | ArcData
-TASKS = {"sudoku": SudokuData, "maze": MazeData, "arc": ArcData}
-_DEFAULT_TASK: str = "sudoku"
+_DEFAULT_TASK = "sudoku"
 
 # Large puzzle tables get a multiple of this many rows, so that any usual
 # number of devices can share them.
@@ -72,24 +69,21 @@ class TrainConfig:
   seed: int = 0
 
   def __post_init__(self):
-    _require_positive(
+    checks.require_whole(
       self, "steps", "batch_size", "steps_per_dispatch", "log_every"
     )
-    _require_choice(self, "refill", REFILLS)
-    _require_choice(self, "loss", TOKEN_LOSSES)
+    checks.require_choice(self, "refill", REFILLS)
+    checks.require_choice(self, "loss", TOKEN_LOSSES)
     if not 0 <= self.label_smoothing < 1:
       raise ValueError(
         f"label_smoothing={self.label_smoothing}: must be in [0, 1)"
       )
-    if self.microbatch < 0:
-      raise ValueError(
-        f"microbatch={self.microbatch}: must be 0 (all at once) or more"
-      )
+    checks.require_whole(self, "microbatch", least=0)
     if not 0 < self.supervision_decay <= 1:
       raise ValueError(
         f"supervision_decay={self.supervision_decay}: must be in (0, 1]"
       )
-    _require_multiple(self, self.steps_per_dispatch, "steps", "log_every")
+    checks.require_multiple(self, "steps", "log_every", of="steps_per_dispatch")
 
   def microbatches(self, devices: int) -> int:
     """Into how many equal microbatches a device's share of the batch is split.
@@ -127,12 +121,8 @@ class EvalConfig:
   seed: int = 0
 
   def __post_init__(self):
-    _require_positive(self, "every", "depth", "batch_size")
-    for name in ("puzzles", "copies"):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f"{name}={getattr(self, name)}: must be 0 (all) or more"
-        )
+    checks.require_whole(self, "every", "depth", "batch_size")
+    checks.require_whole(self, "puzzles", "copies", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +138,7 @@ class CheckpointConfig:
   keep: int = 2
 
   def __post_init__(self):
-    _require_positive(self, "every", "keep")
+    checks.require_whole(self, "every", "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +154,7 @@ class MeshConfig:
   model: int = 1
 
   def __post_init__(self):
-    _require_positive(self, "model")
+    checks.require_whole(self, "model")
     if self.data != -1 and self.data < 1:
       raise ValueError(f"data={self.data}: must be positive, or -1 for 'rest'")
 
@@ -185,7 +175,7 @@ _SECTIONS = {
 class Experiment:
   """A whole experiment: one attribute per section of its config."""
 
-  data: Data
+  data: Settings
   model: ModelConfig
   halting: HaltingConfig
   optim: OptimConfig
@@ -343,7 +333,7 @@ def read_section(
   allowed = [f.name for f in dataclasses.fields(cls) if f.name not in fixed]
   _refuse_unknown(f"config.{section}", values, allowed)
   typed = {
-    name: _convert(f"config.{section}.{name}", value, hints[name])
+    name: checks.convert(f"config.{section}.{name}", value, hints[name])
     for name, value in values.items()
   }
   try:
@@ -360,57 +350,3 @@ def _refuse_unknown(where: str, names, allowed: list[str]):
         f"it has {', '.join(sorted(allowed))}"
       )  # fmt: skip
       raise UserError(f"{where} has no field {name!r}: {hint}")
-
-
-def _convert(where: str, value: Any, hint: Any) -> Any:
-  """Checks a value's type; an int may stand for a float, a list for a tuple."""
-  options = typing.get_args(hint) if _is_union(hint) else (hint,)
-  for option in options:
-    if option is type(None) and value is None:
-      return None
-    if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
-      parts = typing.get_args(option)
-      if parts[-1] is Ellipsis:
-        parts = (parts[0],) * len(value)
-      if len(parts) == len(value):
-        return tuple(
-          _convert(f"{where}[{i}]", part, parts[i])
-          for i, part in enumerate(value)
-        )
-    if option is float and type(value) is int:
-      return float(value)
-    if isinstance(option, type) and type(value) is option:
-      return value
-  expected = " or ".join(
-    str(o) if typing.get_args(o) else getattr(o, "__name__", str(o))
-    for o in options
-  )
-  raise UserError(
-    f"{where}={value!r}: must be {expected}, not {type(value).__name__}"
-  )
-
-
-def _is_union(hint: Any) -> bool:
-  return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def _require_positive(settings: Any, *names: str):
-  for name in names:
-    if getattr(settings, name) < 1:
-      raise ValueError(f"{name}={getattr(settings, name)}: must be at least 1")
-
-
-def _require_choice(settings: Any, name: str, allowed: tuple[str, ...]):
-  if getattr(settings, name) not in allowed:
-    raise ValueError(
-      f"{name}={getattr(settings, name)!r}: must be one of {', '.join(allowed)}"
-    )
-
-
-def _require_multiple(settings: Any, dispatch: int, *names: str):
-  for name in names:
-    if getattr(settings, name) % dispatch:
-      raise ValueError(
-        f"{name}={getattr(settings, name)}: must be a multiple of "
-        f"steps_per_dispatch={dispatch}"
-      )

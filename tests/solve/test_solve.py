@@ -17,15 +17,17 @@ from conftest import tiny_model
 from trm_jax.core import flops, network, recursion
 from trm_jax.core.halting import Outputs, Puzzles
 from trm_jax.core.network import FAMILIES, RECURSIVE
-from trm_jax.data.maze import grid as maze_grid
-from trm_jax.data.sudoku import board, generate
+from trm_jax.data.maze.task import maze_task
+from trm_jax.data.sudoku import generate
+from trm_jax.data.sudoku.task import sudoku_task
+from trm_jax.data.task import judge
 from trm_jax.errors import UserError
-from trm_jax.solve import check, engine, evaluate, score
+from trm_jax.solve import engine, evaluate, score
 from trm_jax.solve.choose import Ballots
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Solver
 
-TASK = board.task(4)
+TASK = sudoku_task(4)
 DEPTH = 7
 ALL = range(1, DEPTH + 1)
 
@@ -170,8 +172,8 @@ def test_solutions_halt_where_a_task_has_rules(puzzles):
   even = (inputs == 1).sum(-1) % 2 == 0
   assert (steps == np.where(even, 1, 3)).all()
   assert 0 < even.sum() < len(even)
-  assert check.solved(inputs, labels, TASK).all()
-  assert not check.solved(inputs, inputs[:, None], TASK).any()
+  assert judge(inputs, labels, TASK).all()
+  assert not judge(inputs, inputs[:, None], TASK).any()
 
 
 @pytest.mark.parametrize(("slots", "devices"), [(5, 1), (64, 1), (7, 3)])
@@ -287,7 +289,7 @@ def test_noise_has_the_deviation_that_was_asked_for():
     assert (other[1:] != after[1:]).all()
 
 
-@pytest.mark.parametrize("task", [TASK, board.task(6), maze_grid.task(5)])
+@pytest.mark.parametrize("task", [TASK, sudoku_task(6), maze_task(5)])
 def test_views_are_undone(task):
   keys = jax.random.split(jax.random.key(1), 20)
   tokens = jax.random.randint(
@@ -295,10 +297,10 @@ def test_views_are_undone(task):
   )
   kinds = set()
   for key in keys:
-    symmetry = task.symmetries.sample(key)
-    shown = task.symmetries.show(symmetry, tokens)
+    symmetry = task.views.sample(key, None, None)
+    shown = task.views.apply(symmetry, tokens)
     kinds.add(tuple(shown.tolist()))
-    assert (task.symmetries.undo(symmetry, shown) == tokens).all()
+    assert (task.views.undo(symmetry, shown) == tokens).all()
   assert len(kinds) > 4
 
 

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from trm_jax import config as config_lib
 from trm_jax.cli import app
-from trm_jax.config import Data, Experiment
+from trm_jax.config import Experiment
 from trm_jax.core import flops, network
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.data import datasets
-from trm_jax.data.task import Split
+from trm_jax.data.task import Settings, Split
 from trm_jax.draw import curves as plots
 from trm_jax.errors import UserError
 from trm_jax.run import metrics, pretrained, sharding
@@ -51,7 +51,7 @@ def prepare(
   return experiment, names
 
 
-def choose_data(data: Data, source: str, skip_bad_rows: bool) -> Data:
+def choose_data(data: Settings, source: str, skip_bad_rows: bool) -> Settings:
   """A run's data, or what flags say instead.
 
   Args:
@@ -81,7 +81,7 @@ def load_splits(experiment: Experiment) -> tuple[Split, Split | None]:
     The training split, and the held-out one if the config has any.
   """
   training = datasets.load(experiment.data, "train")
-  if not datasets.has_test(experiment.data):
+  if not datasets.has_split(experiment.data, "test"):
     return training, None
   return training, load_test(experiment, experiment.eval.puzzles)
 

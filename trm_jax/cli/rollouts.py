@@ -10,8 +10,8 @@ from rich.table import Table
 from trm_jax.cli import solve_flags
 from trm_jax.config import Experiment
 from trm_jax.core.network import Params
-from trm_jax.data.task import Split
-from trm_jax.solve import evaluate, score, vote
+from trm_jax.data.task import Split, show
+from trm_jax.solve import score, vote
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Rollouts, Solver
 
@@ -29,11 +29,8 @@ _COLUMNS = {
 def as_shown(split: Split, experiment: Experiment) -> tuple[np.ndarray, ...]:
   """Questions, labels and puzzle ids of all rows of a split, as copies see."""
   examples, puzzles = split.rows
-  inputs, labels = split.inputs[examples], split.labels[examples]
-  if split.symmetries is not None and not split.is_viewed:
-    shown_by, task = split.symmetries[puzzles], experiment.task
-    inputs = np.asarray(evaluate.view(inputs, shown_by, task))
-    labels = np.asarray(evaluate.view(labels, shown_by, task))
+  shown = show(split, examples, puzzles, experiment.task)
+  inputs, labels = map(np.asarray, shown)
   return inputs, labels, split.puzzle_ids[puzzles]
 
 

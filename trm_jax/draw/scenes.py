@@ -11,17 +11,11 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from trm_jax.data.task import Split, Task
+from trm_jax.data.task import Split, Task, judge, show
 from trm_jax.solve import vote
 
 # Pairs of one puzzle; more would not be readable side by side.
 _PAIRS = 3
-
-# The symmetries of the square, in the order of `data/dihedral.py`.
-_SQUARES = (
-  "as it is", "turned 90° left", "turned 180°", "turned 90° right",
-  "mirrored left-right", "mirrored top-bottom", "transposed", "anti-transposed",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,7 +87,7 @@ def scenes_of(
     task: their task.
     examples: a split whose groups of the same names are the examples.
     copies: how many copies to show of each puzzle: those of the split, or else
-      some that are made with `Task.augment`.
+      some that are made with `Task.augmentation`.
     seed: of the copies that are made.
 
   Returns:
@@ -109,10 +103,7 @@ def scenes_of(
     asked = _pairs(split, first, task, "question")
     if split.symmetries is not None:
       others = range(first + 1, min(first + 1 + copies, end))
-      copied = [
-        _copy(split, puzzle, split.symmetries[puzzle], task)
-        for puzzle in others
-      ]
+      copied = [_copy(split, puzzle, task) for puzzle in others]
     else:
       copied = _augmented(asked[0], task, copies, seed)
     name = split.names[group] if split.names else ""
@@ -146,8 +137,7 @@ def with_answers(
   asked = np.stack([pair.question for scene in scenes for pair in scene.asked])
   solved = np.zeros(q_halt.shape, bool)
   if task.is_solution:
-    questions = np.broadcast_to(asked, answers.shape)
-    solved = np.asarray(_is_solution(questions, answers, task))
+    solved = judge(asked, answers.swapaxes(0, 1), task).T
   halting = vote.confidences(q_halt)
   ends = np.cumsum([len(scene.asked) for scene in scenes]).tolist()
 
@@ -184,45 +174,35 @@ def verdict(pair: Pair, guess: Guess, task: Task) -> str:
     return "right"
   if guess.is_solution:
     return "another solution"
-  (height, width), (rows, columns) = map(extent, (found, right))
+  (height, width), (rows, columns) = map(
+    extent, map(task.rows, (guess.answer, pair.label))
+  )
   if (height, width) != (rows, columns):
     return f"{height}x{width}, not {rows}x{columns}"
   wrong = sum(ours != theirs for ours, theirs in zip(found, right, strict=True))
   return f"{wrong} cell{'s'[: wrong - 1]} wrong"
 
 
-def extent(text: str) -> tuple[int, int]:
-  """Height and width of a grid that a task wrote as text.
-
-  Args:
-    text: its rows with `/` between, or all in one.
-
-  Returns:
-    The number of rows, and of characters in the first.
-  """
-  lines = text.split("/")
-  return (len(lines) if text else 0), len(lines[0])
+def extent(rows: Sequence[str]) -> tuple[int, int]:
+  """Height and width of a grid, as `Task.rows` gives it."""
+  return len(rows), len(rows[0]) if rows else 0
 
 
 def _pairs(split: Split, puzzle: int, task: Task, word: str) -> list[Pair]:
   """The first pairs of a puzzle, as it shows them."""
   first, count = split.first_example[puzzle], split.num_examples[puzzle]
-
-  def shown(stored: np.ndarray, number: int) -> np.ndarray:
-    tokens = np.asarray(stored[first + number])
-    if not task.view or split.symmetries is None:
-      return tokens
-    if not split.is_viewed:
-      tokens = _view(tokens, split.symmetries[puzzle], task)
-    return _at_origin(np.asarray(tokens))
-
+  examples = np.arange(first, first + min(count, _PAIRS))
+  shown = show(split, examples, np.full(len(examples), puzzle), task)
+  place = np.asarray if split.symmetries is None else _at_origin
   return [
     Pair(
-      shown(split.inputs, number),
-      shown(split.labels, number),
-      f"{word} {number + 1} of {count}" if count > 1 else word,
+      place(question),
+      place(label),
+      f"{word} {number} of {count}" if count > 1 else word,
     )
-    for number in range(min(count, _PAIRS))
+    for number, (question, label) in enumerate(
+      zip(*map(np.asarray, shown), strict=True), 1
+    )
   ]
 
 
@@ -234,15 +214,15 @@ def _at_origin(tokens: np.ndarray) -> np.ndarray:
   return np.roll(canvas, (-row, -column), (0, 1)).reshape(-1)
 
 
-def _copy(split: Split, puzzle: int, symmetry: np.ndarray, task: Task) -> Pair:
+def _copy(split: Split, puzzle: int, task: Task) -> Pair:
+  assert task.copies and split.symmetries is not None, "a task with copies"
   pair = _pairs(split, puzzle, task, "")[0]
-  square, *colours = symmetry.tolist()
-  title = f"{_SQUARES[square]}\ncolours {''.join(map(str, colours))}"
+  title = task.copies.describe(split.symmetries[puzzle])
   return dataclasses.replace(pair, title=title)
 
 
 def _augmented(pair: Pair, task: Task, count: int, seed: int) -> list[Pair]:
-  if not task.augment or not count:
+  if not task.augmentation or not count:
     return []
   keys = jax.random.split(jax.random.key(seed), count)
   copies = jax.device_get(_augment(keys, pair.question, pair.label, task))
@@ -253,15 +233,6 @@ def _augmented(pair: Pair, task: Task, count: int, seed: int) -> list[Pair]:
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _view(tokens, symmetry, task):
-  return task.view(tokens, symmetry)
-
-
-@functools.partial(jax.jit, static_argnames="task")
 def _augment(keys, question, label, task):
-  return jax.vmap(task.augment, in_axes=(0, None, None))(keys, question, label)
-
-
-@functools.partial(jax.jit, static_argnames="task")
-def _is_solution(questions, answers, task):
-  return task.is_solution(questions, answers)
+  augment = jax.vmap(task.augmentation.augment, in_axes=(0, None, None))
+  return augment(keys, question, label)

@@ -136,7 +136,7 @@ def names_of_data(
   """
   data = experiment.data
   if not (data.path and os.path.isdir(os.path.expanduser(data.path))):
-    if not experiment.task.view:
+    if not experiment.task.copies:
       return [_BLANK]
     if choice != "drop":
       return None

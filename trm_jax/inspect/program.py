@@ -28,12 +28,6 @@ from trm_jax.solve.solver import Solver
 from trm_jax.train import program as trainer
 from trm_jax.train.step import Recipe
 
-# Puzzle ids of 1000 copies of each ARC task and the blank one, as the
-# reference's builder counts them: equal copies are left out.
-_ARC_1, _ARC_2 = 876_407, 1_191_730
-# Training rows on the hub.
-_HUB_ROWS = {"sudoku": 3_831_994, "maze": 1_000}
-
 
 @dataclasses.dataclass(frozen=True)
 class DataSize:
@@ -75,28 +69,11 @@ def expected_size(
       paper's data, and 1024 of a file.
     puzzle_ids: rows of the puzzle table, if known.
   """
-  found, copies, ids = _expected(experiment)
-  ids = max(puzzle_ids or ids, experiment.model.num_puzzle_ids)
-  return DataSize(rows or found, copies, ids)
-
-
-def _expected(experiment: Experiment) -> tuple[int, int, int]:
-  """(rows, copies, puzzle ids) that the settings of the data tell."""
-  data: Any = experiment.data
-  if hasattr(data, "num_aug"):
-    copies = data.num_aug + 1
-    if data.only:
-      tasks = len(data.only.split(","))
-      return tasks, copies, tasks * copies + 1
-    ids = _ARC_2 if "ARC-AGI-2" in data.train + data.test else _ARC_1
-    tasks = ids // 1000
-    return tasks, copies, ids if copies == 1001 else tasks * copies + 1
-  known = {
-    "generate": getattr(data, "num_train", 0),
-    "hub": _HUB_ROWS.get(experiment.task.name, 0),
-  }
-  rows = known.get(data.train, 0) or 1024
-  return min(rows, getattr(data, "subsample", 0) or rows), 1, 1
+  data = experiment.data
+  expected = data.task.dataset.expected_size(data)
+  rows, copies = rows or expected[0], expected[1]
+  ids = max(puzzle_ids or expected[2], experiment.model.num_puzzle_ids)
+  return DataSize(rows, copies, ids)
 
 
 def training(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from trm_jax.core.hashing import mix
 from trm_jax.errors import UserError
 from trm_jax.run.files import is_remote
 
@@ -273,14 +274,13 @@ def fingerprint(tree: Any) -> jax.Array:
     else:
       width = min(leaf.dtype.itemsize, 4) * 8
       bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}")
-    # Each value is scattered together with its place (MurmurHash3), so that
-    # neither flipped bits nor swapped values cancel in the sum.
+    # Each value is mixed together with its place, so that neither flipped bits
+    # nor swapped values cancel in the sum.
     places = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
-    mixed = (
-      bits.astype(jnp.uint32) ^ (places * jnp.uint32(0x9E3779B9))
-    ) * jnp.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-    total = total * 31 + jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+    placed = bits.astype(jnp.uint32) ^ (places * jnp.uint32(0x9E3779B9))
+    # Fingerprints on disk lack the first step of `mix`, which undoes itself.
+    mixed = mix(placed ^ (placed >> 16))
+    total = total * 31 + jnp.sum(mixed, dtype=jnp.uint32)
   return total
 
 

@@ -441,18 +441,19 @@ def _residual(old, new, slots: int) -> jax.Array:
 
 
 def _shown(key, tokens, plan: Plan):
-  symmetries, symmetry = _symmetry(key, plan)
-  return symmetries.show(symmetry, tokens)
+  views, symmetry = _view(key, plan)
+  return views.apply(symmetry, tokens)
 
 
 def _undone(key, tokens, plan: Plan):
-  symmetries, symmetry = _symmetry(key, plan)
-  return symmetries.undo(symmetry, tokens)
+  views, symmetry = _view(key, plan)
+  assert views.undo
+  return views.undo(symmetry, tokens)
 
 
-def _symmetry(key, plan: Plan):
+def _view(key, plan: Plan):
   """How a rollout sees its puzzle, the same whenever it is asked."""
-  symmetries = plan.task.symmetries
-  assert symmetries, "a task with symmetries"
+  views = plan.task.views
+  assert views, "a task with symmetries"
   # Noise folds steps into the same key, which never come so far.
-  return symmetries, symmetries.sample(jax.random.fold_in(key, _NEVER))
+  return views, views.sample(jax.random.fold_in(key, _NEVER), None, None)

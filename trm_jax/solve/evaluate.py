@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from trm_jax.core import flops, halting, losses, network, recursion
 from trm_jax.core.halting import Puzzles
 from trm_jax.core.network import ModelConfig, Params
-from trm_jax.data.task import Split, Task
+from trm_jax.data.task import Split, Task, show
 from trm_jax.run import sharding
 from trm_jax.solve import vote
 
@@ -109,8 +109,8 @@ def score_batch(
     }
     original, heard = predictions, None
     if batch.symmetries is not None:
-      assert task.unview, "a task with copies maps answers back"
-      original = jax.vmap(task.unview)(predictions, batch.symmetries)
+      assert task.copies and task.copies.undo, "a task with copies"
+      original = jax.vmap(task.copies.undo)(batch.symmetries, predictions)
       prints = vote.fingerprints(original.astype(jnp.uint8), jnp)
       heard = prints, outputs.q_halt.astype(jnp.float32)
     return (latents, halted, steps, answer, original), (sums, heard)
@@ -191,8 +191,7 @@ def evaluate(
     facts["training_flops"] = training_flops
   pairs, questions = [], np.zeros(0, np.int32)
   if split.symmetries is not None:
-    assert task.unview, "a task with copies maps answers back"
-    questions, pairs = vote.questions_of(split, task.unview)
+    questions, pairs = vote.questions_of(split, task)
     ballots = ballots or new_ballots(range(1, depth + 1))
   score = scorer(mesh)
   sums: dict[str, np.ndarray] = {}
@@ -299,30 +298,21 @@ def _batches(
     padded = np.zeros(batch_size, np.int64)
     padded[: len(rows)] = rows
     example, puzzle = examples[padded], puzzles[padded]
-    inputs, labels, puzzle_ids, counted = sharding.put(
-      (
-        split.inputs[example],
-        split.labels[example],
-        split.puzzle_ids[puzzle],
-        np.arange(batch_size) < len(rows),
-      ),
-      by_batch,
+    inputs, labels = show(
+      split,
+      example,
+      puzzle,
+      task,
+      lambda arrays: sharding.put(arrays, by_batch),
+    )
+    puzzle_ids, counted = sharding.put(
+      (split.puzzle_ids[puzzle], np.arange(batch_size) < len(rows)), by_batch
     )
     symmetries = None
     if split.symmetries is not None:
       symmetries = sharding.put(split.symmetries[puzzle], by_batch)
-      if not split.is_viewed:
-        inputs = view(inputs, symmetries, task)
-        labels = view(labels, symmetries, task)
     shown = Puzzles.of(inputs, labels, puzzle_ids)
     yield Batch(shown, counted, symmetries), len(rows)
-
-
-@functools.partial(jax.jit, static_argnames="task")
-def view(tokens: jax.Array, symmetries: jax.Array, task: Task) -> jax.Array:
-  """What copies show of their originals' tokens, `[B, S]` each."""
-  assert task.view, "a task with copies"
-  return jax.vmap(task.view)(tokens, symmetries)
 
 
 def _accuracies(sums: dict[str, float]) -> Record:

@@ -15,11 +15,12 @@ import numpy as np
 from scipy import special
 
 from trm_jax.data.questions import Question
+from trm_jax.data.task import judge
 from trm_jax.errors import UserError
 from trm_jax.run import pretrained
 from trm_jax.run.pretrained import Pretrained
 from trm_jax.solve import calibration as calibration_lib
-from trm_jax.solve import check, forms, reasoning
+from trm_jax.solve import forms, reasoning
 from trm_jax.solve.choose import Ballots
 from trm_jax.solve.evaluate import with_mean_embedding
 from trm_jax.solve.reasoning import Alternative, Reasoning, Step
@@ -275,7 +276,7 @@ class TRMProcessor:
     ballots = Ballots.of(rollouts, -1, settings.breadth)
     solved = None
     if self._task.is_solution:
-      solved = check.solved(inputs, ballots.answers, self._task)
+      solved = judge(inputs, ballots.answers, self._task)
     chosen = ballots.choose(settings.select, solved)
     results = []
     for row, question in enumerate(asked):
@@ -290,7 +291,7 @@ class TRMProcessor:
       results.append(
         Reasoning(
           name=question.name,
-          answer=self._form(tokens),
+          answer=self._task.decode(tokens),
           confidence=float(self._calibration(ballots.q_halt[row, k])),
           steps=steps,
           checked=None if solved is None else bool(solved[row, k]),
@@ -298,7 +299,7 @@ class TRMProcessor:
             self._alternatives(ballots, row, solved) if several else ()
           ),
           reasoning_history=tuple(
-            Step(step, self._form(answer), float(confidence))
+            Step(step, self._task.decode(answer), float(confidence))
             for step, (answer, confidence) in enumerate(
               zip(history, sure, strict=True), 1
             )
@@ -327,7 +328,7 @@ class TRMProcessor:
     sure = self._calibration(ballots.q_halt[row])
     found = [
       Alternative(
-        answer=self._form(ballots.answers[row, members[0]]),
+        answer=self._task.decode(ballots.answers[row, members[0]]),
         share=len(members) / len(running),
         confidence=float(sure[members].mean()),
         checked=None if solved is None else bool(solved[row, members[0]]),
@@ -335,15 +336,6 @@ class TRMProcessor:
       for members in groups.values()
     ]
     return tuple(sorted(found, key=lambda one: (-one.share, -one.confidence)))
-
-  def _form(self, tokens: np.ndarray) -> Any:
-    """An answer as people write it."""
-    text = self._task.render(tokens)
-    if self._task.name != "arc":
-      return text
-    return [
-      [int(colour) for colour in line] for line in text.split("/") if line
-    ]
 
 
 def _alone(results: list[Reasoning]) -> Any:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from trm_jax.data.task import Split, Task
-from trm_jax.solve import check, vote
+from trm_jax.data.task import Split, Task, judge
+from trm_jax.solve import vote
 from trm_jax.solve.choose import Ballots
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Rollouts
@@ -47,7 +47,7 @@ def grid(
   right = is_right(rollouts.answers, labels)
   valid = np.zeros(right.shape, bool)
   if task.is_solution:
-    valid = check.solved(inputs, rollouts.answers, task)
+    valid = judge(inputs, rollouts.answers, task)
   rows, records = np.arange(len(inputs)), []
   for mark, depth in enumerate(rollouts.marks):
     for breadth in breadths:
@@ -98,9 +98,9 @@ def vote_grid(
     A record for each, with `pass@k`. And the ballot of the last depth and the
     largest breadth, with its answers.
   """
-  assert task.unview, "a task with copies maps answers back"
+  assert task.copies, "a task with copies"
   assert split.symmetries is not None, "copies differ by a symmetry"
-  questions, pairs = vote.questions_of(split, task.unview)
+  questions, pairs = vote.questions_of(split, task)
   symmetries = split.symmetries[split.rows[1]]
   records, ballot = [], vote.Ballot()
   for mark, depth in enumerate(rollouts.marks):
@@ -109,8 +109,8 @@ def vote_grid(
       for k in range(fewer, breadth):
         answers, q = rollouts.answers[:, k, mark], rollouts.q_halt[:, k, mark]
         for part in vote.parts(len(answers)):
-          originals, keys = vote.unviewed(
-            answers[part], symmetries[part], task.unview
+          originals, keys = vote.undone(
+            answers[part], symmetries[part], task.copies
           )
           ballot.add(
             questions[part], keys, vote.confidences(q[part]), originals

@@ -248,7 +248,7 @@ class Solver:
         f"breadth={settings.breadth}: all rollouts would be the same; set "
         "cycle_noise, initial_noise or views"
       )
-    if settings.shows_views and task.symmetries is None:
+    if settings.shows_views and task.views is None:
       raise UserError(
         f"views: {task.name} puzzles are not shown under random symmetries; "
         "leave it out"

@@ -12,14 +12,14 @@ then by which came first.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trm_jax.data.arc import grids
-from trm_jax.data.task import Split
+from trm_jax.core.hashing import mix
+from trm_jax.data.task import Split, Symmetry, Task
 
 # Ranks that are scored; two attempts a question are what the competition asks.
 KS = (1, 2, 5, 10, 100, 1000)
@@ -51,7 +51,7 @@ def fingerprints(tokens, xp):
     (tokens * xp.broadcast_to(half, tokens.shape)).sum(-1, dtype=xp.uint32)
     for half in multipliers
   ]
-  return _mix(xp.stack(sums, axis=-1))
+  return mix(xp.stack(sums, axis=-1))
 
 
 @functools.cache
@@ -59,14 +59,7 @@ def _multipliers(length):
   """Odd uint32 [2, length], the same in every process."""
   # Multiples of the golden ratio, mixed: a simple generator of random numbers.
   numbers = np.arange(1, 2 * length + 1, dtype=np.uint32)
-  return (_mix(numbers * np.uint32(0x9E3779B9)) | 1).reshape(2, length)
-
-
-def _mix(hashes):
-  """Spreads each bit of uint32 numbers over all bits (MurmurHash3)."""
-  hashes = (hashes ^ (hashes >> 16)) * np.uint32(0x85EBCA6B)
-  hashes = (hashes ^ (hashes >> 13)) * np.uint32(0xC2B2AE35)
-  return hashes ^ (hashes >> 16)
+  return (mix(numbers * np.uint32(0x9E3779B9)) | 1).reshape(2, length)
 
 
 def as_keys(prints: np.ndarray) -> np.ndarray:
@@ -221,13 +214,14 @@ def pass_at_k(
 
 
 def submission(
-  ballot: Ballot, pairs: Sequence[Pair], *, attempts: int = 2
+  ballot: Ballot, pairs: Sequence[Pair], task: Task, *, attempts: int = 2
 ) -> dict[str, list[dict[str, list[list[int]]]]]:
   """The best candidates, in the form that the Kaggle competition asks for.
 
   Args:
     ballot: the votes, given with answers.
     pairs: all test pairs.
+    task: theirs.
     attempts: candidates a pair. Where there are fewer, the best is repeated;
       where there are none, the grid is `[[0]]`.
 
@@ -235,16 +229,16 @@ def submission(
     For each task, for each of its pairs, "attempt_1", "attempt_2" ...: grids.
   """
   return {
-    task: [
-      _attempts(ballot.ranking(pair.question)[:attempts], attempts)
+    name: [
+      _attempts(ballot.ranking(pair.question)[:attempts], attempts, task)
       for pair in members
     ]
-    for task, members in _by_task(pairs).items()
+    for name, members in _by_task(pairs).items()
   }
 
 
-def _attempts(candidates, count):
-  shown = [grids.decode(c.answer).tolist() for c in candidates] or [[[0]]]
+def _attempts(candidates, count, task):
+  shown = [task.decode(c.answer) for c in candidates] or [[[0]]]
   shown += shown[:1] * (count - len(shown))
   return {f"attempt_{n}": grid for n, grid in enumerate(shown, 1)}
 
@@ -256,15 +250,13 @@ def _by_task(pairs):
   return tasks
 
 
-def questions_of(
-  split: Split, unview: Callable
-) -> tuple[np.ndarray, list[Pair]]:
+def questions_of(split: Split, task: Task) -> tuple[np.ndarray, list[Pair]]:
   """Numbers the questions of a test split.
 
   Args:
     split: groups are tasks, puzzles are their copies with the original first,
       and examples are test pairs; a label that is all 0 is not known.
-    unview: `(tokens [S], symmetry [K]) -> tokens [S]`, as in `Task`.
+    task: theirs.
 
   Returns:
     int32 [M], which question each row of `split.rows` asks.
@@ -277,7 +269,7 @@ def questions_of(
   shown_by = None
   if split.is_viewed and split.symmetries is not None:
     shown_by = split.symmetries[puzzles]
-  keys = _keys(split.inputs, examples, shown_by, unview)
+  keys = _keys(split.inputs, examples, shown_by, task.copies)
   numbers: dict[tuple[str, int], int] = {}
   questions = [
     numbers.setdefault(asked, len(numbers))
@@ -289,7 +281,7 @@ def questions_of(
     split.labels,
     examples[rows],
     None if shown_by is None else shown_by[rows],
-    unview,
+    task.copies,
   )
   is_known = np.any(split.labels[examples[rows]], axis=-1)
   pairs = [
@@ -301,14 +293,14 @@ def questions_of(
   return np.array(questions, np.int32), pairs
 
 
-def _keys(tokens, examples, symmetries, unview):
+def _keys(tokens, examples, symmetries, copies):
   """The keys of examples, as their originals show them.
 
   Args:
     tokens: uint8 [N, S].
     examples: integers [M], rows of `tokens`.
     symmetries: uint8 [M, K], as which they are shown; None for originals.
-    unview: as in `questions_of`.
+    copies: `Task.copies`.
 
   Returns:
     uint64 [M].
@@ -317,36 +309,36 @@ def _keys(tokens, examples, symmetries, unview):
     used, places = np.unique(examples, return_inverse=True)
     return as_keys(fingerprints(tokens[used], np))[places]
   keys = [
-    unviewed(tokens[examples[part]], symmetries[part], unview)[1]
+    undone(tokens[examples[part]], symmetries[part], copies)[1]
     for part in parts(len(examples))
   ]
   return np.concatenate([np.zeros(0, np.uint64), *keys])
 
 
 def parts(count: int) -> list[slice]:
-  """Cuts rows into parts of a size that suits `unviewed`."""
+  """Cuts rows into parts of a size that suits `undone`."""
   return [slice(first, first + _CHUNK) for first in range(0, count, _CHUNK)]
 
 
-def unviewed(
-  tokens: np.ndarray, symmetries: np.ndarray, unview: Callable
+def undone(
+  tokens: np.ndarray, symmetries: np.ndarray, copies: Symmetry
 ) -> tuple[np.ndarray, np.ndarray]:
   """Maps what copies show back to their originals.
 
   Args:
     tokens: uint8 [M, S].
     symmetries: uint8 [M, K], of the copies.
-    unview: `(tokens [S], symmetry [K]) -> tokens [S]`, as in `Task`.
+    copies: `Task.copies`.
 
   Returns:
     uint8 [M, S], the tokens as the originals show them.
     uint64 [M], their keys.
   """
-  originals, prints = jax.device_get(_unviewed(tokens, symmetries, unview))
+  originals, prints = jax.device_get(_undone(tokens, symmetries, copies))
   return originals, as_keys(prints)
 
 
-@functools.partial(jax.jit, static_argnames="unview")
-def _unviewed(tokens, symmetries, unview):
-  originals = jax.vmap(unview)(tokens, symmetries)
+@functools.partial(jax.jit, static_argnames="copies")
+def _undone(tokens, symmetries, copies):
+  originals = jax.vmap(copies.undo)(symmetries, tokens)
   return originals, fingerprints(originals, jnp)

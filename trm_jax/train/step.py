@@ -23,7 +23,7 @@ from trm_jax.core.network import ModelConfig, Params, Weights
 from trm_jax.core.optim import OptimConfig
 from trm_jax.data import batches
 from trm_jax.data.batches import Table
-from trm_jax.data.task import Task
+from trm_jax.data.task import Task, show
 from trm_jax.run import sharding
 
 
@@ -175,23 +175,18 @@ def draw_puzzles(
     offsets = jnp.arange(halted.shape[0], dtype=jnp.int32)
     taken = jnp.int32(halted.shape[0])
   drawn = batches.take(state.cursor, offsets, state.seed, table)
-  inputs, labels = table.inputs[drawn.rows], table.labels[drawn.rows]
-  view, augment = recipe.task.view, recipe.task.augment
-  if view and not table.is_viewed:
-    assert table.symmetries is not None, "copies differ by a symmetry"
-    symmetries = table.symmetries[drawn.puzzles]
-    inputs = jax.vmap(view)(inputs, symmetries)
-    labels = jax.vmap(view)(labels, symmetries)
+  inputs, labels = show(table, drawn.rows, drawn.puzzles, recipe.task)
+  augmentation, copies = recipe.task.augmentation, recipe.task.copies
   # Copies that are stored as shown were moved about when they were written.
-  if augment and recipe.train.augment and not (view and table.is_viewed):
+  if augmentation and recipe.train.augment and not (copies and table.is_viewed):
     base = jax.random.fold_in(state.key, 0)
 
     def move(epoch, row, inputs, labels):
       key = jax.random.fold_in(jax.random.fold_in(base, epoch), row)
-      return augment(key, inputs, labels)
+      return augmentation.augment(key, inputs, labels)
 
     moved = jax.vmap(move)(drawn.epochs, drawn.rows, inputs, labels)
-    if view:
+    if copies:
       still = drawn.anchored[:, None]
       moved = jax.tree.map(
         lambda here, there: jnp.where(still, here, there),
