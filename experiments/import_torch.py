@@ -27,12 +27,13 @@ from typing import Any
 from absl import flags
 
 from trm_jax import config as config_lib
-from trm_jax.cli import app, report
+from trm_jax.cli import app
 from trm_jax.config import Experiment
 from trm_jax.core import network
 from trm_jax.data import datasets
 from trm_jax.errors import UserError
 from trm_jax.export import published
+from trm_jax.solve import held_out
 
 _CONFIG = app.define_config()
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "The file to import.")
@@ -98,7 +99,7 @@ def _names_of_data(
     return ["<blank>"]
   if _PUZZLE_TABLE.value != "drop":
     return None  # copies of ARC's tasks are many to make only to count them
-  return report.prepare(dict(config), experiment, app.say)[1]
+  return held_out.prepare(dict(config), experiment, app.say)[1]
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from trm_jax.errors import UserError
 from trm_jax.inspect import trace
 from trm_jax.run import sharding
 from trm_jax.solve import engine, evaluate, layout
+from trm_jax.solve.rules import SolveConfig
 from trm_jax.train import loop as fit
 
 _CONFIG = app.define_config()
@@ -159,33 +160,29 @@ def _solving(experiment: Experiment, split: Split) -> _Work:
   depth = experiment.eval.depth if model.is_recursive else 1
   slots = -(-experiment.eval.batch_size // ways)
   dispatches = 1 + -(-_STEPS.value // _CHUNK)
-  room = slots * -(-dispatches * _CHUNK // depth)  # the queue never runs dry
+  capacity = slots * -(
+    -dispatches * _CHUNK // depth
+  )  # the queue never runs dry
   plan = engine.Plan(
     model=model, task=experiment.task, breadth=1, noisy=False, views=False,
     checks=False, chunk=_CHUNK,
   )  # fmt: skip
-  begin, go_on = layout.programs(mesh, plan, slots, room, marks=1)
-  rows = np.arange(ways * room)
+  begin, go_on = layout.programs(mesh, plan, slots, capacity, marks=1)
+  rows = np.arange(ways * capacity)
   queue = engine.Queue(
     inputs=split.inputs[rows % len(split.inputs)],
-    rows=np.zeros((ways * room, model.puzzle_emb_ndim), model.param_dtype),
+    rows=np.zeros((ways * capacity, model.puzzle_emb_ndim), model.param_dtype),
     numbers=rows.astype(np.uint32),
-    count=np.full(ways, room, np.int32),
+    count=np.full(ways, capacity, np.int32),
   )
-  rules = engine.Rules(
-    depth=jnp.int32(depth),
-    threshold=jnp.float32(np.inf),
-    patience=jnp.int32(np.iinfo(np.int32).max),
-    tolerance=jnp.float32(0),
-    solved=jnp.asarray(False),
-    first=jnp.asarray(False),
-  )
-  noise = engine.Noise(jnp.float32(0), jnp.float32(0), jax.random.key(0))
+  fixed = SolveConfig(cycle_noise=0.0)
+  halting = engine.Halting.of(fixed, depth, prune=False)
+  noise = engine.Noise.of(fixed)
   params = fit.build(experiment).init().averaged_params
   params = jax.device_put(params, sharding.replicated(mesh))
   fixed = (
     params.weights, params.initial, sharding.put(queue, layout.shared(mesh)),
-    rules, noise, jnp.full(1, depth, jnp.int32), jnp.int32(0),
+    halting, noise, jnp.full(1, depth, jnp.int32), jnp.int32(0),
   )  # fmt: skip
   state = begin()
   compiled = go_on.lower(*fixed, state).compile()

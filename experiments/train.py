@@ -19,8 +19,9 @@ from absl import flags
 
 from trm_jax import config as config_lib
 from trm_jax.cli import app, progress, report
-from trm_jax.run import processes
-from trm_jax.run.folder import RunFolder, write_json
+from trm_jax.run import processes, result
+from trm_jax.run.folder import RunFolder
+from trm_jax.solve import held_out as held_out_lib
 from trm_jax.train import loop as fit
 
 _CONFIG = app.define_config()
@@ -48,12 +49,12 @@ def main(argv: list[str]) -> int:
   folder = RunFolder(_WORKDIR.value)
   bar = progress.Bar(experiment.train.steps, quiet=not leader)
   with processes.leader_first("data"):
-    experiment, names = report.prepare(config, experiment, bar.say)
+    experiment, names = held_out_lib.prepare(config, experiment, bar.say)
   if leader:
     folder.claim(config, overrides)
     folder.keep_identifiers(names)
   processes.check_shared(folder.path)
-  training, held_out = report.load_splits(experiment)
+  training, held_out = held_out_lib.load_splits(experiment)
   with bar:
     bar.say(report.describe(experiment, training, held_out))
     try:
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> int:
       )
       return 128 + stopped.signal
     if leader and records:
-      write_json(folder.result, {"checkpoint": "last", "depths": records})
+      result.write(folder.result, experiment.train.steps, records)
     bar.say(f"finished; see {folder.path}")
   return 0
 

@@ -14,7 +14,7 @@ from trm_jax.core.halting import Puzzles
 from trm_jax.data.arc import grids
 from trm_jax.data.task import Split
 from trm_jax.run import sharding
-from trm_jax.solve import evaluate, vote
+from trm_jax.solve import evaluate, held_out, vote
 from trm_jax.train import step as train
 
 
@@ -86,15 +86,15 @@ def test_every_depth_equals_running_to_it(trained, split, recipe):
 
 
 def test_the_chosen_part_is_seeded_and_without_repeats():
-  rows = evaluate.choose_groups(1000, 50, seed=3)
-  np.testing.assert_array_equal(rows, evaluate.choose_groups(1000, 50, seed=3))
+  rows = held_out.choose_groups(1000, 50, seed=3)
+  np.testing.assert_array_equal(rows, held_out.choose_groups(1000, 50, seed=3))
   assert len(np.unique(rows)) == 50
-  assert np.any(rows != evaluate.choose_groups(1000, 50, seed=4))
+  assert np.any(rows != held_out.choose_groups(1000, 50, seed=4))
   np.testing.assert_array_equal(
-    evaluate.choose_groups(7, 0, seed=3), np.arange(7)
+    held_out.choose_groups(7, 0, seed=3), np.arange(7)
   )
   np.testing.assert_array_equal(
-    evaluate.choose_groups(7, 99, seed=3), np.arange(7)
+    held_out.choose_groups(7, 99, seed=3), np.arange(7)
   )
 
 
@@ -186,7 +186,7 @@ def test_copies_vote_as_counted_by_hand(arc_split, arc_model):
     )
     q = vote.confidences(np.asarray(q_halt[-1, row]))
     expected[asked].append((str(turn(grid).tolist()), float(q)))
-  _, pairs = vote.questions_of(arc_split, task.unview)
+  _, pairs = vote.questions_of(arc_split, task)
   assert len({pair.question for pair in pairs}) == len(expected) == 6
   several = 0
   for number, votes in enumerate(expected.values()):
@@ -256,7 +256,7 @@ def test_votes_of_two_checkpoints_add_up(arc_split, arc_model):
 
 def test_the_mean_embedding_is_of_the_trained_rows(arc_model):
   _, params = arc_model
-  mean = evaluate.with_mean_embedding(params, known=7).puzzle_table
+  mean = held_out.with_mean_embedding(params, known=7).puzzle_table
   np.testing.assert_allclose(
     mean[0], np.mean(params.puzzle_table[1:7], 0), rtol=1e-5
   )

@@ -18,7 +18,7 @@ from trm_jax.errors import UserError
 from trm_jax.solve import vote
 
 DATA = pathlib.Path(__file__).parent.parent / "recorded" / "arc"
-UNVIEW = grids.task(30).unview
+TASK = grids.task(30)
 
 
 def read(name):
@@ -249,11 +249,11 @@ def test_the_recorded_vote_has_the_recorded_scores(recorded, is_viewed):
   split = as_split(recorded)
   if not is_viewed:
     split = as_originals(split)
-  questions, pairs = vote.questions_of(split, UNVIEW)
+  questions, pairs = vote.questions_of(split, TASK)
   assert questions.dtype == np.int32
   _, puzzles = split.rows
   answers, keys = vote.unviewed(
-    recorded["preds"], split.symmetries[puzzles], UNVIEW
+    recorded["preds"], split.symmetries[puzzles], TASK
   )
   ballot = vote.Ballot()
   ballot.add(
@@ -279,7 +279,7 @@ def test_a_question_is_a_task_and_an_input():
     symmetries=np.tile(grids.IDENTITY, (4, 1)),
     names=("one", "two"),
   )
-  questions, pairs = vote.questions_of(split, grids.task(3).unview)
+  questions, pairs = vote.questions_of(split, grids.task(3))
   assert questions.tolist() == [0, 1, 0, 0, 1, 0, 2, 2]
   keys = vote.as_keys(vote.fingerprints(np.stack([b, c]), np)).tolist()
   assert pairs == [
@@ -289,15 +289,8 @@ def test_a_question_is_a_task_and_an_input():
     pair("two", 2, None),
   ]
   nothing = split.take(np.zeros(0, int))
-  questions, pairs = vote.questions_of(nothing, grids.task(3).unview)
+  questions, pairs = vote.questions_of(nothing, grids.task(3))
   assert (len(questions), pairs) == (0, [])
-
-
-def test_parts_cover_all_rows_once():
-  parts = vote.parts(5000)
-  rows = [row for part in parts for row in range(5000)[part]]
-  assert rows == list(range(5000))
-  assert vote.parts(0) == []
 
 
 def test_the_program_scores_the_recorded_predictions(tmp_path):

@@ -1,25 +1,26 @@
-"""Voting: the augmented copies of a puzzle answer together.
+"""Voting: rollouts of a puzzle, or copies of it, answer together.
 
-A *question* is a test input of a task, and each copy of the task that is asked
-it casts a vote: its answer mapped back to the original, and how sure it is.
-Answers are compared by key, a hash of 64 bits, so that devices and processes
-need pass on no more than that; one example of each answer is kept.
+A *question* is what votes are counted by: a puzzle, or in ARC a test input of
+a task. Each vote is an answer, mapped back to the original, and a confidence.
+Answers are compared by key, a hash of 64 bits.
 
-Candidates are ranked as in the reference: by votes, then by mean sureness,
+Candidates are ranked as in the reference: by votes, then by mean confidence,
 then by which came first.
 """
 
+import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from trm_jax.data.arc import grids
-from trm_jax.data.task import Split
+from trm_jax.data.task import Split, Task
 
 # Ranks that are scored; two attempts a question are what the competition asks.
 KS = (1, 2, 5, 10, 100, 1000)
@@ -46,10 +47,9 @@ def fingerprints(tokens, xp):
     uint32 [..., 2].
   """
   tokens = xp.asarray(tokens).astype(xp.uint32)
-  multipliers = _multipliers(tokens.shape[-1])
   sums = [
     (tokens * xp.broadcast_to(half, tokens.shape)).sum(-1, dtype=xp.uint32)
-    for half in multipliers
+    for half in _multipliers(tokens.shape[-1])
   ]
   return _mix(xp.stack(sums, axis=-1))
 
@@ -76,17 +76,52 @@ def as_keys(prints: np.ndarray) -> np.ndarray:
 
 
 def confidences(q_halt: np.ndarray) -> np.ndarray:
-  """The halting head's belief that an answer is right.
+  """Sigmoids of halting logits, float64 of the same shape.
 
-  Args:
-    q_halt: float [...], its logits.
-
-  Returns:
-    float64 [...], their sigmoid, computed in float64: means of float32
-    numbers would tie, or not, by chance.
+  In float64, for means of float32 numbers would tie, or not, by chance.
   """
   with np.errstate(over="ignore"):  # exp(-q) is infinite, which gives 0
     return 1 / (1 + np.exp(-np.asarray(q_halt, np.float64)))
+
+
+class Tally(NamedTuple):
+  """Votes counted, for C different answers to their questions.
+
+  Attributes:
+    candidate: int64 [M], which answer each vote is for.
+    first: int64 [C], the first vote for each answer.
+    count: int64 [C], votes.
+    q: float64 [C], their mean confidence.
+  """
+
+  candidate: np.ndarray
+  first: np.ndarray
+  count: np.ndarray
+  q: np.ndarray
+
+
+def tally(questions: np.ndarray, keys: np.ndarray, q: np.ndarray) -> Tally:
+  """Counts votes.
+
+  Args:
+    questions: integers [M], the question that each vote answers.
+    keys: uint64 [M], of the answers.
+    q: float64 [M], confidences.
+
+  Returns:
+    Their tally; sums are taken in the order of the votes.
+  """
+  order = np.lexsort((keys, questions))  # stable: the first vote comes first
+  is_new = np.ones(len(order), bool)
+  for values in (questions[order], keys[order]):
+    is_new[1:] &= values[1:] == values[:-1]
+  is_new[1:] = ~is_new[1:]
+  candidate = np.empty_like(order)
+  candidate[order] = np.cumsum(is_new) - 1
+  first = order[is_new]
+  count = np.bincount(candidate, minlength=len(first))
+  total = np.bincount(candidate, q, minlength=len(first))
+  return Tally(candidate, first, count, total / np.maximum(count, 1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,16 +142,12 @@ class Candidate:
 
 
 class Ballot:
-  """Votes on any number of questions.
-
-  A million votes take about a second, and less than a kilobyte for each
-  answer that is unlike all others to its question.
-  """
+  """Votes on any number of questions; keeps one example of each answer."""
 
   def __init__(self):
-    # Of each question, by key: votes, the sum of confidences, and the answer.
-    # Python's dicts keep the order in which keys came first.
-    self._votes: dict[int, dict[int, list]] = {}
+    self._votes = [(np.zeros(0, int), np.zeros(0, np.uint64), np.zeros(0))]
+    self._answers: dict[tuple[int, int], np.ndarray] = {}
+    self._rankings: dict[int, list[Candidate]] | None = None
 
   def add(
     self,
@@ -130,47 +161,41 @@ class Ballot:
     Args:
       questions: integers [M], the question that each vote answers.
       keys: uint64 [M], of the answers.
-      q: float [M], how sure each is, as `confidences` gives it; a NaN counts
-        as 0.
+      q: float [M], confidences; a NaN counts as 0.
       answers: uint8 [M, S], tokens mapped back to the original; or None,
         where only scores are wanted.
     """
     q = np.nan_to_num(np.asarray(q, np.float64))
-    votes = zip(questions.tolist(), keys.tolist(), q.tolist(), strict=True)
-    for row, (question, key, sure) in enumerate(votes):
-      candidates = self._votes.setdefault(question, {})
-      if key in candidates:
-        candidate = candidates[key]
-        candidate[0] += 1
-        candidate[1] += sure
-      else:
-        answer = None if answers is None else answers[row].tobytes()
-        candidates[key] = [1, sure, answer]
+    self._votes.append((questions, keys, q))
+    self._rankings = None
+    if answers is not None:
+      for row in tally(questions, keys, q).first.tolist():
+        place = int(questions[row]), int(keys[row])
+        if place not in self._answers:
+          self._answers[place] = np.asarray(answers[row], np.uint8).copy()
 
   def ranking(self, question: int) -> list[Candidate]:
     """The answers given to a question, the best first."""
-    return [
-      Candidate(
-        key=key,
-        count=count,
-        q=total / count,
-        answer=None if answer is None else np.frombuffer(answer, np.uint8),
-      )
-      for key, (count, total, answer) in self._ranked(question)
-    ]
+    if self._rankings is None:
+      self._rankings = self._rank()
+    return self._rankings.get(question, [])
 
   def place(self, question: int, key: int | None) -> float:
     """How many candidates rank before an answer; infinite if nobody gave it."""
-    if key not in self._votes.get(question, {}):
-      return math.inf
-    return [other for other, _ in self._ranked(question)].index(key)
+    keys = [candidate.key for candidate in self.ranking(question)]
+    return keys.index(key) if key in keys else math.inf
 
-  def _ranked(self, question):
-    return sorted(
-      self._votes.get(question, {}).items(),
-      key=lambda item: (item[1][0], item[1][1] / item[1][0]),
-      reverse=True,
-    )
+  def _rank(self) -> dict[int, list[Candidate]]:
+    questions, keys, q = map(np.concatenate, zip(*self._votes, strict=True))
+    found = tally(questions, keys, q)
+    rankings = collections.defaultdict(list)
+    for i in np.lexsort((found.first, -found.q, -found.count)).tolist():
+      question, key = int(questions[found.first[i]]), int(keys[found.first[i]])
+      answer = self._answers.get((question, key))
+      rankings[question].append(
+        Candidate(key, int(found.count[i]), float(found.q[i]), answer)
+      )
+    return dict(rankings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +227,8 @@ def pass_at_k(
     ks: how many candidates may be tried.
 
   Returns:
-    For each k the mean over the scored tasks of the share of their pairs that
-    are solved. Nothing if no label is known.
+    For each k the mean over the scored tasks of the fraction of their pairs
+    that are solved. Nothing if no label is known.
   """
   tasks = [
     members
@@ -212,12 +237,12 @@ def pass_at_k(
   ]
   if not tasks:
     return {}
-  shares = dict.fromkeys(ks, 0.0)
+  solved = dict.fromkeys(ks, 0.0)
   for members in tasks:
     places = [ballot.place(pair.question, pair.label) for pair in members]
     for k in ks:
-      shares[k] += sum(place < k for place in places) / len(members)
-  return {k: share / len(tasks) for k, share in shares.items()}
+      solved[k] += sum(place < k for place in places) / len(members)
+  return {k: fraction / len(tasks) for k, fraction in solved.items()}
 
 
 def submission(
@@ -256,15 +281,13 @@ def _by_task(pairs):
   return tasks
 
 
-def questions_of(
-  split: Split, unview: Callable
-) -> tuple[np.ndarray, list[Pair]]:
+def questions_of(split: Split, task: Task) -> tuple[np.ndarray, list[Pair]]:
   """Numbers the questions of a test split.
 
   Args:
     split: groups are tasks, puzzles are their copies with the original first,
       and examples are test pairs; a label that is all 0 is not known.
-    unview: `(tokens [S], symmetry [K]) -> tokens [S]`, as in `Task`.
+    task: maps copies back.
 
   Returns:
     int32 [M], which question each row of `split.rows` asks.
@@ -277,7 +300,7 @@ def questions_of(
   shown_by = None
   if split.is_viewed and split.symmetries is not None:
     shown_by = split.symmetries[puzzles]
-  keys = _keys(split.inputs, examples, shown_by, unview)
+  keys = _keys(split.inputs, examples, shown_by, task)
   numbers: dict[tuple[str, int], int] = {}
   questions = [
     numbers.setdefault(asked, len(numbers))
@@ -286,11 +309,9 @@ def questions_of(
   # The rows of the originals are the pairs, in the same order.
   rows = np.flatnonzero(np.isin(puzzles, split.first_puzzle[:-1]))
   labels = _keys(
-    split.labels,
-    examples[rows],
-    None if shown_by is None else shown_by[rows],
-    unview,
-  )
+    split.labels, examples[rows],
+    None if shown_by is None else shown_by[rows], task,
+  )  # fmt: skip
   is_known = np.any(split.labels[examples[rows]], axis=-1)
   pairs = [
     Pair(tasks[row], questions[row], label if known else None)
@@ -301,52 +322,51 @@ def questions_of(
   return np.array(questions, np.int32), pairs
 
 
-def _keys(tokens, examples, symmetries, unview):
-  """The keys of examples, as their originals show them.
+def _keys(tokens, examples, symmetries, task):
+  """The keys of examples, as their originals show them: uint64 [M].
 
   Args:
     tokens: uint8 [N, S].
     examples: integers [M], rows of `tokens`.
     symmetries: uint8 [M, K], as which they are shown; None for originals.
-    unview: as in `questions_of`.
-
-  Returns:
-    uint64 [M].
+    task: maps them back.
   """
   if symmetries is None:  # then copies share few examples
     used, places = np.unique(examples, return_inverse=True)
     return as_keys(fingerprints(tokens[used], np))[places]
-  keys = [
-    unviewed(tokens[examples[part]], symmetries[part], unview)[1]
-    for part in parts(len(examples))
-  ]
-  return np.concatenate([np.zeros(0, np.uint64), *keys])
+  return unviewed(tokens[examples], symmetries, task)[1]
 
 
-def parts(count: int) -> list[slice]:
-  """Cuts rows into parts of a size that suits `unviewed`."""
-  return [slice(first, first + _CHUNK) for first in range(0, count, _CHUNK)]
+def originals(tokens: jax.Array, symmetries: jax.Array, task: Task):
+  """Maps what copies show back to their originals, `[M, S]`; to be traced."""
+  assert task.unview, "a task with copies maps answers back"
+  return jax.vmap(task.unview)(tokens, symmetries)
 
 
 def unviewed(
-  tokens: np.ndarray, symmetries: np.ndarray, unview: Callable
+  tokens: np.ndarray, symmetries: np.ndarray, task: Task
 ) -> tuple[np.ndarray, np.ndarray]:
   """Maps what copies show back to their originals.
 
   Args:
     tokens: uint8 [M, S].
     symmetries: uint8 [M, K], of the copies.
-    unview: `(tokens [S], symmetry [K]) -> tokens [S]`, as in `Task`.
+    task: a task with copies.
 
   Returns:
     uint8 [M, S], the tokens as the originals show them.
     uint64 [M], their keys.
   """
-  originals, prints = jax.device_get(_unviewed(tokens, symmetries, unview))
-  return originals, as_keys(prints)
+  shown, prints = np.zeros_like(tokens), np.zeros((len(tokens), 2), np.uint32)
+  for first in range(0, len(tokens), _CHUNK):
+    part = slice(first, first + _CHUNK)
+    shown[part], prints[part] = jax.device_get(
+      _unviewed(tokens[part], symmetries[part], task)
+    )
+  return shown, as_keys(prints)
 
 
-@functools.partial(jax.jit, static_argnames="unview")
-def _unviewed(tokens, symmetries, unview):
-  originals = jax.vmap(unview)(tokens, symmetries)
-  return originals, fingerprints(originals, jnp)
+@functools.partial(jax.jit, static_argnames="task")
+def _unviewed(tokens, symmetries, task):
+  found = originals(tokens, symmetries, task)
+  return found, fingerprints(found, jnp)
