@@ -480,7 +480,7 @@ def test_alternatives_are_the_answers_of_all_rollouts(several):
   assert any(len(result.alternatives) > 1 for result in several)
 
 
-def test_the_first_rollout_is_undisturbed(several, fixed):
+def test_the_first_rollout_is_plain(several, fixed):
   for result, plain in zip(several, fixed, strict=False):
     assert plain.answer in [one.answer for one in result.alternatives]
     assert result.flops == pytest.approx(4 * plain.flops)

@@ -217,7 +217,7 @@ def test_rounds_change_nothing(puzzles, monkeypatch):
   assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
-def test_only_the_first_rollout_is_undisturbed(puzzles):
+def test_all_rollouts_but_the_first_are_perturbed(puzzles):
   inputs, _ = puzzles
   solver = _solver()
   fixed = SolveConfig(depth=3)
@@ -246,7 +246,7 @@ def test_noise_reaches_every_family(family, puzzles):
 
 
 @pytest.mark.parametrize("family", RECURSIVE)
-def test_latents_are_disturbed_before_each_cycle(family):
+def test_latents_are_perturbed_before_each_cycle(family):
   """What is put in their place before the last cycle is all that it sees."""
   model = _model(family, cycles=3)
   params = _params(model)
@@ -260,9 +260,9 @@ def test_latents_are_disturbed_before_each_cycle(family):
       lambda new, old: jnp.where(cycle == last, new, old), other, latents
     )
 
-  def step(latents, model, disturb):
+  def step(latents, model, perturb):
     return recursion.supervision_step(
-      params.weights, latents, x, model, disturb=disturb
+      params.weights, latents, x, model, disturb=perturb
     )
 
   replaced = step(start, model, replace)
@@ -275,8 +275,8 @@ def test_noise_has_the_deviation_that_was_asked_for():
   latents = recursion.initial_latents(_params(model).initial, 5, model)
   keys = jax.random.split(jax.random.key(0), 5)
   plan = engine.Plan(model, TASK, 5, True, False, False, 1)
-  disturb = engine._perturbation(keys, 0.3, jnp.arange(5), plan)
-  noisy, later = disturb(latents, 0), disturb(latents, 1)
+  perturb = engine._perturbation(keys, 0.3, jnp.arange(5), plan)
+  noisy, later = perturb(latents, 0), perturb(latents, 1)
   for before, after, other in zip(
     *map(jax.tree.leaves, (latents, noisy, later)), strict=True
   ):

@@ -27,19 +27,12 @@ _DRAWN = 20  # puzzles at most
 
 
 class Form(NamedTuple):
-  """How answers are written; each is a flag of the program.
+  """How answers are written; each is a flag of the program."""
 
-  Attributes:
-    several: all answers of the rollouts.
-    json: an object a line.
-    show: the refinement in the terminal.
-    gif: the file to draw the refinement into, or "".
-  """
-
-  several: bool
-  json: bool
-  show: bool
-  gif: str
+  several: bool  # all answers of the rollouts
+  json: bool  # an object a line
+  show: bool  # the refinement in the terminal
+  gif: str  # the file to draw the refinement into, or ""
 
 
 def solve(
@@ -61,10 +54,7 @@ def solve(
     memory: what a device may need at most, or "".
 
   Returns:
-    The exit status: 1 if something was not a puzzle.
-
-  Raises:
-    UserError: the model or the file cannot be read, or a setting is wrong.
+    The exit status: 1 if there was an invalid puzzle.
   """
   verbose = bool(form.json or form.show or form.gif)
   with _open(name) as stream:  # a wrong path should not wait for the weights

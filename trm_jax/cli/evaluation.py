@@ -24,23 +24,14 @@ from trm_jax.solve.solver import Rollouts, Solver
 
 @dataclasses.dataclass(frozen=True)
 class Tested:
-  """What is tested, and how.
-
-  Attributes:
-    folder: the run.
-    experiment: of the run, with the data that is tested.
-    puzzles: what it is tested on.
-    split: "test" or "train".
-    data: the source that is tested instead of the run's own, or "".
-    unseen: the embedding of puzzles that were not trained on.
-  """
+  """A run, and what it is tested on."""
 
   folder: RunFolder
-  experiment: Experiment
+  experiment: Experiment  # of the run, with the data that is tested
   puzzles: Split
-  split: str
-  data: str
-  unseen: str
+  split: str  # "test" or "train"
+  data: str  # the source that is tested instead of the run's own, or ""
+  unseen: str  # the embedding of puzzles that were not trained on
 
   @property
   def kind(self) -> str:
@@ -228,11 +219,7 @@ def _calibrate(
 def compare_halting(tested: Tested, checkpoint: str, depth: int, within: float):
   """Finds the cheapest halting rules on half of the puzzles, times the others.
 
-  Args:
-    tested: the run and its puzzles, without copies.
-    checkpoint: of the run.
-    depth: the fixed depth to save from.
-    within: points of accuracy that a rule may cost.
+  They may cost `within` points of accuracy against the fixed depth.
   """
   experiment = tested.experiment
   if not experiment.model.is_recursive:

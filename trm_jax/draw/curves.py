@@ -143,9 +143,9 @@ def reliability(
     (after, "calibrated", _EXACT, "o", 0.21),
   )
   for found, name, colour, marker, side in drawn:
-    reach = [found.share - found.low, found.high - found.share]
+    reach = [found.fraction - found.low, found.high - found.fraction]
     shares.errorbar(
-      found.confidence, found.share, np.maximum(reach, 0),
+      found.confidence, found.fraction, np.maximum(reach, 0),
       color=colour, marker=marker, ms=5, lw=1.2, elinewidth=0.8, capsize=2,
       label=f"{name}: off by {found.error:.1%} (ECE)",
     )  # fmt: skip

@@ -24,16 +24,7 @@ def write(
   data: str = "",
   **more: Any,
 ):
-  """Writes scores; records of plain evaluation need not name their rules.
-
-  Args:
-    path: the file, see `RunFolder.result`.
-    checkpoint: optimizer steps behind the model.
-    records: the scores.
-    split: see above.
-    data: see above.
-    **more: further plain values.
-  """
+  """Writes scores; records of plain evaluation need not name their rules."""
   write_json(
     path,
     {

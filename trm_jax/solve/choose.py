@@ -10,25 +10,15 @@ from trm_jax.solve.solver import Rollouts
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-  """The answers of the first K rollouts of each puzzle at one depth.
+  """The answers of the first K rollouts of N puzzles at one depth."""
 
-  Attributes:
-    answers: uint8 `[N, K, S]`.
-    q_halt: float32 `[N, K]`; -inf for rollouts that were stopped.
-    residual: float32 `[N, K]`; inf for those.
-    steps: int32 `[N, K]`; 0 for those.
-    halted: bool `[N, K]`, whether a rule had halted them by then.
-    votes: int64 `[N, K]`, how many rollouts have each one's answer.
-    mean_q: float64 `[N, K]`, their mean confidence.
-  """
-
-  answers: np.ndarray
-  q_halt: np.ndarray
-  residual: np.ndarray
-  steps: np.ndarray
-  halted: np.ndarray
-  votes: np.ndarray
-  mean_q: np.ndarray
+  answers: np.ndarray  # uint8 [N, K, S]
+  q_halt: np.ndarray  # float32 [N, K]; -inf for rollouts that were stopped
+  residual: np.ndarray  # float32 [N, K]; inf for those
+  steps: np.ndarray  # int32 [N, K]; 0 for those
+  halted: np.ndarray  # bool [N, K], whether a rule had halted them by then
+  votes: np.ndarray  # int64 [N, K], rollouts that have each one's answer
+  mean_q: np.ndarray  # float64 [N, K], their mean confidence
 
   @classmethod
   def of(cls, rollouts: Rollouts, mark: int, breadth: int) -> "Answers":

@@ -13,7 +13,7 @@ by its puzzle's content, its own number and its step.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from trm_jax.core import network, recursion, rollout
 from trm_jax.core.halting import select_rows
 from trm_jax.core.network import Latents, ModelConfig, Weights
 from trm_jax.data.task import Task
-from trm_jax.solve.rules import RULES, SolveConfig
+from trm_jax.solve.rules import RULES, SolveConfig, Values
 
 Array = jax.Array | np.ndarray
 
@@ -32,17 +32,11 @@ _NEVER = jnp.iinfo(jnp.int32).max
 
 
 class Halting(struct.PyTreeNode):
-  """When a rollout halts, as numbers, so that no rule is compiled anew.
+  """When a rollout halts, as numbers, so that no rule is compiled anew."""
 
-  Attributes:
-    depth: int32 [], supervision steps after which it halts anyway.
-    limits: the limit of each of `RULES` by name, arrays [].
-    first: bool [], its siblings stop when one has halted by a rule.
-  """
-
-  depth: jax.Array
-  limits: dict[str, jax.Array]
-  first: jax.Array
+  depth: jax.Array  # int32 [], supervision steps after which it halts anyway
+  limits: dict[str, jax.Array]  # of each of `RULES`, arrays []
+  first: jax.Array  # bool [], siblings stop when one has halted by a rule
 
   @classmethod
   def of(cls, settings: SolveConfig, depth: int, prune: bool) -> "Halting":
@@ -58,17 +52,11 @@ class Halting(struct.PyTreeNode):
 
 
 class Noise(struct.PyTreeNode):
-  """What makes rollouts differ.
+  """What makes rollouts differ."""
 
-  Attributes:
-    initial: float32 [], standard deviation added to initial latents.
-    cycle: float32 [], the same before each cycle.
-    key: typed PRNG key.
-  """
-
-  initial: jax.Array
-  cycle: jax.Array
-  key: jax.Array
+  initial: jax.Array  # float32 [], standard deviation, on initial latents
+  cycle: jax.Array  # float32 [], likewise, before each cycle
+  key: jax.Array  # typed PRNG key
 
   @classmethod
   def of(cls, settings: SolveConfig) -> "Noise":
@@ -81,41 +69,24 @@ class Noise(struct.PyTreeNode):
 
 
 class Queue(struct.PyTreeNode):
-  """Puzzles to solve. Rollouts share what is here.
+  """Puzzles to solve. Rollouts share what is here."""
 
-  Attributes:
-    inputs: uint8 `[Q, S]`.
-    rows: `[Q, E]`, their puzzle embeddings.
-    numbers: uint32 `[Q]`, what their noise is drawn by.
-    count: int32 [], how many puzzles there are; the other rows are empty.
-  """
-
-  inputs: Array
-  rows: Array
-  numbers: Array
-  count: Array
+  inputs: Array  # uint8 [Q, S]
+  rows: Array  # [Q, E], puzzle embeddings
+  numbers: Array  # uint32 [Q], what their noise is drawn by
+  count: Array  # int32 [], how many puzzles there are; other rows are empty
 
 
 class Slots(struct.PyTreeNode):
-  """What a device works on. An idle slot has rollout Q * K.
+  """What a device works on. An idle slot has rollout Q * K."""
 
-  Attributes:
-    rollout: int32 `[B]`, puzzle * K + number of the rollout.
-    latents: `[B, ..., L, D]`.
-    inputs: int32 `[B, S]`, as the rollout sees them.
-    steps: int32 `[B]`, supervision steps spent.
-    answers: int32 `[B, S]`, the last answers, as seen.
-    unchanged: int32 `[B]`, for how many steps they have been the same.
-    next: int32 [], the first rollout that still waits.
-  """
-
-  rollout: jax.Array
-  latents: Latents
-  inputs: jax.Array
-  steps: jax.Array
-  answers: jax.Array
-  unchanged: jax.Array
-  next: jax.Array
+  rollout: jax.Array  # int32 [B], puzzle * K + number of the rollout
+  latents: Latents  # [B, ..., L, D]
+  inputs: jax.Array  # int32 [B, S], as the rollout sees them
+  steps: jax.Array  # int32 [B], supervision steps spent
+  answers: jax.Array  # int32 [B, S], the last answers, as seen
+  unchanged: jax.Array  # int32 [B], for how many steps they were the same
+  next: jax.Array  # int32 [], the first rollout that still waits
 
 
 class Found(struct.PyTreeNode):
@@ -123,28 +94,17 @@ class Found(struct.PyTreeNode):
 
   A rollout that halts before a mark is there as it halted. Steps are 0 where
   there is nothing: it did not get there, or was stopped.
-
-  Attributes:
-    answers: uint8 `[Q * K, M, S]`, mapped back to the puzzle.
-    q_halt: float32 `[Q * K, M]`, the halting margin.
-    residual: float32 `[Q * K, M]`.
-    steps: int32 `[Q * K, M]`.
-    halted: bool `[Q * K]`, whether a rule halted it, and not its depth.
-    soonest: int32 `[Q]`, steps of the puzzle's first rollout halted by a rule.
-    finished: int32 [], rollouts that are over.
-    spent: int32 [], supervision steps of all rollouts.
-    passes: int32 [], supervision steps of the batch.
   """
 
-  answers: jax.Array
-  q_halt: jax.Array
-  residual: jax.Array
-  steps: jax.Array
-  halted: jax.Array
-  soonest: jax.Array
-  finished: jax.Array
-  spent: jax.Array
-  passes: jax.Array
+  answers: jax.Array  # uint8 [Q * K, M, S], mapped back to the puzzle
+  q_halt: jax.Array  # float32 [Q * K, M], the halting margin
+  residual: jax.Array  # float32 [Q * K, M]
+  steps: jax.Array  # int32 [Q * K, M]
+  halted: jax.Array  # bool [Q * K], by a rule, and not by its depth
+  soonest: jax.Array  # int32 [Q], steps of the first rollout halted by a rule
+  finished: jax.Array  # int32 [], rollouts that are over
+  spent: jax.Array  # int32 [], supervision steps of all rollouts
+  passes: jax.Array  # int32 [], supervision steps of the batch
 
 
 class State(struct.PyTreeNode):
@@ -156,34 +116,15 @@ class State(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """All that a compiled program depends on besides shapes; hashable.
-
-  Attributes:
-    model: the model.
-    task: its task.
-    breadth: K.
-    noisy: whether rollouts are perturbed.
-    views: whether rollouts see puzzles under symmetries.
-    checks: whether answers are checked by the task's rules after each step.
-    chunk: supervision steps that one call takes at most.
-  """
+  """All that a compiled program depends on besides shapes; hashable."""
 
   model: ModelConfig
   task: Task
-  breadth: int
-  noisy: bool
-  views: bool
-  checks: bool
-  chunk: int
-
-
-class _Values(NamedTuple):
-  """What halting rules look at, `[B]` each."""
-
-  margin: jax.Array
-  residual: jax.Array
-  unchanged: jax.Array
-  solved: jax.Array
+  breadth: int  # K
+  noisy: bool  # whether rollouts are perturbed
+  views: bool  # whether rollouts see puzzles under symmetries
+  checks: bool  # whether answers are checked by the task's rules
+  chunk: int  # supervision steps that one call takes at most
 
 
 def start(slots: int, puzzles: int, marks: int, plan: Plan) -> State:
@@ -195,31 +136,25 @@ def start(slots: int, puzzles: int, marks: int, plan: Plan) -> State:
       network.init(jax.random.key(0), model).initial, slots, model
     )
   )
-  none = jnp.zeros((slots,), jnp.int32)
-  grid = jnp.zeros((rollouts, marks), jnp.float32)
   zero = jnp.int32(0)
+  none, grid = jnp.zeros(slots, jnp.int32), jnp.zeros((rollouts, marks))
+  boards = jnp.zeros((slots, tokens), jnp.int32)
   return State(
     Slots(
-      rollout=jnp.full((slots,), rollouts, jnp.int32),
+      rollout=jnp.full(slots, rollouts, jnp.int32),
       latents=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like),
-      inputs=jnp.zeros((slots, tokens), jnp.int32),
-      steps=none,
-      answers=jnp.zeros((slots, tokens), jnp.int32),
-      unchanged=none,
-      next=zero,
+      inputs=boards, steps=none, answers=boards, unchanged=none, next=zero,
     ),
     Found(
       answers=jnp.zeros((rollouts, marks, tokens), jnp.uint8),
-      q_halt=grid,
-      residual=grid,
+      q_halt=grid.astype(jnp.float32),
+      residual=grid.astype(jnp.float32),
       steps=grid.astype(jnp.int32),
-      halted=jnp.zeros((rollouts,), bool),
-      soonest=jnp.full((puzzles,), _NEVER, jnp.int32),
-      finished=zero,
-      spent=zero,
-      passes=zero,
+      halted=jnp.zeros(rollouts, bool),
+      soonest=jnp.full(puzzles, _NEVER, jnp.int32),
+      finished=zero, spent=zero, passes=zero,
     ),
-  )
+  )  # fmt: skip
 
 
 def advance(
@@ -244,11 +179,8 @@ def advance(
     marks: int32 `[M]`, ascending depths at which answers are kept.
     shrink_at: int32 [], it returns early when nothing waits and so many slots
       or fewer are busy.
-    state: the state before.
+    state: the state before; that after is returned.
     plan: what is static.
-
-  Returns:
-    The state after.
   """
 
   def is_working(carry):
@@ -343,7 +275,7 @@ def _recurse(weights, queue, halting, noise, marks, state, plan) -> State:
   if plan.checks:
     assert plan.task.is_solution, "a task with rules"
     solved = plan.task.is_solution(slots.inputs, answers)
-  values = _Values(margin, now.residual, unchanged, solved)
+  values = Values(margin, now.residual, unchanged, solved)
   by_rule = jnp.zeros_like(busy)
   for rule in RULES:
     by_rule |= rule.halts(values, halting.limits[rule.name])

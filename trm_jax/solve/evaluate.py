@@ -34,45 +34,26 @@ Record = dict[str, float]
 
 
 class Batch(struct.PyTreeNode):
-  """Puzzles to score.
+  """Puzzles to score."""
 
-  Attributes:
-    puzzles: `[B, S]`, as the model sees them.
-    counted: bool `[B]`; False for rows that only fill the batch.
-    symmetries: uint8 `[B, K]`, how each differs from its original; None where
-      there are no copies.
-  """
-
-  puzzles: Puzzles
-  counted: jax.Array
+  puzzles: Puzzles  # [B, S], as the model sees them
+  counted: jax.Array  # bool [B]; False for rows that only fill the batch
+  # uint8 [B, K], how each differs from its original; None without copies.
   symmetries: jax.Array | None = None
 
 
 class Votes(struct.PyTreeNode):
-  """The answers of a batch of copies, mapped back to their originals.
+  """The answers of a batch of copies, mapped back to their originals."""
 
-  Attributes:
-    fingerprints: uint32 `[D, B, 2]`, after each step.
-    q_halt: float32 `[D, B]`.
-    answers: uint8 `[B, S]`, after the last step.
-  """
-
-  fingerprints: jax.Array
-  q_halt: jax.Array
-  answers: jax.Array
+  fingerprints: jax.Array  # uint32 [D, B, 2], after each step
+  q_halt: jax.Array  # float32 [D, B]
+  answers: jax.Array  # uint8 [B, S], after the last step
 
 
 def score_batch(
   params: Params, batch: Batch, depth: int, model: ModelConfig, task: Task
 ) -> tuple[dict[str, jax.Array], Votes | None]:
-  """Scores a batch after each supervision step.
-
-  Args:
-    params: the model.
-    batch: the puzzles.
-    depth: D, supervision steps.
-    model: the model's config.
-    task: supplies the verifier, and maps answers back.
+  """Scores a batch after each of `depth` supervision steps.
 
   Returns:
     Sums over the counted puzzles with a label, float32 `[D]` each: `count`,
@@ -212,13 +193,7 @@ def evaluate(
 def refine(
   params: Params, puzzles: Puzzles, depth: int, model: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-  """The answer to each puzzle after each supervision step.
-
-  Args:
-    params: the model.
-    puzzles: `[B, S]`; their labels are not read.
-    depth: D, supervision steps.
-    model: the model's config.
+  """The answer to each puzzle after each of `depth` supervision steps.
 
   Returns:
     Answers int32 `[D, B, S]`, and the halting logits `[D, B]`: their sigmoid

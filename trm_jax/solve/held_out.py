@@ -42,13 +42,7 @@ def prepare(
 
 
 def choose_data(data: Data, source: str, skip_bad_rows: bool) -> Data:
-  """A run's data, or what flags say instead.
-
-  Args:
-    data: the run's.
-    source: what to test on instead; "" for the run's own.
-    skip_bad_rows: whether bad rows of csv files are left out.
-  """
+  """A run's data, with another test source and bad csv rows left out or not."""
   if source:
     data = datasets.tested_on(data, source)
   if skip_bad_rows:
@@ -77,13 +71,12 @@ def load_splits(experiment: Experiment) -> tuple[Split, Split | None]:
 def load_test(
   experiment: Experiment, puzzles: int, copies: int = -1, split: str = "test"
 ) -> Split:
-  """A part of the test set, drawn with the config's seed.
+  """A part of the test set (or of "train"), drawn with the config's seed.
 
   Args:
     experiment: names the data, which must be prepared.
     puzzles: how many puzzles (in ARC: tasks); 0 for all.
-    copies: how many copies of each; 0 for all, -1 for as many as the config
-      says.
+    copies: how many copies of each; 0 for all, -1 for as in the config.
     split: "test", or "train" for puzzles that were trained on.
   """
   groups = choose_groups(
@@ -135,13 +128,9 @@ def load_held_out(
 def restore(
   folder: RunFolder, experiment: Experiment, which: str, unseen: str = "error"
 ) -> tuple[int, Params]:
-  """A run's averaged weights, and the step that they are of.
+  """The step and the averaged weights of a checkpoint.
 
-  Args:
-    folder: the run.
-    experiment: of the run.
-    which: "best", "last" or a step.
-    unseen: as in `load_held_out`; "mean" sets the embedding for such puzzles.
+  With `unseen` "mean", puzzles without an embedding have the mean of all.
   """
   step, params = pretrained.restore_params(experiment, folder, which)
   if unseen == "mean":
@@ -150,15 +139,7 @@ def restore(
 
 
 def with_mean_embedding(params: Params, known: int) -> Params:
-  """Sets row 0 of the puzzle table to the mean of the trained rows.
-
-  Args:
-    params: the model.
-    known: how many ids were trained, the blank one (row 0) included.
-
-  Returns:
-    The model, for puzzles that it has no embedding of: give them id 0.
-  """
+  """Sets row 0 of the puzzle table to the mean of rows 1 to `known` - 1."""
   table = params.puzzle_table
   if known > 1:
     table = table.at[0].set(jnp.mean(table[1:known], axis=0))

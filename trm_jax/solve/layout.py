@@ -34,12 +34,7 @@ def programs(
 ) -> tuple[Callable, Callable]:
   """Compiles `engine.start` and `engine.advance` for a mesh.
 
-  Args:
-    mesh: the devices.
-    plan: what is static.
-    slots: of each device.
-    capacity: puzzles of each device.
-    marks: M.
+  `slots` and `capacity` (puzzles) are of each device.
 
   Returns:
     `() -> state`, and `(..., state) -> (state, (finished, most left))`: the

@@ -63,8 +63,8 @@ class TRMProcessor:
       found = calibration_lib.read(model.calibration)
       self._calibration = found
       self._threshold = found.threshold(self.config.confidence_threshold)
-    self._cache: collections.OrderedDict[Any, Reasoning] | None = None
-    self._cache_size = 0
+    self._cache: collections.OrderedDict[Any, Reasoning]
+    self._cache, self._cache_size = collections.OrderedDict(), 0
     experiment = model.experiment
     self._task = experiment.task
     self._devices = jax.local_devices() if devices is None else devices
@@ -132,24 +132,17 @@ class TRMProcessor:
   ) -> list[Reasoning]:
     """Solves questions that have been read; see `reason`.
 
-    Args:
-      asked: the questions.
-      allow_multiple_solutions: see `reason`.
-      on_progress: called with (rollouts done, in all); not for what is cached.
-
-    Returns:
-      The results, in the same order.
+    `on_progress` is called with (rollouts done, in all), without cached ones.
     """
     ids = [self._puzzle_id(question) for question in asked]
     keys = [
       (question.tokens.tobytes(), number, allow_multiple_solutions)
       for question, number in zip(asked, ids, strict=True)
     ]
-    cache = {} if self._cache is None else self._cache
-    known = {key: cache[key] for key in keys if key in cache}
+    known = {key: self._cache[key] for key in keys if key in self._cache}
     new = {key: row for row, key in enumerate(keys) if key not in known}
-    rows = list(new.values())
-    if rows:
+    if new:
+      rows = list(new.values())
       found = self._solve_new(
         [asked[row] for row in rows],
         np.array([ids[row] for row in rows], np.int32),
@@ -161,10 +154,10 @@ class TRMProcessor:
       dataclasses.replace(known[key], name=question.name)
       for question, key in zip(asked, keys, strict=True)
     ]
-    if self._cache is not None:
+    if self._cache_size:
       results = copy.deepcopy(results)  # so that callers may change theirs
+      self._cache |= known
       for key in keys:
-        self._cache[key] = known[key]
         self._cache.move_to_end(key)
       while len(self._cache) > self._cache_size:
         self._cache.popitem(last=False)
@@ -174,19 +167,16 @@ class TRMProcessor:
     """Keeps the answers to so many puzzles, the last ones asked."""
     if type(max_size) is not int or max_size < 1:
       raise UserError(f"max_size={max_size!r}: must be a number of 1 or more")
-    self._cache = collections.OrderedDict()
-    self._cache_size = max_size
+    self._cache, self._cache_size = collections.OrderedDict(), max_size
 
   def set_memory_limit(self, limit: str | float):
-    """Chooses the batch, so that each device needs no more memory than this.
-
-    The batch is never larger than the config's.
+    """Lowers the batch until each device needs no more memory than this.
 
     Args:
       limit: bytes, or a text such as "4GB" or "512MiB".
 
     Raises:
-      UserError: if it is no amount of memory, or one puzzle needs more.
+      UserError: if it is not an amount of memory, or one puzzle needs more.
     """
     allowed = _bytes(limit)
     # With noise, a rollout takes the more memory.
@@ -215,8 +205,8 @@ class TRMProcessor:
     if not number and self.config.puzzle_id == "error":
       raise UserError(
         f"{question.name}: the model was not trained on this task, so it has "
-        "no embedding; choose puzzle_id='mean' (the mean of all embeddings) "
-        "or 'blank' (none)"
+        "no embedding; choose puzzle_id='mean' (of all embeddings) or 'blank' "
+        "(none)"
       )
     return number
 
@@ -350,7 +340,6 @@ class TRMProcessor:
 
 
 def _alone(results: list[Reasoning]) -> Any:
-  """A list of one is that one."""
   return results[0] if len(results) == 1 else results
 
 

@@ -70,34 +70,21 @@ class ReasonConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Alternative:
-  """An answer that some rollouts came to.
+  """An answer that some rollouts gave."""
 
-  Attributes:
-    answer: in the task's form.
-    fraction: of the rollouts, in (0, 1].
-    confidence: the mean over these rollouts.
-    checked: whether it solves the puzzle; None where no rules tell.
-  """
-
-  answer: Any
-  fraction: float
-  confidence: float
-  checked: bool | None
+  answer: Any  # in the task's form
+  fraction: float  # of the rollouts, in (0, 1]
+  confidence: float  # the mean over these rollouts
+  checked: bool | None  # whether it solves the puzzle; None without rules
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """The answer after a supervision step.
+  """The answer after a supervision step."""
 
-  Attributes:
-    step: its number, from 1.
-    answer: in the task's form.
-    confidence: that it is right.
-  """
-
-  step: int
-  answer: Any
-  confidence: float
+  step: int  # from 1
+  answer: Any  # in the task's form
+  confidence: float  # that it is right
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,32 +5,27 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
+class Values(NamedTuple):
+  """What halting rules look at: arrays of one shape, of numpy or jax."""
+
+  margin: Any  # the halting margin, see `rollout.Step`
+  residual: Any  # how far `y` moved, likewise
+  unchanged: Any  # for how many steps the answer has been the same
+  solved: Any  # whether the answer solves the puzzle, where that is checked
+
+
 class HaltingRule(NamedTuple):
-  """When a rollout halts before its depth is reached.
+  """When a rollout halts before its depth is reached."""
 
-  Attributes:
-    name: as in `SolveConfig.halt`.
-    field: the field of `SolveConfig` that limits it; "" where none does.
-    dtype: of the limit.
-    never: the limit by which it never halts.
-    halts: `(values, limit) -> bool`, element by element. Values have the
-      attributes `margin` and `residual` (see `rollout.Step`), `unchanged` (for
-      how many steps the answer has been the same) and `solved`.
-    label: a format of the limit.
-    tried: limits to choose from, the first to halt foremost.
-    colour: of its curve in plots.
-    marker: likewise.
-  """
-
-  name: str
-  field: str
-  dtype: str
-  never: Any
-  halts: Callable[[Any, Any], Any]
-  label: str
-  tried: tuple
-  colour: str
-  marker: str
+  name: str  # as in `SolveConfig.halt`
+  field: str  # of `SolveConfig`, its limit; "" where it has none
+  dtype: str  # of the limit
+  never: Any  # the limit by which it never halts
+  halts: Callable[[Values, Any], Any]  # (values, limit) -> bool
+  label: str  # a format of the limit
+  tried: tuple  # limits to choose from, the first to halt foremost
+  colour: str  # in plots
+  marker: str  # in plots
 
 
 RULES = (

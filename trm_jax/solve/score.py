@@ -9,7 +9,7 @@ halting rule would have done.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from trm_jax.data.task import Split, Task
 from trm_jax.solve import vote
 from trm_jax.solve.choose import Answers
 from trm_jax.solve.evaluate import standard_error
-from trm_jax.solve.rules import RULES, SolveConfig
+from trm_jax.solve.rules import RULES, SolveConfig, Values
 from trm_jax.solve.solver import Rollouts
 
 Record = dict[str, Any]
@@ -43,7 +43,7 @@ def grid(
     labels: uint8 `[N, S]`, 0 where there is nothing to compare with.
     task: their task.
     breadths: how many rollouts to choose from.
-    selects: selection rules, as in `SolveConfig`.
+    selects: selection rules.
 
   Returns:
     A record for each, with `oracle_accuracy` the fraction of puzzles that any
@@ -77,13 +77,7 @@ def vote_grid(
 ) -> tuple[list[Record], vote.Ballot]:
   """Scores every depth and breadth where copies of puzzles vote, as in ARC.
 
-  All rollouts of all copies have one vote each.
-
-  Args:
-    rollouts: of the rows of the split, not pruned.
-    split: puzzles with copies.
-    task: their task.
-    breadths: ascending, how many rollouts of each copy vote.
+  All rollouts of all copies have one vote each. `breadths` must be ascending.
 
   Returns:
     A record for each, with `pass@k`. And the ballot of the last depth and the
@@ -139,15 +133,6 @@ def throughput(rollouts: Rollouts) -> Record:
   }
 
 
-class _Values(NamedTuple):
-  """What halting rules look at, `[N, K, M]` each."""
-
-  margin: np.ndarray
-  residual: np.ndarray
-  unchanged: np.ndarray
-  solved: np.ndarray
-
-
 def halting_steps(
   rollouts: Rollouts,
   settings: SolveConfig,
@@ -171,7 +156,7 @@ def halting_steps(
   for k in range(1, depth):
     same = (answers[:, :, k] == answers[:, :, k - 1]).all(-1)
     unchanged[:, :, k] = (unchanged[:, :, k - 1] + 1) * same
-  values = _Values(
+  values = Values(
     margin=rollouts.q_halt,
     residual=rollouts.residual,
     unchanged=unchanged,
@@ -195,15 +180,15 @@ def replay(
   """What every halting rule would have given, at each limit in `tried`.
 
   Args:
-    rollouts: at fixed depth, with every step among their marks.
+    rollouts: at the fixed depth, with every step among their marks.
     inputs: uint8 `[N, S]`.
     labels: uint8 `[N, S]`.
     task: their task.
     depth: the fixed depth.
 
   Returns:
-    The record of the fixed depth, then of each rule those of its limits. The
-    key `rule` holds the `SolveConfig`.
+    A record for the fixed depth, and one for each limit of each rule, with
+    the `SolveConfig` as `rule`.
   """
   right = is_right(rollouts.answers, labels)
   checked = None
@@ -272,16 +257,7 @@ def is_right(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def solved(inputs: np.ndarray, answers: np.ndarray, task: Task) -> np.ndarray:
-  """Whether answers solve their puzzles, judged by rules and not by labels.
-
-  Args:
-    inputs: uint8 `[N, S]`.
-    answers: uint8 `[N, ..., S]`.
-    task: a task with rules.
-
-  Returns:
-    bool `[N, ...]`.
-  """
+  """Whether answers `[N, ..., S]` solve their puzzles, by the task's rules."""
   shape = answers.shape[:-1]
   each = int(np.prod(shape[1:], dtype=int))
   flat = answers.reshape(-1, answers.shape[-1])

@@ -32,33 +32,20 @@ _CHUNK, _HURRIED = 32, 4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rollouts:
-  """The rollouts of some puzzles.
+  """The results of K rollouts of N puzzles, at M marks."""
 
-  Attributes:
-    marks: ascending depths at which answers were kept, M of them.
-    answers: uint8 `[N, K, M, S]`. A rollout that halted before a mark is
-      there as it halted.
-    q_halt: float32 `[N, K, M]`, the halting margin.
-    residual: float32 `[N, K, M]`.
-    steps: int32 `[N, K, M]`, supervision steps spent; 0 for a rollout that
-      was stopped because a sibling had been first.
-    halted: bool `[N, K]`, whether a rule halted the rollout, not its depth.
-    spent: supervision steps of all rollouts together.
-    passes: supervision steps of the batch, of all devices together.
-    flops_per_step: of one rollout.
-    seconds: wall time.
-  """
-
-  marks: tuple[int, ...]
+  marks: tuple[int, ...]  # ascending depths at which answers were kept
+  # uint8 [N, K, M, S]; a rollout that halted before a mark is as it halted.
   answers: np.ndarray
-  q_halt: np.ndarray
-  residual: np.ndarray
+  q_halt: np.ndarray  # float32 [N, K, M], the halting margin
+  residual: np.ndarray  # float32 [N, K, M]
+  # int32 [N, K, M]; 0 where a rollout stopped because a sibling was first.
   steps: np.ndarray
-  halted: np.ndarray
-  spent: int
-  passes: int
-  flops_per_step: float
-  seconds: float
+  halted: np.ndarray  # bool [N, K], by a rule, and not by its depth
+  spent: int  # supervision steps of all rollouts together
+  passes: int  # supervision steps of the batch, of all devices together
+  flops_per_step: float  # of one rollout
+  seconds: float  # wall time
 
   @property
   def flops_per_puzzle(self) -> float:
@@ -121,8 +108,8 @@ class Solver:
       puzzle_ids: integers `[N]`, rows of the puzzle table.
       settings: depth, breadth, halting and noise.
       marks: depths at which answers are kept too, besides the last.
-      prune: whether rollouts stop when a sibling was first, where that
-        decides. Then fewer rollouts do not give a part of what more give.
+      prune: whether rollouts stop when a sibling was first, if the first
+        answers. Fewer rollouts then do not give a part of what more give.
       on_progress: called with (rollouts done, in all).
 
     Raises:

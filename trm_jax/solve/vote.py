@@ -30,21 +30,12 @@ _CHUNK = 2048
 
 
 def fingerprints(tokens, xp):
-  """Hashes token sequences, to the same bits on the host and on devices.
+  """Hashes tokens [..., S] to uint32 [..., 2], the same bits in both libraries.
 
-  Each half of the hash is `sum_i a_i * tokens_i` modulo 2**32, with fixed odd
-  multipliers `a_i` without pattern, and then a one-to-one mix. Sequences that
-  differ in one token never collide. Others, with tokens below 12, do so for
-  at most one in 2**56 choices of the multipliers: of the 2**31 values that a
-  multiplier can take in each half, no more than 2**3 make two given sums
-  equal, for 2**3 is the highest power of two in a difference of tokens.
-
-  Args:
-    tokens: integers [..., S].
-    xp: `numpy`, or `jax.numpy`, in which it can be traced.
-
-  Returns:
-    uint32 [..., 2].
+  Each half is `sum_i a_i * tokens_i` modulo 2**32, with fixed odd multipliers
+  without pattern, and then a one-to-one mix. Sequences that differ in one token
+  never collide; others, with tokens below 12, do so for at most one in 2**56
+  choices of the multipliers. `xp` is `numpy` or `jax.numpy`.
   """
   tokens = xp.asarray(tokens).astype(xp.uint32)
   sums = [
@@ -85,31 +76,18 @@ def confidences(q_halt: np.ndarray) -> np.ndarray:
 
 
 class Tally(NamedTuple):
-  """Votes counted, for C different answers to their questions.
+  """Votes counted, for C different answers to their questions."""
 
-  Attributes:
-    candidate: int64 [M], which answer each vote is for.
-    first: int64 [C], the first vote for each answer.
-    count: int64 [C], votes.
-    q: float64 [C], their mean confidence.
-  """
-
-  candidate: np.ndarray
-  first: np.ndarray
-  count: np.ndarray
-  q: np.ndarray
+  candidate: np.ndarray  # int64 [M], which answer each vote is for
+  first: np.ndarray  # int64 [C], the first vote for each answer
+  count: np.ndarray  # int64 [C], votes
+  q: np.ndarray  # float64 [C], their mean confidence
 
 
 def tally(questions: np.ndarray, keys: np.ndarray, q: np.ndarray) -> Tally:
-  """Counts votes.
+  """Counts votes: integers, uint64 and float64 [M], as `Ballot.add` takes them.
 
-  Args:
-    questions: integers [M], the question that each vote answers.
-    keys: uint64 [M], of the answers.
-    q: float64 [M], confidences.
-
-  Returns:
-    Their tally; sums are taken in the order of the votes.
+  Confidences are summed in the order of the votes.
   """
   order = np.lexsort((keys, questions))  # stable: the first vote comes first
   is_new = np.ones(len(order), bool)
@@ -126,19 +104,12 @@ def tally(questions: np.ndarray, keys: np.ndarray, q: np.ndarray) -> Tally:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:
-  """An answer that was given to a question.
+  """An answer that was given to a question."""
 
-  Attributes:
-    key: its fingerprint.
-    count: how many votes it has.
-    q: their mean confidence.
-    answer: uint8 [S], its tokens; None if votes came without answers.
-  """
-
-  key: int
-  count: int
-  q: float
-  answer: np.ndarray | None
+  key: int  # its fingerprint
+  count: int  # votes
+  q: float  # their mean confidence
+  answer: np.ndarray | None  # uint8 [S]; None if votes came without answers
 
 
 class Ballot:
@@ -200,18 +171,11 @@ class Ballot:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """A test pair of a task.
-
-  Attributes:
-    task: the task's name.
-    question: the number of its input; pairs of a task with the same input are
-      one question.
-    label: the key of its output, None if that is not known.
-  """
+  """A test pair of a task; pairs with the same input are one question."""
 
   task: str
   question: int
-  label: int | None
+  label: int | None  # the key of its output, None if that is not known
 
 
 def pass_at_k(
@@ -250,28 +214,25 @@ def submission(
 ) -> dict[str, list[dict[str, list[list[int]]]]]:
   """The best candidates, in the form that the Kaggle competition asks for.
 
-  Args:
-    ballot: the votes, given with answers.
-    pairs: all test pairs.
-    attempts: candidates a pair. Where there are fewer, the best is repeated;
-      where there are none, the grid is `[[0]]`.
+  Where there are fewer than `attempts`, the best is repeated; where there are
+  none, the grid is `[[0]]`.
 
   Returns:
     For each task, for each of its pairs, "attempt_1", "attempt_2" ...: grids.
   """
-  return {
-    task: [
-      _attempts(ballot.ranking(pair.question)[:attempts], attempts)
-      for pair in members
+
+  def grids_of(pair: Pair) -> dict[str, list[list[int]]]:
+    best = ballot.ranking(pair.question)[:attempts]
+    shown = [grids.decode(np.asarray(one.answer)).tolist() for one in best] or [
+      [[0]]
     ]
+    shown += shown[:1] * (attempts - len(shown))
+    return {f"attempt_{n}": grid for n, grid in enumerate(shown, 1)}
+
+  return {
+    task: [grids_of(pair) for pair in members]
     for task, members in _by_task(pairs).items()
   }
-
-
-def _attempts(candidates, count):
-  shown = [grids.decode(c.answer).tolist() for c in candidates] or [[[0]]]
-  shown += shown[:1] * (count - len(shown))
-  return {f"attempt_{n}": grid for n, grid in enumerate(shown, 1)}
 
 
 def _by_task(pairs):
@@ -323,14 +284,7 @@ def questions_of(split: Split, task: Task) -> tuple[np.ndarray, list[Pair]]:
 
 
 def _keys(tokens, examples, symmetries, task):
-  """The keys of examples, as their originals show them: uint64 [M].
-
-  Args:
-    tokens: uint8 [N, S].
-    examples: integers [M], rows of `tokens`.
-    symmetries: uint8 [M, K], as which they are shown; None for originals.
-    task: maps them back.
-  """
+  """The keys of some rows of `tokens`, as their originals show them."""
   if symmetries is None:  # then copies share few examples
     used, places = np.unique(examples, return_inverse=True)
     return as_keys(fingerprints(tokens[used], np))[places]
@@ -346,12 +300,7 @@ def originals(tokens: jax.Array, symmetries: jax.Array, task: Task):
 def unviewed(
   tokens: np.ndarray, symmetries: np.ndarray, task: Task
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Maps what copies show back to their originals.
-
-  Args:
-    tokens: uint8 [M, S].
-    symmetries: uint8 [M, K], of the copies.
-    task: a task with copies.
+  """Maps tokens of copies, uint8 [M, S], back to their originals.
 
   Returns:
     uint8 [M, S], the tokens as the originals show them.
