@@ -203,6 +203,17 @@ CASES = {
 COUNTED = r"mixed\.csv: 3 bad rows of 12 were left out.*line 11: question: 7"
 
 # Flags of programs that may be several processes.
+# Functions of `solve_flags` -> the flags that they define.
+SOLVE_FLAGS = {
+  "define": {
+    "halt", "threshold", "patience", "tolerance", "initial_noise",
+    "cycle_noise", "views", "flops", "seconds", "seed",
+  },
+  "define_run": {
+    "workdir", "checkpoint", "data", "puzzles", "puzzle_id", "skip_bad_rows",
+  },
+  "define_puzzle_id": {"puzzle_id"},
+}  # fmt: skip
 PROCESSES = {
   "distributed", "coordinator", "num_processes", "process_id",
   "heartbeat_seconds", "join_seconds",
@@ -325,10 +336,9 @@ def test_help_is_the_docstring_and_the_own_flags(outcomes, program):
   assert printed.startswith(source.split('"""')[1].splitlines()[0])
   assert f"python -m experiments.{program}" in printed
   flags = set(re.findall(r"^  --(?:\[no\])?(\w+)", printed, re.MULTILINE))
-  own = source
-  if "solve_flags.define()" in source:
-    own += (ROOT / "trm_jax" / "cli" / "solve_flags.py").read_text()
-  defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', own))
+  defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+  for function, names in SOLVE_FLAGS.items():
+    defined |= names if f"solve_flags.{function}()" in source else set()
   defined |= {"config"} if "define_config()" in source else set()
   defined |= {"skip_bad_rows"} if "define_skip_bad_rows()" in source else set()
   defined |= PROCESSES if "define_processes()" in source else set()
