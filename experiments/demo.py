@@ -25,8 +25,9 @@ def main(argv: list[str]) -> int:
   from trm_jax import config as config_lib
   from trm_jax.cli import progress, report
   from trm_jax.draw import curves
-  from trm_jax.run import weights
-  from trm_jax.run.folder import RunFolder, write_json
+  from trm_jax.run import result, weights
+  from trm_jax.run.folder import RunFolder
+  from trm_jax.solve import held_out as held_out_lib
   from trm_jax.train import loop
 
   app.no_arguments(argv)
@@ -37,8 +38,8 @@ def main(argv: list[str]) -> int:
   experiment = config_lib.read(config)
   folder.claim(config, overrides={})
   with Console().status("generating puzzles, each with exactly one solution"):
-    experiment, _ = report.prepare(config, experiment)
-    training, held_out = report.load_splits(experiment)
+    experiment, _ = held_out_lib.prepare(config, experiment)
+    training, held_out = held_out_lib.load_splits(experiment)
   assert held_out, "the demo's config names a test split"
   with progress.Bar(experiment.train.steps) as bar:
     bar.say(report.describe(experiment, training, held_out))
@@ -47,10 +48,10 @@ def main(argv: list[str]) -> int:
     except loop.Stopped as stopped:
       bar.say("stopped; everything is saved. The same command goes on")
       return 128 + stopped.signal
-  step, params = report.restore(folder, experiment, "best")
+  step, params = held_out_lib.restore(folder, experiment, "best")
   records = report.evaluate_depths(experiment, step, params, held_out, DEPTHS)
   title = report.title(experiment, step)
-  report.print_depths(records, title)
+  report.print_records(records, title)
   made = {
     "accuracy against depth": folder.plots / "depth.png",
     "learning curves": folder.plots / "learning.png",
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     config,
     {"step": step, "scores": records},
   )
-  write_json(made["scores"], {"checkpoint": step, "depths": records})
+  result.write(made["scores"], step, records)
   for what, path in made.items():
     print(f"{what + ':':24s}{path}")
   print(f"took {time.perf_counter() - started:.0f} s")

@@ -33,6 +33,7 @@ from trm_jax.errors import UserError
 from trm_jax.inspect import chips
 from trm_jax.run import processes
 from trm_jax.run.folder import RunFolder
+from trm_jax.solve import held_out as held_out_lib
 from trm_jax.study import figures, grid, page, results, sweep
 from trm_jax.study.grid import Setting, StudyConfig
 from trm_jax.study.results import Cell
@@ -141,8 +142,8 @@ def _finished(folder: sweep.Folder, settings: list[Setting]) -> list[Cell]:
 def _load(setting: Setting):
   """The splits, and how many puzzle ids they have."""
   with processes.leader_first("data"):
-    experiment, names = report.prepare({}, setting.experiment, app.say)
-  training, held_out = report.load_splits(experiment)
+    experiment, names = held_out_lib.prepare({}, setting.experiment, app.say)
+  training, held_out = held_out_lib.load_splits(experiment)
   if held_out is None:
     raise UserError("config.data.test is empty: a study needs test puzzles")
   return training, held_out, len(names)

@@ -32,8 +32,9 @@ def main(argv: list[str]) -> int:
   """Trains what `--config` says in `--workdir`."""
   from trm_jax import config as config_lib
   from trm_jax.cli import progress, report
-  from trm_jax.run import processes
-  from trm_jax.run.folder import RunFolder, write_json
+  from trm_jax.run import processes, result
+  from trm_jax.run.folder import RunFolder
+  from trm_jax.solve import held_out as held_out_lib
   from trm_jax.train import loop
 
   app.no_arguments(argv)
@@ -50,12 +51,12 @@ def main(argv: list[str]) -> int:
   folder = RunFolder(_WORKDIR.value)
   bar = progress.Bar(experiment.train.steps, quiet=not leader)
   with processes.leader_first("data"):
-    experiment, names = report.prepare(config, experiment, bar.say)
+    experiment, names = held_out_lib.prepare(config, experiment, bar.say)
   if leader:
     folder.claim(config, overrides)
     folder.keep_identifiers(names)
   processes.check_shared(folder.path)
-  training, held_out = report.load_splits(experiment)
+  training, held_out = held_out_lib.load_splits(experiment)
   with bar:
     bar.say(report.describe(experiment, training, held_out))
     try:
@@ -70,8 +71,7 @@ def main(argv: list[str]) -> int:
       )
       return 128 + stopped.signal
     if leader and member.records:
-      result = {"checkpoint": "last", "depths": member.records}
-      write_json(folder.result, result)
+      result.write(folder.result, experiment.train.steps, member.records)
     bar.say(f"finished; see {folder.path}")
   return 0
 

@@ -38,7 +38,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from trm_jax.core import halting, network, recursion
+from trm_jax.core import network, recursion, rollout
+from trm_jax.core.halting import select_rows
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
 from trm_jax.run import files
@@ -89,21 +90,14 @@ def solve(
 
   def refine(state):
     step, latents, halted, found = state
-    latents, outputs = halting.supervise(
-      params.weights, rows, latents, inputs, config
-    )
-    halted_here = outputs.halting_margin(config) > threshold
+    latents, now = rollout.step(params.weights, rows, latents, inputs, config)
+    halted_here = now.margin > threshold
     new = {
-      "logits": outputs.logits.astype(jnp.float32),
-      "q_halt": outputs.q_halt.astype(jnp.float32),
+      "logits": now.outputs.logits.astype(jnp.float32),
+      "q_halt": now.outputs.q_halt.astype(jnp.float32),
       "steps": jnp.broadcast_to(step + 1, (batch,)),
     }
-    found = {
-      name: jnp.where(
-        halted.reshape((-1,) + (1,) * (value.ndim - 1)), found[name], value
-      )
-      for name, value in new.items()
-    }
+    found = select_rows(halted, found, new)
     return step + 1, latents, halted | halted_here, found
 
   latents = recursion.evaluation_latents(params.initial, batch, config)

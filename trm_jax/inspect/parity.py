@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from trm_jax.config import TrainConfig
-from trm_jax.core import halting, losses, recursion
+from trm_jax.core import losses, recursion, rollout
 from trm_jax.core.family import FAMILIES
 from trm_jax.core.halting import HaltingConfig, Puzzles
 from trm_jax.core.network import Latents, ModelConfig, Params
@@ -225,12 +225,13 @@ def _replay_evaluation(
     params.initial, rows.shape[0], recipe.model
   )
   step = jax.jit(
-    lambda latents: halting.supervise(
+    lambda latents: rollout.step(
       params.weights, rows, latents, puzzles.inputs, recipe.model
     )
   )
   for k in range(recording.count("eval")):
-    latents, outputs = step(latents)
+    latents, found = step(latents)
+    outputs = found.outputs
     steps = jnp.full(rows.shape[:1], k + 1)
     loss, _ = losses.losses_and_metrics(
       outputs, puzzles.labels, steps > 0, steps, recipe.train.loss

@@ -13,7 +13,7 @@ from trm_jax.config import Experiment
 from trm_jax.core import network
 from trm_jax.core.network import Params
 from trm_jax.errors import UserError
-from trm_jax.run import sharding
+from trm_jax.run import result, sharding
 from trm_jax.run import weights as weights_file
 from trm_jax.run.checkpoint import Checkpoints, abstract_state
 from trm_jax.run.files import read_optional
@@ -114,8 +114,6 @@ def _from_folder(folder: RunFolder, checkpoint: str) -> Pretrained:
   config = folder.read_config()
   experiment = config_lib.read(config)
   step, params = restore_params(experiment, folder, checkpoint)
-  result = read_optional(folder.result)
-  scored = result.get("checkpoint") == step
   calibration = read_optional(folder.calibration)
   calibrated = calibration.get("checkpoint") == step
   return Pretrained(
@@ -124,7 +122,7 @@ def _from_folder(folder: RunFolder, checkpoint: str) -> Pretrained:
     config=config,
     names=folder.read_identifiers(),
     step=step,
-    scores=result.get("depths", result.get("grid", [])) if scored else [],
+    scores=result.read(folder.result, step),
     calibration=calibration if calibrated else None,
   )
 
