@@ -111,7 +111,7 @@ def test_killed_then_preempted_a_run_ends_with_the_same_bits(
   assert [worker.wait()[0] for worker in workers] == [0, 0]
   assert f"resumed from the checkpoint of step {at}" in workers[0].printed()
   jax.tree.map(np.testing.assert_array_equal, restored(folder), restored(whole))
-  assert timeless_rows(folder) == timelesstimeless_rows(whole)
+  assert timeless_rows(folder) == timeless_rows(whole)
 
 
 def test_one_process_goes_on_with_what_two_began(pool, flags, whole, tmp_path):
@@ -131,7 +131,7 @@ def test_one_process_goes_on_with_what_two_began(pool, flags, whole, tmp_path):
     (theirs.params.weights, theirs.cursor),
   )
   assert [row["step"] for row in timeless_rows(folder)] == [
-    row["step"] for row in timelesstimeless_rows(whole)
+    row["step"] for row in timeless_rows(whole)
   ]
 
 

@@ -186,14 +186,6 @@ def test_a_folder_without_a_checkpoint_is_told(damaged):
     pretrained.load(damaged.path)
 
 
-@pytest.mark.parametrize("kept", [0, 100, -1])
-def test_a_truncated_file_is_told(exported, kept):
-  _, path = exported
-  path.write_bytes(path.read_bytes()[:kept])
-  with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
-    pretrained.load(path)
-
-
 @pytest.mark.parametrize(
   ("facts", "message"),
   [

@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from trm_jax.core.hashing import mix
 from trm_jax.errors import UserError
 from trm_jax.run.files import is_remote
+from trm_jax.run.folder import differences
 
 _policies = ocp.training.preservation_policies
 
@@ -35,7 +36,7 @@ class Checkpoints:
     directory: where they live, one numbered folder each.
     keep: how many of the latest are kept. `None` is for readers, who change
       nothing: a half-written checkpoint may belong to a run still going on.
-    best_metric: metric whose largest value marks the best, kept as well.
+    best_metric: the checkpoint with its largest value is kept as well.
 
   Raises:
     UserError: if the folder cannot be used, or a score in it is damaged.
@@ -62,7 +63,7 @@ class Checkpoints:
           Any,
           _policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
         ),
-        # What a killed process left half-written is of no use to anyone.
+        # What a killed process has left half-written.
         cleanup_tmp_directories=keep is not None,
       )
     except OSError as error:
@@ -173,8 +174,8 @@ class Checkpoints:
     Raises:
       UserError: if it is damaged or belongs to another model.
     """
-    # Shapes come first: a whole checkpoint of another model must not be
-    # called damaged, for the advice is then to delete it.
+    # Shapes come first: an intact checkpoint of another model must not be
+    # called damaged, for the advice would be to delete it.
     storable = _storable(abstract)
     wanted = described(storable)
     try:
@@ -189,9 +190,11 @@ class Checkpoints:
     if partial:
       there = {name: there[name] for name in wanted if name in there}
     if there != wanted:
+      found = differences(wanted, there)
+      more = [f"{len(found) - 3} more"] if found[3:] else []
       raise UserError(
         f"checkpoint {self._directory / str(step)} is of another model than "
-        f"the config describes: {_differences(there, wanted)}. If config.json "
+        f"the config describes: {'; '.join(found[:3] + more)}. If config.json "
         "was edited, undo that"
       )
     try:
@@ -311,21 +314,6 @@ def _check_scores(directory: pathlib.Path):
       ) from error
 
 
-def _differences(there: dict[str, str], wanted: dict[str, str]) -> str:
-  """The first arrays in which two described trees differ."""
-  names = sorted(
-    name
-    for name in there.keys() | wanted.keys()
-    if there.get(name) != wanted.get(name)
-  )
-  first = [
-    f"{name} is {there.get(name, 'missing')}, not {wanted.get(name, 'there')}"
-    for name in names[:3]
-  ]
-  more = [f"{len(names) - 3} more"] if names[3:] else []
-  return "; ".join(first + more)
-
-
 def named_leaves(tree: Any) -> dict[str, Any]:
   """Every array of a tree, or its shape, by path: "weights/embed/tokens"."""
   leaves = jax.tree_util.tree_leaves_with_path(
@@ -346,7 +334,7 @@ def described(tree: Any) -> dict[str, str]:
 
 
 def first_line(error: BaseException) -> str:
-  """The first line of what an error began with: Orbax wraps it in pages."""
+  """The first line of an error's first cause: Orbax wraps it in pages."""
   while cause := error.__cause__ or error.__context__:
     error = cause
   text = str(error).strip() or type(error).__name__

@@ -80,10 +80,10 @@ class Writer:
 
 
 def read(path: pathlib.Path) -> Iterator[Row]:
-  """Reads rows; a last line cut short by a kill is passed over.
+  """Reads rows; an invalid last line, cut short by a kill, is left out.
 
   Raises:
-    UserError: for any other line that is not a row, with its number.
+    UserError: for any other invalid line, with its number.
   """
   if not path.exists():
     return
@@ -94,10 +94,12 @@ def read(path: pathlib.Path) -> Iterator[Row]:
   for number, line in enumerate(lines, start=1):
     try:
       row = json.loads(line)
-      if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise ValueError("not an object with a whole 'step'")
-      if not isinstance(row.get("split"), str):
-        raise ValueError("not an object with a 'split'")
+      if not (
+        isinstance(row, dict)
+        and isinstance(row.get("step"), int)
+        and isinstance(row.get("split"), str)
+      ):
+        raise ValueError("not an object with a whole 'step' and a 'split'")
     except ValueError as error:
       if number == len(lines):
         return

@@ -8,7 +8,6 @@ fails in Python tells the others itself, so that none waits for it.
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -157,7 +156,6 @@ def agree(facts: Mapping[str, Any]):
   ours = {
     "num_processes": count(),
     "jax": jax.__version__,
-    "trm_jax": importlib.metadata.version("trm_jax"),
     "code": _digest_of_code(),
     **facts,
   }

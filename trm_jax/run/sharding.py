@@ -1,10 +1,10 @@
 """Where arrays live: the mesh, and ordered rules from paths to shardings.
 
-A mesh has two axes: "data" shares the batch, "model" shares weight matrices. A
-population has a third before them: "member" shares its members.
-Rules are tried in order and the first whose pattern is found in an array's
-path wins. An axis that does not divide its dimension is dropped, so that the
-same rules serve a laptop and a pod.
+A mesh has two axes: "data" splits the batch, "model" splits weight matrices.
+Where several seeds are trained together, "member" before them splits those.
+The first rule whose pattern is found in an array's path holds. An axis that
+does not divide its dimension is dropped, so that the same rules serve a laptop
+and a pod.
 """
 
 import functools
@@ -83,11 +83,7 @@ def make_mesh(
 
 
 def inference_mesh(model: int) -> Mesh:
-  """All devices, which need not be such as could train the model.
-
-  Args:
-    model: devices that share each weight matrix, if that divides their number.
-  """
+  """All devices, with a "model" axis of that size if it divides them."""
   return make_mesh(model=model if jax.device_count() % model == 0 else 1)
 
 
@@ -98,8 +94,7 @@ def check_batch(name: str, batch: int, mesh: Mesh, shared: bool = False):
     name: of the config's field.
     batch: its value.
     mesh: the devices.
-    shared: whether the members of a population share it, and not only the
-      devices of one member.
+    shared: whether the devices of all members share it, not of one alone.
   """
   axes = _batch_axes(mesh) if shared else ("data",)
   ways = math.prod(mesh.shape[name] for name in axes)
@@ -118,7 +113,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_batch(mesh: Mesh) -> NamedSharding:
-  """The leading axis is shared over all devices but those of "model"."""
+  """The leading axis is split over all axes but "model"."""
   return NamedSharding(mesh, P(_batch_axes(mesh)))
 
 
@@ -132,8 +127,8 @@ def shardings(tree: Any, mesh: Mesh, stacked: bool = False) -> Any:
   Args:
     tree: arrays or `jax.ShapeDtypeStruct`s.
     mesh: the devices.
-    stacked: whether a leading axis of every array counts the members of a
-      population; the rules then hold for what follows it.
+    stacked: whether every array has a leading axis of members; the rules then
+      hold for the axes after it.
 
   Returns:
     The same tree of `NamedSharding`.

@@ -146,6 +146,6 @@ def with_mean_embedding(params: Params, known: int) -> Params:
   return params.replace(puzzle_table=table)
 
 
-def _prepare(data: Data, say: Say):
+def _prepare(data: Settings, say: Say):
   for note in datasets.prepare(data, say):
     say(f"note: {note}")

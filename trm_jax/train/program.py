@@ -8,7 +8,7 @@ differ in their seed alone. One seed has neither the axis nor the vmap.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -161,21 +161,13 @@ def stage(split: Split, mesh: Mesh) -> Table:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Dispatch:
-  """A compiled dispatch with its arguments on the devices, to be timed.
+class Dispatch(NamedTuple):
+  """A compiled dispatch with its arguments on the devices, to be timed."""
 
-  Attributes:
-    call: trains on, from where the last call ended; returns the metrics.
-    compiled: the program, a `jax.stages.Compiled`.
-    compile_seconds: that it took.
-    steps: optimizer steps of a call.
-  """
-
-  call: Callable[[], Any]
-  compiled: Any
+  call: Callable[[], Any]  # goes on from the last call; returns the metrics
+  compiled: Any  # jax.stages.Compiled
   compile_seconds: float
-  steps: int
+  steps: int  # optimizer steps of a call
 
 
 def prepare_dispatch(program: Program, split: Split) -> Dispatch:
