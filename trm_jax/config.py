@@ -22,11 +22,11 @@ from trm_jax.data.task import Settings, Task
 from trm_jax.errors import UserError
 
 REFILLS = ("queue", "discard")
-_DEFAULT_TASK = "sudoku"
 
 # Large puzzle tables get a multiple of this many rows, so that any usual
 # number of devices can share them.
 _TABLE_ROWS = 512
+_DEFAULT_TASK = "sudoku"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,10 @@ class TrainConfig:
       running slots, as the reference does.
     loss: token loss, "stablemax" or "softmax". A decoder needs "softmax",
       whose probabilities it writes by.
-    label_smoothing: the share of each label that is spread over all tokens
+    label_smoothing: the fraction of each label that is spread over all tokens
       (arXiv 1512.00567); 0 for none.
     supervision_decay: weight of each supervision step's token loss, as a
-      share of the one before (0.7 in CGAR, arXiv 2511.08653); 1 for equal
+      fraction of the one before (0.7 in CGAR, arXiv 2511.08653); 1 for equal
       weights.
     augment: whether puzzles are augmented, on the device. Grids of an ARC
       folder in the reference's layout never are, for they were when it was
@@ -220,7 +220,7 @@ class Experiment:
     return self.data.task
 
   def with_puzzle_ids(self, count: int) -> "Experiment":
-    """The experiment with a puzzle table that has room for the data's ids.
+    """The experiment with a puzzle table large enough for the data's ids.
 
     A table of one row, which is the default, grows to what is needed.
 

@@ -25,10 +25,14 @@ SLOW = {
   "train", "write_folder",
 }  # fmt: skip
 
-# Flags of programs that may be several processes.
-PROCESSES = {
-  "distributed", "coordinator", "num_processes", "process_id",
-  "heartbeat_seconds", "join_seconds",
+# Flags that `app` defines for programs.
+SHARED = {
+  "app.define_config()": {"config"},
+  "app.define_skip_bad_rows()": {"skip_bad_rows"},
+  "app.define_processes()": {
+    "distributed", "coordinator", "num_processes", "process_id",
+    "heartbeat_seconds", "join_seconds",
+  },
 }  # fmt: skip
 
 # Asks programs for their help where jax cannot be imported. One fork each.
@@ -54,7 +58,7 @@ def helps(tmp_path_factory):
   command = [sys.executable, "-c", _ASK, str(folder), *light]
   subprocess.run(command, env=environment(), cwd=folder, check=True)
   told = {path.name: path.read_text() for path in folder.iterdir()}
-  for name in SLOW:
+  for name in SLOW & set(NAMES):
     status, told[name] = run_here(name, "--help")
     assert status == 0, told[name]
   return told
@@ -67,15 +71,15 @@ def test_help_is_the_docstring_and_the_own_flags(helps, name):
   assert text.splitlines()[0] in helps[name]
   assert re.search(rf"(trm|python -m experiments\.) ?{name}\b", helps[name])
   assert f"\ntrm {name}:" in helps[name] or "DEFINE" not in source
-  own = source
-  if "solve_flags.define()" in source:
-    own += (ROOT / "trm_jax" / "cli" / "solve_flags.py").read_text()
-  defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', own))
-  defined |= {"config"} if "define_config()" in source else set()
-  defined |= {"skip_bad_rows"} if "define_skip_bad_rows()" in source else set()
-  defined |= PROCESSES if "define_processes()" in source else set()
+  defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
   flags = set(re.findall(r"^  --(?:\[no\])?(\w+)", helps[name], re.MULTILINE))
-  assert flags == defined
+  for define, shared in SHARED.items():
+    if define in source:
+      defined |= shared
+  assert defined <= flags
+  # Those of `solve_flags` are the fields of its settings.
+  assert defined == flags or "solve_flags" in source
+  assert not flags & {"v", "verbosity", "pdb", "flagfile"}
   assert len(helps[name].splitlines()) < 110
 
 
