@@ -67,7 +67,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, Any]]] = {
   "IotaGroups": {"count": (1, int), "size": (2, int)},
   "MeshGroups": {"mesh": (1, "Mesh"), "axes": (2, ["AxisRef"])},
   "Mesh": {"axes": (1, ["Axis"])},
-  "Axis": {"name": (1, str), "size": (2, int)},
+  "Axis": {"size": (2, int)},
   "AxisRef": {"index": (1, int), "part": (2, "Axis")},
   "Frames": {
     "file_names": (1, [str]), "function_names": (2, [str]),
@@ -145,6 +145,10 @@ class Computation:
   def operands(self, one: Any) -> list[Any]:
     """The instructions whose results an instruction takes."""
     return [self.instructions[i] for i in one.operand_ids]
+
+  def inputs(self, one: Any) -> list[Any]:
+    """The arrays that an instruction takes."""
+    return [a for o in self.operands(one) for a in arrays(o.shape)]
 
   @functools.cached_property
   def parameters(self) -> list[Any]:
