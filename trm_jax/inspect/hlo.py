@@ -23,8 +23,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, Any]]] = {
     "entry_computation_id": (6, int), "stack_frame_index": (17, "Frames"),
   },
   "Computation": {
-    "name": (1, str), "instructions": (2, ["Instruction"]), "id": (5, int),
-    "root_id": (6, int),
+    "instructions": (2, ["Instruction"]), "id": (5, int), "root_id": (6, int),
   },
   "Instruction": {
     "name": (1, str), "opcode": (2, str), "shape": (3, "Shape"),
@@ -138,7 +137,6 @@ def message(name: str) -> Any:
 class Computation:
   """Instructions by id, in order; the root gives the result."""
 
-  name: str
   instructions: dict[int, Any]
   root: Any
 
@@ -180,9 +178,7 @@ class Module:
     self.computations: dict[int, Computation] = {}
     for one in proto.computations:
       found = {i.id: i for i in one.instructions}
-      self.computations[one.id] = Computation(
-        one.name, found, found[one.root_id]
-      )
+      self.computations[one.id] = Computation(found, found[one.root_id])
     self.entry = self.computations[proto.entry_computation_id]
     self._frames = proto.stack_frame_index
 
