@@ -69,6 +69,7 @@ def test_a_loop_that_data_decide_counts_once():
     ("replica_groups=mesh['a'=2,'b'=1,'c'=2] {'a'}", 2, 2),
     ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", 1, 4),
     ("replica_groups=mesh['a'=4] {'a':(1)2}", 2, 2),
+    ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", 2, 2),
     ("replica_groups={}", 1, 4),
   ],
 )

@@ -22,15 +22,16 @@ import numpy as np
 from trm_jax.inspect import hlo
 from trm_jax.inspect.hlo import Computation, Module
 
-# They name values and move none.
-_FREE = {
+# Run another computation, some of them on the SparseCore.
+_CALLS = {"call", "call-start", "async-start"}
+# Move nothing themselves.
+_FREE = _CALLS | {
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast",
   "after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency",
+  "while", "conditional",
 }  # fmt: skip
 # Custom calls of the TPU's compiler that only name memory.
 _FREE_CALLS = {"ConcatBitcast", "AllocateBuffer", "SliceBitcast"}
-# Run another computation, some of them on the SparseCore.
-_CALLS = {"call", "call-start", "async-start"}
 _SLICES = {"slice", "dynamic-slice", "gather"}
 # opcode -> which operand is written into the first.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
@@ -198,11 +199,7 @@ def traffic(module: Module, computation: Computation, one: Any) -> int:
       for array in [*hlo.arrays(parameter.shape)][:1]
     )
     return read + _written(module, fused, fused.root, to)
-  sources = [
-    array
-    for operand in computation.operands(one)
-    for array in hlo.arrays(operand.shape)
-  ]
+  sources = computation.inputs(one)
   if opcode in _SLICES:
     return _part(sources[0], to[0]) + _moved(to[0])
   if opcode in ("copy-start", "slice-start"):
@@ -284,11 +281,7 @@ def _collectives(
         yield from _collectives(module, fused, part)
   if kind not in _COLLECTIVES:
     return
-  given = [
-    array
-    for operand in computation.operands(one)
-    for array in hlo.arrays(operand.shape)
-  ]
+  given = computation.inputs(one)
   groups, size = device_groups(one, module.devices)
   whole = sum(map(hlo.data_bytes, given))
   sent = whole * (size - 1) / size

@@ -23,8 +23,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, Any]]] = {
     "entry_computation_id": (6, int), "stack_frame_index": (17, "Frames"),
   },
   "Computation": {
-    "name": (1, str), "instructions": (2, ["Instruction"]), "id": (5, int),
-    "root_id": (6, int),
+    "instructions": (2, ["Instruction"]), "id": (5, int), "root_id": (6, int),
   },
   "Instruction": {
     "name": (1, str), "opcode": (2, str), "shape": (3, "Shape"),
@@ -67,7 +66,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, Any]]] = {
   "IotaGroups": {"count": (1, int), "size": (2, int)},
   "MeshGroups": {"mesh": (1, "Mesh"), "axes": (2, ["AxisRef"])},
   "Mesh": {"axes": (1, ["Axis"])},
-  "Axis": {"name": (1, str), "size": (2, int)},
+  "Axis": {"size": (2, int)},
   "AxisRef": {"index": (1, int), "part": (2, "Axis")},
   "Frames": {
     "file_names": (1, [str]), "function_names": (2, [str]),
@@ -138,13 +137,16 @@ def message(name: str) -> Any:
 class Computation:
   """Instructions by id, in order; the root gives the result."""
 
-  name: str
   instructions: dict[int, Any]
   root: Any
 
   def operands(self, one: Any) -> list[Any]:
     """The instructions whose results an instruction takes."""
     return [self.instructions[i] for i in one.operand_ids]
+
+  def inputs(self, one: Any) -> list[Any]:
+    """The arrays that an instruction takes."""
+    return [a for o in self.operands(one) for a in arrays(o.shape)]
 
   @functools.cached_property
   def parameters(self) -> list[Any]:
@@ -176,9 +178,7 @@ class Module:
     self.computations: dict[int, Computation] = {}
     for one in proto.computations:
       found = {i.id: i for i in one.instructions}
-      self.computations[one.id] = Computation(
-        one.name, found, found[one.root_id]
-      )
+      self.computations[one.id] = Computation(found, found[one.root_id])
     self.entry = self.computations[proto.entry_computation_id]
     self._frames = proto.stack_frame_index
 
