@@ -337,7 +337,12 @@ def ran(run):
       "no format": ["export", f"--workdir={path}", f"--out={place / 'x'}"],
       "no out": ["export", f"--workdir={path}", "--format=orbax"],
       "no workdir": ["export", f"--out={place / 'x'}", "--format=orbax"],
-      "bad format": ["export", "--format=gguf"],
+      "bad format": [
+        "export",
+        f"--workdir={path}",
+        f"--out={place / 'x'}",
+        "--format=gguf",
+      ],
       "help": ["export", "--help"],
     },
     place / "logs",
@@ -376,9 +381,10 @@ def test_the_program_writes_every_format(run, ran):
     ("one model", "--weights=raw: there is but one model in"),
     ("no such step", "checkpoint '9': must be 'best', 'last' or"),
     ("no run", "there is neither a run's folder nor a file"),
-    ("no format", "--format is missing: one of safetensors, torch"),
+    ("no format", "--format is missing"),
     ("no out", "--out is missing"),
     ("no workdir", "--workdir is missing"),
+    ("bad format", "--format=gguf: must be one of safetensors, torch"),
   ],
 )
 def test_bad_flags_are_told_in_a_line(ran, name, words):
@@ -389,10 +395,7 @@ def test_bad_flags_are_told_in_a_line(ran, name, words):
   assert len(printed.splitlines()) == 1
 
 
-def test_help_and_unknown_formats(ran):
-  status, printed = ran["bad format"]
-  assert status == 2
-  assert "gguf" in printed
+def test_help(ran):
   status, printed = ran["help"]
   assert status == 0
   assert "--[no]overwrite" in printed

@@ -139,13 +139,13 @@ def test_answers_are_those_of_jax(changes, tmp_path):
     at = depth - 1
     for rows in (slice(BATCH), slice(1)):
       found = solver(inputs[rows], ids[rows], depth)
-      _assert_close(found.logits, logits[at, rows])
-      _assert_close(found.q_halt, q_halt[at, rows])
+      _assert_close(found["logits"], logits[at, rows])
+      _assert_close(found["q_halt"], q_halt[at, rows])
       np.testing.assert_array_equal(
-        found.answers, np.argmax(logits[at, rows], axis=-1)
+        found["answers"], np.argmax(logits[at, rows], axis=-1)
       )
       taken = depth if model.is_recursive else 1
-      assert (found.steps == taken).all()
+      assert (found["steps"] == taken).all()
 
 
 def test_other_dtypes_are_exported_in_float32(tmp_path):
@@ -156,8 +156,8 @@ def test_other_dtypes_are_exported_in_float32(tmp_path):
   )
   inputs, ids = _puzzles(narrow.experiment.model)
   np.testing.assert_array_equal(
-    _export(narrow, tmp_path)(inputs, ids, DEPTH).logits,
-    _export(wide, tmp_path)(inputs, ids, DEPTH).logits,
+    _export(narrow, tmp_path)(inputs, ids, DEPTH)["logits"],
+    _export(wide, tmp_path)(inputs, ids, DEPTH)["logits"],
   )
 
 
@@ -174,10 +174,10 @@ def test_halting_is_stopping_at_the_first_sure_step(changes, tmp_path):
     sure = margin > threshold
     steps = np.where(sure.any(0), sure.argmax(0) + 1, DEPTH)
     found = solver(inputs, ids, DEPTH, threshold)
-    np.testing.assert_array_equal(found.steps, steps)
+    np.testing.assert_array_equal(found["steps"], steps)
     each = np.arange(BATCH)
-    _assert_close(found.logits, logits[steps - 1, each])
-    _assert_close(found.q_halt, q_halt[steps - 1, each])
+    _assert_close(found["logits"], logits[steps - 1, each])
+    _assert_close(found["q_halt"], q_halt[steps - 1, each])
     all_steps |= set(steps)
   assert len(all_steps) > 3
 
@@ -187,7 +187,7 @@ def test_the_loop_ends_when_all_have_halted(content, tmp_path):
   solver = onnx_file.load(tmp_path / "trm.onnx")
   inputs = np.ones((BATCH, 16), int)
   # Else it would run for years.
-  assert (solver(inputs, 0, 10**12, -np.inf).steps == 1).all()
+  assert (solver(inputs, 0, 10**12, -np.inf)["steps"] == 1).all()
 
 
 def test_int8_is_smaller_and_close(tmp_path):
@@ -197,8 +197,7 @@ def test_int8_is_smaller_and_close(tmp_path):
   small = _export(pretrained, tmp_path, "int8")
   big_file, small_file = sorted(tmp_path.iterdir())
   assert small_file.stat().st_size < 0.4 * big_file.stat().st_size
-  assert (full.precision, small.precision) == ("float32", "int8")
-  expected, found = (s(inputs, ids, 3).logits for s in (full, small))
+  expected, found = (s(inputs, ids, 3)["logits"] for s in (full, small))
   error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
   assert 0 < error < 0.05
 
@@ -223,8 +222,8 @@ def test_int8_is_the_model_of_rounded_weights(mixer, tmp_path):
   expected = dataclasses.replace(pretrained, params=params)
   inputs, ids = _puzzles(pretrained.experiment.model)
   _assert_close(
-    _export(pretrained, tmp_path, "int8")(inputs, ids, 3).logits,
-    _export(expected, tmp_path, "float32")(inputs, ids, 3).logits,
+    _export(pretrained, tmp_path, "int8")(inputs, ids, 3)["logits"],
+    _export(expected, tmp_path, "float32")(inputs, ids, 3)["logits"],
   )
 
 
@@ -249,8 +248,8 @@ def test_a_few_puzzle_rows_may_be_kept(precision, trm, tmp_path):
   assert part.card["names"] == ["puzzle 3", "puzzle 1"]
   ids = np.array([1, 0, 0, 1, 1])
   np.testing.assert_array_equal(
-    part(inputs, ids, 2).logits,
-    whole(inputs, np.array([3, 1])[ids], 2).logits,
+    part(inputs, ids, 2)["logits"],
+    whole(inputs, np.array([3, 1])[ids], 2)["logits"],
   )
   with pytest.raises(UserError, match="must be integers from 0 to 1"):
     part(inputs, 2)
@@ -267,23 +266,19 @@ def test_wrong_puzzle_rows_are_refused(rows, trm, tmp_path):
 
 def test_an_export_tells_what_it_is(trm, tmp_path):
   path = tmp_path / "deep" / "trm.onnx"
-  facts = onnx_file.export(trm, path)
+  onnx_file.export(trm, path)
   assert [p.name for p in path.parent.iterdir()] == ["trm.onnx"]
-  assert facts["bytes"] == path.stat().st_size
-  assert facts["inputs"][0] == "inputs int32[batch, 16]"
-  assert facts["outputs"][1] == "logits float32[batch, 16, 6]"
-  model = onnx.load(path)
-  assert facts["opset"] == model.opset_import[0].version
-  assert facts["nodes"] > len(model.graph.node)  # loops have nodes too
   # What a device without trm_jax sees.
   session = onnxruntime.InferenceSession(path)
   assert [i.name for i in session.get_inputs()] == [
     "inputs", "puzzle_ids", "depth", "threshold",
   ]  # fmt: skip
+  assert session.get_inputs()[0].shape == ["batch", 16]
+  assert session.get_outputs()[1].shape == ["batch", 16, 6]
   metadata = session.get_modelmeta().custom_metadata_map
   card = json.loads(metadata["card"])
   assert card == trm.card() | {"puzzle_rows": 5}
-  assert onnx_file.load(path, task="sudoku").card == card
+  assert onnx_file.load(path).card == card
   before = path.read_bytes()
   onnx_file.export(trm, path, overwrite=True)
   assert path.read_bytes() == before
@@ -350,31 +345,28 @@ def test_damaged_files_are_refused(
   hypothesis.assume(damaged != content)
   path = tmp_path_factory.getbasetemp() / "damaged.onnx"
   path.write_bytes(damaged)
-  with pytest.raises(UserError, match=r"does not end in the checksum"):
+  with pytest.raises(UserError, match=r"damaged or was edited"):
     onnx_file.load(path)
 
 
-def _refused(path, body: bytes, words: str, task=None):
+def _refused(path, body: bytes, words: str):
   """An edited file whose checksum is right is refused for what it says."""
   path.write_bytes(body + onnx_file._seal(body))
   with pytest.raises(UserError, match=words):
-    onnx_file.load(path, task)
+    onnx_file.load(path)
 
 
 def test_edited_files_are_refused(content, tmp_path):
   path = tmp_path / "a.onnx"
   body = content[: -len(onnx_file._seal(b""))]
-  _refused(path, body, "is a model for sudoku, not for maze", task="maze")
   _refused(path, b"", "format is None, expected 'trm_jax.onnx/1'")
   _refused(path, body[: len(body) // 2], "cannot be read as ONNX")
   other = onnx_file.FORMAT.encode()
   _refused(path, body.replace(other, b"\xff" * len(other)), "a.onnx")
-  _refused(path, body.replace(b'"task"', b'"tusk"'), "card cannot be read")
+  _refused(path, body.replace(b'"task"', b'"tusk"'), "its card: task is None")
   _refused(path, body.replace(b"ArgMax", b"ArgMux"), "onnxruntime .* refuses")
-  with pytest.raises(UserError, match=r"cannot read .*No such file"):
+  with pytest.raises(UserError, match="there is no such file"):
     onnx_file.load(tmp_path / "none.onnx")
-  with pytest.raises(UserError, match=r"cannot read .*directory"):
-    onnx_file.load(tmp_path)
 
 
 def test_weights_in_other_files_are_refused(content, tmp_path):
@@ -398,7 +390,7 @@ def test_files_that_are_too_large_are_not_read(content, tmp_path, monkeypatch):
   path = tmp_path / "a.onnx"
   path.write_bytes(content)
   monkeypatch.setattr(onnx_file, "_MAX_BYTES", len(content) - 1)
-  with pytest.raises(UserError, match="more than an ONNX file can have"):
+  with pytest.raises(UserError, match="bytes; this format has"):
     onnx_file.load(path)
 
 

@@ -1,6 +1,6 @@
 """A whole solver in one file: StableHLO with the weights inside.
 
-The file holds the bytes of `jax.export.Exported.serialize()`, and one file runs
+The file has the bytes of `jax.export.Exported.serialize()`, and one file runs
 on CPUs, NVIDIA GPUs and TPUs, for any batch size. It needs jax and flatbuffers
 to run, and nothing of this project:
 
@@ -16,17 +16,14 @@ to run, and nothing of this project:
   q_halt      float32 [b]      logit of "the answer is right"
   steps       int32 [b]        supervision steps that it took
 
-What goes in is positional, what comes out a dict.
+Inputs are positional; the result is a dict.
 
-jax promises to read such a file for six months after it was written, and longer
-as long as it supports the file's calling convention version, which the card
-beside it (`PATH.json`) tells together with the version of jax.
+jax promises to read such a file for six months, and longer as long as it
+supports the file's calling convention version; the card (`PATH.json`) tells it.
 """
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -41,7 +38,7 @@ from jax.typing import ArrayLike
 from trm_jax.core import halting, network, recursion
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
-from trm_jax.run import files
+from trm_jax.run import card, files
 from trm_jax.run.pretrained import Pretrained
 
 FORMAT = "trm_jax.stablehlo/1"
@@ -160,29 +157,28 @@ def export(
     shape(jnp.float32),
   )
   content = bytes(exported.serialize())
-  card = pretrained.card() | {
+  facts = pretrained.card() | {
     "format": FORMAT,
-    "sha256": hashlib.sha256(content).hexdigest(),
+    "sha256": card.fingerprint(content),
     "platforms": PLATFORMS,
     "calling_convention_version": exported.calling_convention_version,
     "jax": jax.__version__,
   }
-  files.write({path: content, card_path: files.to_json(card)})
+  files.write({path: content, card_path: files.to_json(facts)})
 
 
 def _narrowed(params: Params, config: ModelConfig) -> Params:
   """Parameters in the dtype of the activations, where that is narrower.
 
-  Every layer casts its weights to it anyway: results are the same to the bit,
-  and the file is smaller.
+  Every layer casts its weights to it anyway: results are the same to the bit.
   """
   compute = jnp.dtype(config.dtype)
-  return jax.tree.map(
-    lambda leaf: jnp.asarray(
-      leaf, min(compute, leaf.dtype, key=lambda d: d.itemsize)
-    ),
-    params,
-  )
+
+  def narrow(leaf):
+    is_wide = leaf.dtype.itemsize > compute.itemsize
+    return jnp.asarray(leaf, compute if is_wide else leaf.dtype)
+
+  return jax.tree.map(narrow, params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,37 +222,16 @@ def load(path: str | os.PathLike) -> Solver:
   """
   path = pathlib.Path(path)
   beside = files.card_path(path)
-  try:
-    card = json.loads(_read(beside))
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{beside} is damaged: {error}") from error
-  there = card.get("format") if isinstance(card, dict) else None
-  if there != FORMAT:
-    raise UserError(f"{beside}: format is {there!r:.60}, expected {FORMAT!r}")
-  content = _read(path)
-  # Nothing but what was written reaches the compiler, which trusts its input.
-  if hashlib.sha256(content).hexdigest() != card.get("sha256"):
-    raise UserError(
-      f"{path} is damaged, or not the file that {beside} describes; export it "
-      "anew"
-    )
+  facts = card.parse(beside, card.read_bytes(beside, _LARGEST), {})
+  card.check_format(beside, facts.get("format"), FORMAT)
+  content = card.read_bytes(path, _LARGEST)
+  # The compiler trusts its input, so it gets only what was written.
+  card.check_fingerprint(path, card.fingerprint(content), facts.get("sha256"))
   try:
     exported = jax.export.deserialize(bytearray(content))
   except ValueError as error:
     raise UserError(
-      f"{path} was written by jax {card.get('jax')} and cannot be read by jax "
+      f"{path} was written by jax {facts.get('jax')} and cannot be read by jax "
       f"{jax.__version__}; export it anew. Cause: {error}"
     ) from error
-  return Solver(card=card, call=jax.jit(exported.call))
-
-
-def _read(path: pathlib.Path) -> bytes:
-  """All of a file that may be one of an export."""
-  try:
-    if not path.is_file():  # a pipe would be waited for
-      raise UserError(f"{path}: there is no such file")
-    if path.stat().st_size > _LARGEST:
-      raise UserError(f"{path}: larger than any file of this format")
-    return path.read_bytes()
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}") from error
+  return Solver(card=facts, call=jax.jit(exported.call))
