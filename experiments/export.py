@@ -17,7 +17,7 @@
     orbax        PATH              a folder that Orbax loads
 
 Config, task, vocabulary, names of the puzzle ids, step and scores are inside
-safetensors, onnx and orbax; beside torch and stablehlo, in `PATH.json`.
+safetensors and orbax; beside torch, stablehlo and onnx, in `PATH.json`.
 """
 
 import pathlib

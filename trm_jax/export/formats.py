@@ -82,6 +82,7 @@ FORMATS = {
   session = onnxruntime.InferenceSession("{path}")
   session.run(None, dict(inputs=..., puzzle_ids=..., depth=..., threshold=...))
   # int32 [b, {tokens}], int32 [b], int64 [], float32 []""",
+    has_card=True,
     precisions=onnx_file.PRECISIONS,
   ),
   "orbax": Format(

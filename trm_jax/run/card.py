@@ -1,8 +1,7 @@
 """Cards and fingerprints: what an exported file says of itself, checked.
 
-A card is a JSON object: `Pretrained.card` and what its format adds. Every
-format also has a fingerprint of its contents, which is compared before
-anything else reads them.
+A card is a JSON object: `Pretrained.card` and what its format adds. Each format
+also has a fingerprint of its contents, compared before anything uses them.
 """
 
 import hashlib
@@ -14,44 +13,62 @@ from typing import Any
 import numpy as np
 
 from trm_jax.errors import UserError
+from trm_jax.run import files
 
 
-def parse(
-  path: pathlib.Path, text: str | bytes, fields: Mapping[str, type]
-) -> dict[str, Any]:
-  """Reads a card.
+def write(path: pathlib.Path, content: bytes, card: Mapping[str, Any]):
+  """Writes a file, and its card with a fingerprint beside it.
+
+  Raises:
+    UserError: if they cannot be written.
+  """
+  card = dict(card) | {"sha256": fingerprint(content)}
+  files.write({path: content, files.card_path(path): files.to_json(card)})
+
+
+def read(
+  path: pathlib.Path, format: str, limit: int
+) -> tuple[dict[str, Any], bytes]:
+  """Reads what `write` wrote.
 
   Args:
-    path: where it is from.
-    text: the JSON.
-    fields: fields that it must have, and their types.
+    path: the file.
+    format: what its card must say.
+    limit: bytes that such a file can have.
+
+  Returns:
+    The card, and the contents, which are those that were written.
 
   Raises:
-    UserError: if it is no such card.
+    UserError: if a file is missing, damaged, too large or of another format.
   """
+  beside = files.card_path(path)
   try:
-    card = json.loads(text)
+    card = json.loads(_read_bytes(beside, limit))
     if not isinstance(card, dict):
-      raise ValueError("it is not an object")
-    for name, kind in fields.items():
-      if not isinstance(card.get(name), kind):
-        raise ValueError(f"{name} is {card.get(name)!r:.40}")
+      raise ValueError("not an object")
   except (ValueError, RecursionError) as error:
-    raise UserError(f"{path} is damaged: its card: {error}") from error
-  return card
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f"{beside} is damaged: {error}") from error
+  check_format(beside, card.get("format"), format)
+  content = _read_bytes(path, limit)
+  check_fingerprint(path, fingerprint(content), card.get("sha256"))
+  return card, content
 
 
-def check_format(path: pathlib.Path, found: Any, expected: str):
-  """Refuses a file of another format or version.
-
-  Raises:
-    UserError: naming both.
-  """
-  if found != expected:
-    raise UserError(
-      f"{path}: format is {found!r:.60}, expected {expected!r}; export the "
-      "model again with this version"
-    )
+def _read_bytes(path: pathlib.Path, limit: int) -> bytes:
+  try:
+    if not path.is_file():  # a pipe would be waited for
+      raise UserError(f"{path}: there is no such file")
+    size = path.stat().st_size
+    if size > limit:
+      raise UserError(
+        f"{path}: {size:,} bytes; its format has {limit:,} at most"
+      )
+    return path.read_bytes()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def fingerprint(content: bytes | Mapping[str, np.ndarray]) -> str:
@@ -79,10 +96,23 @@ def check_fingerprint(path: pathlib.Path, found: Any, expected: Any):
     )
 
 
+def check_format(path: pathlib.Path, found: Any, expected: str):
+  """Refuses another format or version.
+
+  Raises:
+    UserError: naming both.
+  """
+  if found != expected:
+    raise UserError(
+      f"{path}: format is {found!r:.60}, expected {expected!r}; export the "
+      "model again with this version"
+    )
+
+
 def check_arrays(
   path: pathlib.Path, found: Mapping[str, str], expected: Mapping[str, str]
 ):
-  """Refuses arrays that are not those of the config.
+  """Refuses arrays that are not those of a config.
 
   Args:
     path: where they are.
@@ -98,22 +128,3 @@ def check_arrays(
         f"{path}: array {name!r} is {found.get(name, 'missing')}, but its "
         f"config makes it {expected.get(name, 'absent')}"
       )
-
-
-def read_bytes(path: pathlib.Path, limit: int) -> bytes:
-  """All of a file that has `limit` bytes at most.
-
-  Raises:
-    UserError: if there is none, it is larger, or it cannot be read.
-  """
-  try:
-    if not path.is_file():  # a pipe would be waited for
-      raise UserError(f"{path}: there is no such file")
-    size = path.stat().st_size
-    if size > limit:
-      raise UserError(
-        f"{path}: {size:,} bytes; this format has {limit:,} at most"
-      )
-    return path.read_bytes()
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}") from error
