@@ -18,9 +18,8 @@ from safetensors.numpy import save_file
 from trm_jax import config as config_lib
 from trm_jax.core import network
 from trm_jax.core.family import FAMILIES
-from trm_jax.core.halting import HaltingConfig
 from trm_jax.errors import UserError
-from trm_jax.export import published, recognition, reference, torch_files
+from trm_jax.export import published, recognition, reference
 from trm_jax.inspect import parity
 from trm_jax.run import checkpoint
 from trm_jax.run.folder import RunFolder
@@ -153,29 +152,6 @@ def test_the_size_of_every_model_of_the_reference_is_read(changes):
     dataclasses.replace(other, **found, num_puzzle_ids=model.num_puzzle_ids)
     == model
   )
-
-
-def test_networks_of_different_depth_return_through_both_layouts(tmp_path):
-  """HRM with H_layers=1 and L_layers=2."""
-  changes = {"family": "hrm", "layers": 2, "answer_layers": 1}
-  model = tiny_model(**changes)
-  arrays = _random(model)
-  config = CONFIG | {"model": CONFIG["model"] | {"family": "hrm", "layers": 4}}
-  read = published.read_arrays(_publish(tmp_path / "x.safetensors", arrays))
-  config, notes = published.complete_config(config, read)
-  assert sorted(notes) == [
-    "answer_layers: 0 in the config, 1 in the file",
-    "layers: 4 in the config, 2 in the file",
-  ]
-  seen = config_lib.read(config).model
-  params = reference.params_from_reference(read, seen)
-  wide = dataclasses.replace(seen, inner_multiple=256, expansion=2.0)
-  described = torch_files.describe(wide, HaltingConfig())
-  assert (described["H_layers"], described["L_layers"]) == (1, 2)
-  back = reference.params_to_reference(params, seen)
-  assert back.keys() == arrays.keys()
-  for name, array in arrays.items():
-    np.testing.assert_array_equal(back[name], array)
 
 
 def test_a_changed_config_is_told(tiny):

@@ -22,8 +22,8 @@ from trm_jax.data import datasets
 from trm_jax.errors import UserError
 from trm_jax.export import recognition, torch_archive
 from trm_jax.export.reference import TABLE
-from trm_jax.run import checkpoint, weights
-from trm_jax.run.folder import RunFolder, write_json
+from trm_jax.run import checkpoint, files, weights
+from trm_jax.run.folder import RunFolder
 from trm_jax.train import step as train
 from trm_jax.train.program import build
 
@@ -275,7 +275,7 @@ def write_run(
     folder.claim(config, overrides)
     folder.release()
     if len(names) > 1:
-      write_json(folder.identifiers, names)
+      files.write({folder.identifiers: files.to_json(names)})
     with checkpoint.Checkpoints(folder.checkpoints, keep=1) as checkpoints:
       checkpoints.save(0, state)
       checkpoints.wait()

@@ -28,7 +28,7 @@ from trm_jax.core.halting import HaltingConfig
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
 from trm_jax.export import reference, torch_archive
-from trm_jax.run import files
+from trm_jax.run import card, files
 from trm_jax.run.pretrained import Pretrained
 
 FORMAT = "trm_jax.torch/1"
@@ -55,19 +55,18 @@ def export(
       missing, or the files cannot be written.
   """
   path = pathlib.Path(path)
-  card_path = files.card_path(path)
-  files.refuse_existing(overwrite, path, card_path)
+  files.refuse_existing(overwrite, path, files.card_path(path))
   experiment = pretrained.experiment
   arrays = state_dict(pretrained.params, experiment.model)
   if path.suffix == ".pt":
     content = torch_archive.save(arrays)
   else:  # Hugging Face's libraries take files of this "format" only
     content = save(arrays, {"format": "pt"})
-  card = pretrained.card() | {
+  facts = pretrained.card() | {
     "format": FORMAT,
     "arch": describe(experiment.model, experiment.halting),
   }
-  files.write({path: content, card_path: files.to_json(card)})
+  card.write(path, content, facts)
 
 
 def state_dict(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:

@@ -143,7 +143,7 @@ class Checkpoints:
     with self._writing():
       self._orbax.save_async(
         step,
-        _storable(state),
+        without_empty(state),
         force=True,
         metrics=cast(Any, metrics),
         custom_metadata=cast(Any, {"fingerprints": _fingerprints(state)}),
@@ -176,7 +176,7 @@ class Checkpoints:
     """
     # Shapes come first: an intact checkpoint of another model must not be
     # called damaged, for the advice would be to delete it.
-    storable = _storable(abstract)
+    storable = without_empty(abstract)
     wanted = described(storable)
     try:
       metadata = self._orbax.metadata(step)
@@ -199,7 +199,7 @@ class Checkpoints:
       )
     try:
       with ocp.Context(pytree_options=_PARTIAL if partial else None):
-        state = _whole(self._orbax.load(step, storable), abstract)
+        state = with_empty(self._orbax.load(step, storable), abstract)
     except Exception as error:
       raise self._damaged(step, first_line(error)) from error
     for part, found in _fingerprints(state).items():
@@ -243,12 +243,12 @@ def abstract_state(tree: Any, shardings: Any) -> Any:
   )
 
 
-def _storable(tree: Any) -> Any:
+def without_empty(tree: Any) -> Any:
   """A tree without its empty arrays, which Orbax refuses to write."""
   return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
 
 
-def _whole(stored: Any, abstract: Any) -> Any:
+def with_empty(stored: Any, abstract: Any) -> Any:
   """A stored tree with its empty arrays put back."""
   leaves = iter(jax.tree.leaves(stored))
   return jax.tree.map(

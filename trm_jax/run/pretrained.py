@@ -72,22 +72,31 @@ class Pretrained:
     }
 
 
-def load(path: str | os.PathLike, checkpoint: str = "best") -> Pretrained:
+def load(
+  path: str | os.PathLike, checkpoint: str = "best", averaged: bool = True
+) -> Pretrained:
   """Loads a model from a run's folder, or from exported safetensors.
 
   Args:
     path: the folder, or the `.safetensors` file.
     checkpoint: "best", "last" or a step; a file has but one.
+    averaged: whether to take a run's moving average of the weights, which
+      scores and calibration belong to, and not the last weights.
 
   Returns:
-    The model, on averaged weights.
+    The model.
 
   Raises:
     UserError: if there is nothing there, or it cannot be read.
   """
   path = pathlib.Path(path)
   if path.is_dir():
-    return _from_folder(RunFolder(path), checkpoint)
+    model = _from_folder(RunFolder(path), checkpoint, averaged)
+    if averaged:
+      return model
+    return dataclasses.replace(
+      model, averaged=False, scores=[], calibration=None
+    )
   if not path.is_file():
     raise UserError(
       f"{path}: there is neither a run's folder nor a file; name one of the two"
@@ -110,10 +119,12 @@ def load(path: str | os.PathLike, checkpoint: str = "best") -> Pretrained:
   )
 
 
-def _from_folder(folder: RunFolder, checkpoint: str) -> Pretrained:
+def _from_folder(
+  folder: RunFolder, checkpoint: str, averaged: bool
+) -> Pretrained:
   config = folder.read_config()
   experiment = config_lib.read(config)
-  step, params = restore_params(experiment, folder, checkpoint)
+  step, params = restore_params(experiment, folder, checkpoint, averaged)
   calibration = read_optional(folder.calibration)
   calibrated = calibration.get("checkpoint") == step
   return Pretrained(

@@ -17,7 +17,7 @@ from trm_jax import config as config_lib
 from trm_jax.core import network
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
-from trm_jax.run import files
+from trm_jax.run import card, files
 from trm_jax.run.checkpoint import described, named_leaves
 
 FORMAT = "trm_jax/1"
@@ -55,6 +55,7 @@ def save_weights(
     "format": FORMAT,
     "config": json.dumps(config),
     "facts": json.dumps(facts),
+    "sha256": card.fingerprint(arrays),
   }
   try:
     content = save(arrays, metadata)
@@ -97,6 +98,9 @@ def load_weights(
     arrays = {name: file.get_tensor(name) for name in names}
   for name, array in arrays.items():
     check_finite(path, name, array)
+  if "sha256" in metadata:  # the first files of this format had none
+    found = card.fingerprint(arrays)
+    card.check_fingerprint(path, found, metadata["sha256"])
   leaves = [jnp.asarray(arrays[name]) for name in named_leaves(expected)]
   params = jax.tree.unflatten(jax.tree.structure(expected), leaves)
   return params, config, facts
