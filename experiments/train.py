@@ -38,8 +38,7 @@ def main(argv: list[str]) -> int:
 
   app.no_arguments(argv)
   _join()
-  leader = processes.is_leader()
-  config = app.config_values(_CONFIG)
+  config, leader = app.config_values(_CONFIG), processes.is_leader()
   overrides = app.config_overrides("config")
   if _SKIP_BAD_ROWS.value:
     config.setdefault("data", {})["skip_bad_rows"] = True
@@ -69,9 +68,8 @@ def main(argv: list[str]) -> int:
         "The same command goes on from there"
       )
       return 128 + stopped.signal
-    if leader and member.records:
-      result = {"checkpoint": "last", "depths": member.records}
-      write_json(folder.result, result)
+    if leader and (depths := member.records):
+      write_json(folder.result, {"checkpoint": "last", "depths": depths})
     bar.say(f"finished; see {folder.path}")
   return 0
 

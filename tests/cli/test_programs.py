@@ -323,7 +323,7 @@ def test_help_is_the_docstring_and_the_own_flags(outcomes, program):
   assert status == 0
   source = (ROOT / "experiments" / f"{program}.py").read_text()
   assert printed.startswith(source.split('"""')[1].splitlines()[0])
-  assert f"python -m experiments.{program}" in printed
+  assert re.search(rf"(python -m experiments\.|trm ){program} ", printed)
   flags = set(re.findall(r"^  --(?:\[no\])?(\w+)", printed, re.MULTILINE))
   own = source
   if "solve_flags.define()" in source:
