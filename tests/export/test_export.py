@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from trm_jax import config as config_lib
 from trm_jax.core import network
 from trm_jax.errors import UserError
-from trm_jax.export import files, orbax_folder, reference, torch_files
+from trm_jax.export import orbax_folder, reference, torch_files
 from trm_jax.inspect import parity
-from trm_jax.run import checkpoint, pretrained
+from trm_jax.run import checkpoint, files, pretrained
 from trm_jax.run.folder import RunFolder, write_json
 from trm_jax.run.pretrained import Pretrained
 from trm_jax.train.program import build
