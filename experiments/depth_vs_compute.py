@@ -33,11 +33,12 @@ from trm_jax.errors import UserError
 from trm_jax.inspect import chips
 from trm_jax.run import processes
 from trm_jax.run.folder import RunFolder
+from trm_jax.solve import held_out as held_out_lib
 from trm_jax.study import figures, grid, page, results, sweep
 from trm_jax.study.grid import Setting, StudyConfig
 from trm_jax.study.results import Cell
 from trm_jax.train import loop as fit
-from trm_jax.train import population
+from trm_jax.train.program import build
 
 _CONFIG = app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the study.")
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> int:
     _print_plan(study, settings, work)
     return 0
   for one in settings:  # refuses what the devices cannot do, before training
-    population.build(one.experiment, study.seeds)
+    build(one.experiment, study.seeds)
   if processes.is_leader():
     run.claim(config, app.config_overrides("config"))
   processes.check_shared(run.path)
@@ -141,8 +142,8 @@ def _finished(folder: sweep.Folder, settings: list[Setting]) -> list[Cell]:
 def _load(setting: Setting):
   """The splits, and how many puzzle ids they have."""
   with processes.leader_first("data"):
-    experiment, names = report.prepare({}, setting.experiment, app.say)
-  training, held_out = report.load_splits(experiment)
+    experiment, names = held_out_lib.prepare({}, setting.experiment, app.say)
+  training, held_out = held_out_lib.load_splits(experiment)
   if held_out is None:
     raise UserError("config.data.test is empty: a study needs test puzzles")
   return training, held_out, len(names)

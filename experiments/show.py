@@ -38,7 +38,7 @@ from trm_jax.draw import scenes as scenes_lib
 from trm_jax.draw.scenes import Scene
 from trm_jax.errors import UserError
 from trm_jax.run.folder import RunFolder
-from trm_jax.solve import evaluate
+from trm_jax.solve import evaluate, held_out
 
 _OUT = flags.DEFINE_string("out", "", "The PNG or GIF to write.")
 _TASK = flags.DEFINE_enum("task", None, list(datasets.TASKS), "The family.")
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
   experiment = _read(folder) if folder else None
   with tempfile.TemporaryDirectory() as scratch:
     data = experiment.data if experiment else _fresh_data(scratch)
-    data = report.choose_data(data, _DATA.value, _SKIP_BAD_ROWS.value)
+    data = held_out.choose_data(data, _DATA.value, _SKIP_BAD_ROWS.value)
     split = _choose(data)
     scenes = scenes_lib.scenes_of(
       split, data.task, examples=_load_examples(data),
@@ -157,7 +157,7 @@ def _choose(data: Settings) -> Split:
     split = datasets.load(data, _SPLIT.value)
     return split.take(_places(split.names))
   count = datasets.num_groups(data, _SPLIT.value)
-  groups = evaluate.choose_groups(count, _PUZZLES.value, _SEED.value)
+  groups = held_out.choose_groups(count, _PUZZLES.value, _SEED.value)
   split = datasets.load(data, _SPLIT.value, groups)
   places = tuple(f"{_SPLIT.value} puzzle {group}" for group in groups)
   return dataclasses.replace(split, names=split.names or places)
@@ -171,7 +171,7 @@ def _choose_rows(data: Settings, path: str) -> Split:
   rows = data.task.dataset.read_rows(data, path)
   if rows.skipped:
     app.say(f"note: {len(rows.skipped):,} bad rows of {path} were left out")
-  groups = evaluate.choose_groups(len(rows), _PUZZLES.value, _SEED.value)
+  groups = held_out.choose_groups(len(rows), _PUZZLES.value, _SEED.value)
   rows = rows.take(groups)
   lines = tuple(f"line {line}" for line in rows.lines)
   split = Split.of_rows(rows.inputs, rows.labels)
@@ -214,7 +214,7 @@ def _answer(
   names = datasets.identifiers(experiment.data)
   originals = split.take(np.arange(len(split)), copies=1)
   originals = datasets.match_ids(originals, names, known, _PUZZLE_ID.value)
-  step, params = report.restore(
+  step, params = held_out.restore(
     folder, experiment, _CHECKPOINT.value, _PUZZLE_ID.value
   )
   asked = [pair.question for scene in scenes for pair in scene.asked]

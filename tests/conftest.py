@@ -38,7 +38,7 @@ DATA = pathlib.Path(__file__).parent / "recorded"
 # Files that take longest: two workers end together if these come first.
 _LONG = (
   "test_many_hosts", "test_resume", "test_aot", "test_programs",
-  "test_programs_study", "test_programs_arc", "test_processes",
+  "test_programs_study", "test_programs_arc",
   "test_train", "test_population", "test_programs_solve",
   "test_solve", "test_processor", "test_buckets", "test_profile",
   "test_attention",

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trm_jax.core.depth import DepthConfig
+from trm_jax.core.family import TOKEN_LOSSES
 from trm_jax.core.halting import HaltingConfig
-from trm_jax.core.losses import TOKEN_LOSSES
 from trm_jax.core.network import ModelConfig
 from trm_jax.core.optim import OptimConfig
 from trm_jax.data import checks
@@ -26,6 +26,7 @@ REFILLS = ("queue", "discard")
 # Large puzzle tables get a multiple of this many rows, so that any usual
 # number of devices can share them.
 _TABLE_ROWS = 512
+_DEFAULT_TASK = "sudoku"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +44,10 @@ class TrainConfig:
       running slots, as the reference does.
     loss: token loss, "stablemax" or "softmax". A decoder needs "softmax",
       whose probabilities it writes by.
-    label_smoothing: the share of each label that is spread over all tokens
+    label_smoothing: the fraction of each label that is spread over all tokens
       (arXiv 1512.00567); 0 for none.
     supervision_decay: weight of each supervision step's token loss, as a
-      share of the one before (0.7 in CGAR, arXiv 2511.08653); 1 for equal
+      fraction of the one before (0.7 in CGAR, arXiv 2511.08653); 1 for equal
       weights.
     augment: whether puzzles are augmented, on the device. Grids of an ARC
       folder in the reference's layout never are, for they were when it was
@@ -84,8 +85,8 @@ class TrainConfig:
       )
     checks.require_multiple(self, "steps", "log_every", of="steps_per_dispatch")
 
-  def parts(self, devices: int) -> int:
-    """In how many equal parts the batch goes through the network.
+  def microbatches(self, devices: int) -> int:
+    """Into how many equal microbatches a device's share of the batch is split.
 
     Args:
       devices: that share the batch, which they divide.
@@ -158,6 +159,18 @@ class MeshConfig:
       raise ValueError(f"data={self.data}: must be positive, or -1 for 'rest'")
 
 
+_SECTIONS = {
+  "model": ModelConfig,
+  "halting": HaltingConfig,
+  "optim": OptimConfig,
+  "train": TrainConfig,
+  "eval": EvalConfig,
+  "checkpoint": CheckpointConfig,
+  "mesh": MeshConfig,
+  "depth": DepthConfig,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """A whole experiment: one attribute per section of its config."""
@@ -183,10 +196,11 @@ class Experiment:
         f"config.halting.max_steps={self.halting.max_steps}: must be 1 for "
         f"config.model.family={family!r}, which has nothing to refine"
       )
-    if family == "autoregressive" and self.train.loss != "softmax":
+    losses = self.model.kind.losses
+    if self.train.loss not in losses:
       raise UserError(
-        f"config.train.loss={self.train.loss!r}: must be 'softmax' for "
-        f"config.model.family={family!r}, which writes by its probabilities"
+        f"config.train.loss={self.train.loss!r}: must be "
+        f"{' or '.join(map(repr, losses))} for config.model.family={family!r}"
       )
     dispatch = self.train.steps_per_dispatch
     for name, every in (
@@ -206,7 +220,7 @@ class Experiment:
     return self.data.task
 
   def with_puzzle_ids(self, count: int) -> "Experiment":
-    """The experiment with a puzzle table that has room for the data's ids.
+    """The experiment with a puzzle table large enough for the data's ids.
 
     A table of one row, which is the default, grows to what is needed.
 
@@ -253,7 +267,7 @@ def read(config: Mapping[str, Any]) -> Experiment:
   names = [field.name for field in dataclasses.fields(Experiment)]
   _refuse_unknown("config", sections, names)
   data = sections.pop("data", {})
-  task_name = data.pop("task", "sudoku")
+  task_name = data.pop("task", _DEFAULT_TASK)
   if not isinstance(task_name, str) or task_name not in TASKS:
     raise UserError(
       f"config.data.task={task_name!r}: must be one of {', '.join(TASKS)}"
@@ -261,23 +275,41 @@ def read(config: Mapping[str, Any]) -> Experiment:
   settings = read_section(TASKS[task_name], "data", data)
   task = settings.task
   fixed = {"vocab_size": task.vocab_size, "seq_len": task.seq_len}
-  model = read_section(ModelConfig, "model", sections.pop("model", {}), fixed)
   return Experiment(
     data=settings,
-    model=model,
     **{
-      name: read_section(cls, name, sections.get(name, {}))
-      for name, cls in (
-        ("halting", HaltingConfig),
-        ("optim", OptimConfig),
-        ("train", TrainConfig),
-        ("eval", EvalConfig),
-        ("checkpoint", CheckpointConfig),
-        ("mesh", MeshConfig),
-        ("depth", DepthConfig),
+      name: read_section(
+        cls, name, sections.get(name, {}), fixed if name == "model" else {}
       )
+      for name, cls in _SECTIONS.items()
     },
   )
+
+
+def sections(config: Mapping[str, Any]) -> dict[str, type]:
+  """The settings of each section; `data` is there if its task is known."""
+  data = config.get("data", {})
+  task = data.get("task", _DEFAULT_TASK) if hasattr(data, "get") else ""
+  if isinstance(task, str) and task in TASKS:
+    return {"data": TASKS[task], **_SECTIONS}
+  return dict(_SECTIONS)
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config as plain values, and the defaults of what it leaves out."""
+  full = {
+    name: {field.name: field.default for field in settable(cls)}
+    for name, cls in sections(config).items()
+  }
+  for name, section in config.items():
+    full[name] = full.get(name, {}) | dict(section)
+  return full
+
+
+def settable(cls: type) -> list[dataclasses.Field]:
+  """The fields of a section that a config may set; the task sets the rest."""
+  fields = dataclasses.fields(cls)
+  return [field for field in fields if field.default is not dataclasses.MISSING]
 
 
 def read_section(

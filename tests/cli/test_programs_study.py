@@ -47,7 +47,7 @@ CASES = {
 
 # Two models that train in no time; %s is the folder of the data.
 TINY = """
-from configs import depth
+from trm_jax.configs import depth
 
 def get_config():
   config = depth.get_config("cpu")

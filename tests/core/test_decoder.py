@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
-from trm_jax.core import decoder, network
+from trm_jax.core import network
+from trm_jax.core.families import autoregressive as decoder
 
 LENGTH = 5
 _TINY = dict(

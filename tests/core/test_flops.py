@@ -8,6 +8,7 @@ import pytest
 from conftest import tiny_model
 
 from trm_jax.core import flops, halting, losses, network, recursion
+from trm_jax.core.family import FAMILIES
 from trm_jax.core.network import ModelConfig
 
 SUDOKU = ModelConfig(vocab_size=11, seq_len=81)
@@ -20,7 +21,7 @@ def test_one_optimizer_step_of_the_paper():
   assert 768 * flops.training_step(bare) / 1e12 == pytest.approx(24.0, abs=0.05)
 
 
-@pytest.mark.parametrize("family", network.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_inference_is_linear_in_depth_where_there_is_any(family):
   config = dataclasses.replace(
     SUDOKU, family=family, mixer="attention", positions="rotary"
@@ -50,16 +51,21 @@ def _counted(function, *arguments):
 
 
 @pytest.mark.parametrize(
-  ("family", "mixer"),
-  [("trm", "mlp"), *((family, "attention") for family in network.FAMILIES)],
+  ("family", "mixer", "answer_layers"),
+  [
+    ("trm", "mlp", 0),
+    *((family, "attention", 0) for family in FAMILIES),
+    ("hrm", "attention", 2),
+  ],
 )
 def test_count_agrees_with_xla_on_an_unrolled_program(
-  family, mixer, monkeypatch
+  family, mixer, answer_layers, monkeypatch
 ):
   monkeypatch.setattr(jax.lax, "scan", _plain_scan)
   writes = family == "autoregressive"
   config = tiny_model(
-    family=family, mixer=mixer, vocab_size=256, width=256, heads=4,
+    family=family, mixer=mixer, answer_layers=answer_layers,
+    vocab_size=256, width=256, heads=4,
     positions="rotary" if mixer == "attention" else "none",
     seq_len=16 if writes else 64, expansion=4.0, puzzle_emb_ndim=0,
     registers=2, cycles=2, latent_steps=3, remat="none", inner_multiple=32,
@@ -92,7 +98,7 @@ def test_count_agrees_with_xla_on_an_unrolled_program(
       outputs = outputs.replace(target_continue=target)
     steps = jnp.ones(batch, jnp.int32)
     return losses.losses_and_metrics(
-      outputs, labels, steps > 0, steps, "softmax", judges=not writes
+      outputs, labels, steps > 0, steps, "softmax", has_halting_head=not writes
     )[0]
 
   arguments = (params.weights, latents, rows, tokens)

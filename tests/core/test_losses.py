@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trm_jax.core import losses
+from trm_jax.core.family import TOKEN_LOSSES
 from trm_jax.core.halting import Outputs
 
 IGNORE = losses.NO_LABEL
@@ -55,7 +56,7 @@ def test_token_loss_is_a_mean_over_labelled_tokens():
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", losses.TOKEN_LOSSES)
+@pytest.mark.parametrize("kind", TOKEN_LOSSES)
 @pytest.mark.parametrize("smoothing", [0.1, 0.6])
 def test_smoothing_is_cross_entropy_with_soft_targets(kind, smoothing):
   with jax.enable_x64(True):
@@ -135,19 +136,19 @@ def test_step_weights_count_for_tokens_alone():
   )
 
 
-def test_without_judges_halting_heads_learn_nothing():
+def test_without_heads_halting_heads_learn_nothing():
   outputs, labels = _drawn_outputs()
   gradient, metrics = jax.grad(_loss, has_aux=True)(
-    outputs, labels, judges=False
+    outputs, labels, has_halting_head=False
   )
   assert not np.any(gradient.q_halt)
   assert not np.any(gradient.q_continue)
   assert np.any(gradient.logits)
   assert "q_halt_loss" not in metrics
-  with_judges, _ = jax.grad(_loss, has_aux=True)(outputs, labels)
-  assert np.all(with_judges.q_halt)
-  assert not np.any(with_judges.q_continue)  # there is no target
-  np.testing.assert_array_equal(with_judges.logits, gradient.logits)
+  with_heads, _ = jax.grad(_loss, has_aux=True)(outputs, labels)
+  assert np.all(with_heads.q_halt)
+  assert not np.any(with_heads.q_continue)  # there is no target
+  np.testing.assert_array_equal(with_heads.logits, gradient.logits)
 
 
 def test_going_on_is_learnt_from_its_target():

@@ -9,6 +9,7 @@ import pytest
 from conftest import tiny_model
 
 from trm_jax.core import layers, network, recursion
+from trm_jax.core.family import FAMILIES
 
 _WIDE = dict(dtype="float64", param_dtype="float64")
 _ATTENTION = dict(mixer="attention", positions="rotary")
@@ -17,6 +18,9 @@ MODELS = {
   "attention": tiny_model(cycles=3, latent_steps=2, **_ATTENTION, **_WIDE),
   "hrm": tiny_model(
     family="hrm", cycles=2, latent_steps=3, **_ATTENTION, **_WIDE
+  ),
+  "hrm_unequal": tiny_model(
+    family="hrm", answer_layers=2, cycles=2, latent_steps=3, **_WIDE
   ),
   "single_latent": tiny_model(family="single_latent", cycles=3, **_WIDE),
   "multi_latent": tiny_model(
@@ -27,8 +31,8 @@ MODELS = {
 }
 # How many of the last passes through a network carry gradient.
 LEARNT = {
-  "mlp": 4, "attention": 3, "hrm": 2, "single_latent": 3, "multi_latent": 4,
-  "transformer": 1, "feedforward": 1,
+  "mlp": 4, "attention": 3, "hrm": 2, "hrm_unequal": 2, "single_latent": 3,
+  "multi_latent": 4, "transformer": 1, "feedforward": 1,
 }  # fmt: skip
 
 
@@ -145,7 +149,7 @@ def _plain(name):
 
 def test_every_family_but_the_decoder_is_here():
   here = {config.family for config in MODELS.values()}
-  assert here == {*network.FAMILIES} - {"autoregressive"}
+  assert here == {*FAMILIES} - {"autoregressive"}
 
 
 @pytest.mark.parametrize("name", MODELS)

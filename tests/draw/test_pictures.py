@@ -31,7 +31,7 @@ from trm_jax.draw.scenes import Guess, Pair, Scene
 from trm_jax.errors import UserError
 from trm_jax.run.checkpoint import Checkpoints
 from trm_jax.run.folder import RunFolder, write_json
-from trm_jax.train import loop as fit
+from trm_jax.train.program import build
 
 SUDOKU = sudoku_task(4)
 ARC = arc_task(3)
@@ -458,7 +458,7 @@ def make_run(work: pathlib.Path):
   run.claim(config, {})
   write_json(run.identifiers, names)
   with Checkpoints(run.checkpoints, 1, "pass@2") as checkpoints:
-    state = fit.build(experiment).init()
+    state = build(experiment).init()
     checkpoints.save(10, state, {"pass@2": 0.5})
     checkpoints.wait()
   run.release()

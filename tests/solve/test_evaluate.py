@@ -16,7 +16,7 @@ from trm_jax.data.arc.symmetry import inverse
 from trm_jax.data.arc.task import arc_task
 from trm_jax.data.task import Split, show
 from trm_jax.run import sharding
-from trm_jax.solve import evaluate, vote
+from trm_jax.solve import evaluate, held_out, vote
 from trm_jax.train import step as train
 
 
@@ -88,15 +88,15 @@ def test_every_depth_equals_running_to_it(trained, split, recipe):
 
 
 def test_the_chosen_part_is_seeded_and_without_repeats():
-  rows = evaluate.choose_groups(1000, 50, seed=3)
-  np.testing.assert_array_equal(rows, evaluate.choose_groups(1000, 50, seed=3))
+  rows = held_out.choose_groups(1000, 50, seed=3)
+  np.testing.assert_array_equal(rows, held_out.choose_groups(1000, 50, seed=3))
   assert len(np.unique(rows)) == 50
-  assert np.any(rows != evaluate.choose_groups(1000, 50, seed=4))
+  assert np.any(rows != held_out.choose_groups(1000, 50, seed=4))
   np.testing.assert_array_equal(
-    evaluate.choose_groups(7, 0, seed=3), np.arange(7)
+    held_out.choose_groups(7, 0, seed=3), np.arange(7)
   )
   np.testing.assert_array_equal(
-    evaluate.choose_groups(7, 99, seed=3), np.arange(7)
+    held_out.choose_groups(7, 99, seed=3), np.arange(7)
   )
 
 
@@ -248,7 +248,7 @@ def test_votes_of_two_checkpoints_add_up(arc_split, arc_model):
 
 def test_the_mean_embedding_is_of_the_trained_rows(arc_model):
   _, params = arc_model
-  mean = evaluate.with_mean_embedding(params, known=7).puzzle_table
+  mean = held_out.with_mean_embedding(params, known=7).puzzle_table
   np.testing.assert_allclose(
     mean[0], np.mean(params.puzzle_table[1:7], 0), rtol=1e-5
   )

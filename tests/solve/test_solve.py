@@ -20,10 +20,9 @@ from trm_jax.core.network import FAMILIES, RECURSIVE
 from trm_jax.data.maze.task import maze_task
 from trm_jax.data.sudoku import generate
 from trm_jax.data.sudoku.task import sudoku_task
-from trm_jax.data.task import judge
 from trm_jax.errors import UserError
 from trm_jax.solve import engine, evaluate, score
-from trm_jax.solve.choose import Ballots
+from trm_jax.solve.choose import Answers
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Solver
 
@@ -172,8 +171,8 @@ def test_solutions_halt_where_a_task_has_rules(puzzles):
   even = (inputs == 1).sum(-1) % 2 == 0
   assert (steps == np.where(even, 1, 3)).all()
   assert 0 < even.sum() < len(even)
-  assert judge(inputs, labels, TASK).all()
-  assert not judge(inputs, inputs[:, None], TASK).any()
+  assert score.solved(inputs, labels, TASK).all()
+  assert not score.solved(inputs, inputs[:, None], TASK).any()
 
 
 @pytest.mark.parametrize(("slots", "devices"), [(5, 1), (64, 1), (7, 3)])
@@ -208,7 +207,7 @@ def test_rounds_change_nothing(puzzles, monkeypatch):
   inputs, _ = puzzles
   settings = dataclasses.replace(RULES["q"], breadth=2, cycle_noise=0.5)
   whole = _solver().solve(inputs, _ids(inputs), settings)
-  monkeypatch.setattr("trm_jax.solve.solver._ROOM", 10 * 2 * 16)
+  monkeypatch.setattr("trm_jax.solve.solver._MEMORY_BYTES", 10 * 2 * 16)
   told = []
   parts = _solver().solve(
     inputs, _ids(inputs), settings, on_progress=lambda *now: told.append(now)
@@ -219,7 +218,7 @@ def test_rounds_change_nothing(puzzles, monkeypatch):
   assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
-def test_only_the_first_rollout_is_undisturbed(puzzles):
+def test_all_rollouts_but_the_first_are_perturbed(puzzles):
   inputs, _ = puzzles
   solver = _solver()
   fixed = SolveConfig(depth=3)
@@ -248,7 +247,7 @@ def test_noise_reaches_every_family(family, puzzles):
 
 
 @pytest.mark.parametrize("family", RECURSIVE)
-def test_latents_are_disturbed_before_each_cycle(family):
+def test_latents_are_perturbed_before_each_cycle(family):
   """What is put in their place before the last cycle is all that it sees."""
   model = _model(family, cycles=3)
   params = _params(model)
@@ -262,9 +261,9 @@ def test_latents_are_disturbed_before_each_cycle(family):
       lambda new, old: jnp.where(cycle == last, new, old), other, latents
     )
 
-  def step(latents, model, disturb):
+  def step(latents, model, perturb):
     return recursion.supervision_step(
-      params.weights, latents, x, model, disturb=disturb
+      params.weights, latents, x, model, disturb=perturb
     )
 
   replaced = step(start, model, replace)
@@ -277,8 +276,8 @@ def test_noise_has_the_deviation_that_was_asked_for():
   latents = recursion.initial_latents(_params(model).initial, 5, model)
   keys = jax.random.split(jax.random.key(0), 5)
   plan = engine.Plan(model, TASK, 5, True, False, False, 1)
-  disturb = engine._disturbance(keys, 0.3, jnp.arange(5), plan)
-  noisy, later = disturb(latents, 0), disturb(latents, 1)
+  perturb = engine._perturbation(keys, 0.3, jnp.arange(5), plan)
+  noisy, later = perturb(latents, 0), perturb(latents, 1)
   for before, after, other in zip(
     *map(jax.tree.leaves, (latents, noisy, later)), strict=True
   ):
@@ -332,7 +331,7 @@ def test_siblings_of_the_first_stop_and_the_choice_stays(puzzles):
   pruned = solver.solve(inputs, _ids(inputs), settings)
   whole = solver.solve(inputs, _ids(inputs), settings, prune=False)
   assert pruned.spent < whole.spent
-  chosen = [Ballots.of(r, -1, 4).choose("first") for r in (pruned, whole)]
+  chosen = [Answers.of(r, -1, 4).choose("first") for r in (pruned, whole)]
   np.testing.assert_array_equal(*chosen)
   rows = np.arange(len(inputs))
   np.testing.assert_array_equal(
@@ -455,8 +454,8 @@ def test_the_grid_is_what_each_depth_and_breadth_would_give(puzzles):
       inputs, _ids(inputs),
       SolveConfig(depth=record["depth"], breadth=record["breadth"], **noise),
     )  # fmt: skip
-    ballots = Ballots.of(alone, 0, record["breadth"])
-    chosen = ballots.choose(record["select"])
+    standing = Answers.of(alone, 0, record["breadth"])
+    chosen = standing.choose(record["select"])
     right = (alone.answers[:, :, 0] == labels[:, None]).all(-1)
     rows = np.arange(len(inputs))
     assert record["exact_accuracy"] == right[rows, chosen].mean()

@@ -13,13 +13,12 @@ from programs import run_program
 
 from trm_jax.data.arc import grids, predictions
 from trm_jax.data.arc import names as names_lib
-from trm_jax.data.arc.task import arc_task
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.solve import vote
 
 DATA = pathlib.Path(__file__).parent.parent / "recorded" / "arc"
-TASK = arc_task(30)
+TASK = grids.task(30)
 
 
 def read(name):
@@ -253,8 +252,8 @@ def test_the_recorded_vote_has_the_recorded_scores(recorded, is_viewed):
   questions, pairs = vote.questions_of(split, TASK)
   assert questions.dtype == np.int32
   _, puzzles = split.rows
-  answers, keys = vote.undone(
-    recorded["preds"], split.symmetries[puzzles], TASK.copies
+  answers, keys = vote.unviewed(
+    recorded["preds"], split.symmetries[puzzles], TASK
   )
   ballot = vote.Ballot()
   ballot.add(
@@ -280,7 +279,7 @@ def test_a_question_is_a_task_and_an_input():
     symmetries=np.tile(grids.IDENTITY, (4, 1)),
     names=("one", "two"),
   )
-  questions, pairs = vote.questions_of(split, arc_task(3))
+  questions, pairs = vote.questions_of(split, grids.task(3))
   assert questions.tolist() == [0, 1, 0, 0, 1, 0, 2, 2]
   keys = vote.as_keys(vote.fingerprints(np.stack([b, c]), np)).tolist()
   assert pairs == [
@@ -290,15 +289,8 @@ def test_a_question_is_a_task_and_an_input():
     pair("two", 2, None),
   ]
   nothing = split.take(np.zeros(0, int))
-  questions, pairs = vote.questions_of(nothing, arc_task(3))
+  questions, pairs = vote.questions_of(nothing, grids.task(3))
   assert (len(questions), pairs) == (0, [])
-
-
-def test_parts_cover_all_rows_once():
-  parts = vote.parts(5000)
-  rows = [row for part in parts for row in range(5000)[part]]
-  assert rows == list(range(5000))
-  assert vote.parts(0) == []
 
 
 def test_the_program_scores_the_recorded_predictions(tmp_path):

@@ -16,9 +16,10 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+from trm_jax.core.family import FAMILIES
 from trm_jax.errors import UserError
 from trm_jax.study import figures, looks, page
-from trm_jax.study.results import FAMILY_NAMES, Cell
+from trm_jax.study.results import Cell
 
 DEPTHS = (1, 2, 4, 8, 16, 32)
 PUZZLES = 500
@@ -220,9 +221,9 @@ def test_small_and_failed_studies_are_reported(case, tmp_path):
 
 
 def test_every_family_is_told_by_colour_by_marker_and_by_line():
-  styles = [looks.STYLES[family] for family in FAMILY_NAMES]
+  styles = [family.style for family in FAMILIES.values()]
   for name in ("colour", "marker", "line"):
-    assert len({getattr(style, name) for style in styles}) == len(FAMILY_NAMES)
+    assert len({getattr(style, name) for style in styles}) == len(FAMILIES)
 
 
 def test_a_setting_looks_the_same_whatever_stands_beside_it(study):

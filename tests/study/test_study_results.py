@@ -5,7 +5,6 @@ import math
 
 import pytest
 
-from trm_jax.core import network
 from trm_jax.errors import UserError
 from trm_jax.study import results
 
@@ -67,10 +66,6 @@ def damage(folder, change):
   message = refusal(folder)
   assert str(folder / NAME) in message and "delete it" in message
   return message
-
-
-def test_every_family_has_a_name():
-  assert tuple(results.FAMILY_NAMES) == network.FAMILIES
 
 
 def test_cells_come_back_as_they_were(tmp_path):

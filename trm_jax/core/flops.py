@@ -10,8 +10,8 @@ included.
 from trm_jax.core.network import ModelConfig
 
 
-def network_pass(config: ModelConfig, tokens: int | None = None) -> int:
-  """FLOPs of one pass through a stack of blocks.
+def block(config: ModelConfig, tokens: int | None = None) -> int:
+  """FLOPs of one pass through one block.
 
   Args:
     config: the model.
@@ -22,19 +22,15 @@ def network_pass(config: ModelConfig, tokens: int | None = None) -> int:
   width = config.width
   mlp = 6 * tokens * width * config.mlp_inner
   if config.mixer == "mlp":
-    mixer = 6 * width * tokens * config.token_inner
-  else:
-    projections = 8 * tokens * width * width  # q, k, v and out
-    # Scores and mixing.
-    mixer = projections + 4 * tokens * config.length * width
-  return config.layers * (mixer + mlp)
+    return mlp + 6 * width * tokens * config.token_inner
+  projections = 8 * tokens * width * width  # q, k, v and out
+  # Scores and mixing.
+  return mlp + projections + 4 * tokens * config.length * width
 
 
 def passes(config: ModelConfig) -> int:
-  """How often the network is applied in one supervision step."""
-  if config.family in ("transformer", "feedforward", "autoregressive"):
-    return 1
-  return config.cycles * (config.latent_steps + 1)
+  """How often networks are applied in one supervision step."""
+  return sum(each.total for each in config.kind.passes(config).values())
 
 
 def heads(config: ModelConfig) -> int:
@@ -50,36 +46,39 @@ def inference(config: ModelConfig, depth: int) -> int:
     config: the model.
     depth: supervision steps; a model that does not recurse takes one.
   """
-  if config.family == "autoregressive":
-    question = network_pass(config, config.prefix + config.seq_len)
-    written = (config.seq_len - 1) * network_pass(config, 1)
-    return question + written + heads(config)
+  if config.kind.inference_flops:
+    return config.kind.inference_flops(config)
   if not config.is_recursive:
     depth = 1
-  return depth * (passes(config) * network_pass(config) + heads(config))
+  forward, _ = _blocks_applied(config)
+  return depth * (forward * block(config) + heads(config))
 
 
 def training_step(config: ModelConfig) -> int:
   """FLOPs of one optimizer step on one puzzle.
 
   What carries no gradient, forward only; what does, and the heads, forward and
-  backward, the latter twice the work of the former. HRM looks one supervision
-  step ahead for its halting target. The optimizer's own work, a few operations
-  a weight and independent of the batch, is left out.
+  backward, the latter twice the work of the former. A family that bootstraps
+  looks one supervision step ahead for its halting target. The optimizer's own
+  work, a few operations a weight and independent of the batch, is left out.
   """
-  learnt = {
-    "hrm": 2,
-    "transformer": 1,
-    "feedforward": 1,
-    "autoregressive": 1,
-  }.get(config.family, config.latent_steps + 1)
-  all_passes = passes(config)
-  one = network_pass(config)
-  work = (all_passes - learnt) * one + 3 * (learnt * one + heads(config))
-  if config.family == "hrm":
-    work += all_passes * one + _halting_head(config)
+  total, learnt = _blocks_applied(config)
+  one = block(config)
+  work = (total - learnt) * one + 3 * (learnt * one + heads(config))
+  if config.kind.bootstraps:
+    work += total * one + _halting_head(config)
   return work
 
 
+def _blocks_applied(config: ModelConfig) -> tuple[int, int]:
+  """Blocks applied in a supervision step: in all, and with gradient."""
+  layers = config.kind.stacks(config)
+  passes = config.kind.passes(config)
+  return (
+    sum(layers[stack] * each.total for stack, each in passes.items()),
+    sum(layers[stack] * each.learnt for stack, each in passes.items()),
+  )
+
+
 def _halting_head(config: ModelConfig) -> int:
-  return 0 if config.family == "autoregressive" else 2 * config.width * 2
+  return 2 * config.width * 2 if config.kind.has_halting_head else 0

@@ -6,12 +6,13 @@ first step fills every slot.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from trm_jax.core import decoder, network, recursion
+from trm_jax.core import network, recursion
 from trm_jax.core.network import Latents, ModelConfig, Weights
 
 
@@ -82,7 +83,8 @@ class Outputs(struct.PyTreeNode):
     q_halt: `[B]`, logit of "the answer is right", at least float32.
     q_continue: `[B]`, logit of "going on is better", at least float32.
     target_continue: `[B]`, the probability that `q_continue` should learn,
-      without gradient; None in all families but "hrm", and outside training.
+      without gradient; None unless the family bootstraps, and outside
+      training.
   """
 
   logits: jax.Array
@@ -91,13 +93,8 @@ class Outputs(struct.PyTreeNode):
   target_continue: jax.Array | None = None
 
   def halting_margin(self, config: ModelConfig) -> jax.Array:
-    """How much each slot would rather stop than go on, a logit, `[B]`.
-
-    HRM compares its two logits, its successors the first one with zero.
-    """
-    if config.family == "hrm":
-      return self.q_halt - self.q_continue
-    return self.q_halt
+    """How much each slot would rather stop than go on, a logit, `[B]`."""
+    return config.kind.halting_margin(self.q_halt, self.q_continue)
 
   def wants_to_halt(self, config: ModelConfig) -> jax.Array:
     """Whether each slot would stop here, bool `[B]`."""
@@ -132,16 +129,22 @@ def refill(carry: Carry, incoming: Puzzles, initial: Latents) -> Carry:
   Returns:
     The carry to take a step from; `halted` still tells who was refilled.
   """
-
-  def where_halted(new, old):
-    mask = carry.halted.reshape((-1,) + (1,) * (old.ndim - 1))
-    return jnp.where(mask, new, old)
-
-  return carry.replace(
-    latents=jax.tree.map(where_halted, initial, carry.latents),
-    steps=where_halted(jnp.zeros_like(carry.steps), carry.steps),
-    puzzles=jax.tree.map(where_halted, incoming, carry.puzzles),
+  latents, steps, puzzles = select_rows(
+    carry.halted,
+    (initial, jnp.zeros_like(carry.steps), incoming),
+    (carry.latents, carry.steps, carry.puzzles),
   )
+  return carry.replace(latents=latents, steps=steps, puzzles=puzzles)
+
+
+def select_rows(mask: jax.Array, new: Any, old: Any) -> Any:
+  """Rows of `new` where a mask `[B]` is set, else of `old`."""
+
+  def select(new, old):
+    rows = mask.reshape((-1,) + (1,) * (old.ndim - 1))
+    return jnp.where(rows, new, old)
+
+  return jax.tree.map(select, new, old)
 
 
 def supervise(
@@ -152,7 +155,7 @@ def supervise(
   config: ModelConfig,
   answers: jax.Array | None = None,
   keys: jax.Array | None = None,
-  disturb: recursion.Disturbance | None = None,
+  perturb: recursion.Perturbation | None = None,
 ) -> tuple[Latents, Outputs]:
   """Embeds, takes one supervision step and reads both heads.
 
@@ -165,22 +168,19 @@ def supervise(
     answers: int32 `[B, S]`, the true tokens, which a decoder in training reads
       as it goes; others never look at them. `None` lets it write its own.
     keys: typed PRNG keys `[B]` for the noise of training; `None` for none.
-    disturb: changes the latents before each cycle; what does not recur does
-      not look at it.
+    perturb: changes the latents before each cycle, where there are cycles.
 
   Returns:
     The refined latents, and what was read from them.
   """
-  if config.family == "autoregressive":
-    if answers is None:
-      _, logits = decoder.write(weights, puzzle_rows, inputs, config)
-    else:
-      logits = decoder.predict(weights, puzzle_rows, inputs, answers, config)
-    sure = decoder.confidence(logits)
-    return latents, Outputs(logits=logits, q_halt=sure, q_continue=-sure)
+  if config.kind.supervise:
+    logits, q = config.kind.supervise(
+      weights, puzzle_rows, inputs, answers, config
+    )
+    return latents, Outputs(logits=logits, q_halt=q, q_continue=-q)
   x = network.embed(weights, puzzle_rows, inputs, config)
   refined = recursion.supervision_step(
-    weights, latents, x, config, keys, disturb
+    weights, latents, x, config, keys, perturb
   )
   y = refined.y
   q_halt, q_continue = network.read_halting(weights, y, config)

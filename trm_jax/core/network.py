@@ -10,16 +10,6 @@ Notation, here and everywhere in the project:
 Weights are plain nested dicts of arrays. Source of every rule: the reference
 implementation of "Less is More: Recursive Reasoning with Tiny Networks"
 (arXiv 2510.04871).
-
-Families, all behind the same embedding and heads:
-  trm             one network, an answer `y` and a scratchpad `z`
-  hrm             two networks, one for each ("Hierarchical Reasoning Model",
-                  arXiv 2506.21734)
-  single_latent   `y` alone, which is its own scratchpad
-  multi_latent    a scratchpad for every latent step, summed when read
-  transformer     one pass a supervision step: `y <- net(y + x)`
-  feedforward     one pass and no recursion: `y = net(x)`
-  autoregressive  a causal decoder that writes the answer token by token
 """
 
 import dataclasses
@@ -31,18 +21,17 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from trm_jax.core import attention, layers
+from trm_jax.core import attention, family, layers
+from trm_jax.core.family import Family
 
 Weights = dict[str, Any]
 
-RECURSIVE = ("trm", "hrm", "single_latent", "multi_latent", "transformer")
-FAMILIES = (*RECURSIVE, "feedforward", "autoregressive")
 MIXERS = ("mlp", "attention")
 POSITIONS = ("none", "rotary", "learned")
 REMATS = ("none", "dots", "full")
 _MAY_BE_ZERO = (
   "puzzle_emb_ndim", "puzzle_emb_len", "registers", "initial_std",
-  "path_noise", "query_block",
+  "path_noise", "query_block", "answer_layers",
 )  # fmt: skip
 DTYPES = ("bfloat16", "float32", "float64")
 
@@ -56,9 +45,11 @@ class ModelConfig:
     seq_len: S, tokens of a puzzle without the prefix.
     num_puzzle_ids: rows of the puzzle-embedding table; 1 grows to what the
       data needs.
-    family: which model, one of `FAMILIES`.
+    family: which model, one of `core.family.FAMILIES`.
     width: D.
-    layers: blocks in the network; in each of the two of "hrm".
+    layers: blocks in the network.
+    answer_layers: in "hrm", blocks in the network that updates `y`; 0 for as
+      many as `layers`, which then counts those of the other.
     heads: H, used by the attention mixer only.
     expansion: SwiGLU expansion, before the factor 2/3.
     inner_multiple: SwiGLU inner widths are rounded up to a multiple of this.
@@ -68,28 +59,26 @@ class ModelConfig:
     rope_theta: base of the rotary frequencies.
     puzzle_emb_ndim: E; 0 means no puzzle embedding and no prefix.
     puzzle_emb_len: P; 0 means `ceil(E / D)`.
-    registers: P learned prefix tokens for a model without puzzle embeddings,
-      room to compute in ("Vision Transformers Need Registers",
-      arXiv 2309.16588).
-    cycles: T, of which only the last carries gradient. Not read by
-      "transformer", "feedforward" and "autoregressive".
-    latent_steps: n, updates of `z` in a cycle. Read by the same families.
+    registers: P learned prefix tokens for a model without puzzle embeddings
+      ("Vision Transformers Need Registers", arXiv 2309.16588).
+    cycles: T, of which only the last carries gradient; read by families that
+      have cycles.
+    latent_steps: n, updates of `z` in a cycle; read by the same families.
     initial_std: deviation of a `y` and `z` drawn anew for each puzzle; 0
       starts from the two fixed vectors. 1 in "Equilibrium Reasoners"
       (arXiv 2605.21488, section 4).
     path_noise: deviation of the noise added, in training, to whatever the
       network returns; 0.01 there.
     norm_eps: epsilon of `rms_norm`.
-    attention: how attention is computed, one of `attention.PLATFORMS`:
-      "blocks" anywhere, "splash" by a TPU's kernel, "cudnn" by NVIDIA's, which
-      wants bfloat16. It decides speed and memory; results are the same up to
-      round-off. A decoder always takes "blocks".
-    query_block: of "blocks": at most so many queries at a time, so that the
-      L x L matrix of scores is never whole in memory; 0 for all at once. A
-      decoder ignores it.
-    remat: what the backward pass keeps: "full" only what enters each pass
-      (least memory, and as fast as any: what is kept must be written and
-      read), "dots" also the matrix products, "none" everything.
+    attention: implementation of attention, one of `attention.PLATFORMS`:
+      "blocks" anywhere, "splash" on TPUs, "cudnn" on NVIDIA's GPUs in bfloat16.
+      It decides speed and memory; results are the same up to round-off. A
+      decoder always takes "blocks".
+    query_block: for "blocks": queries at a time, so that the L x L matrix of
+      scores is never whole in memory; 0 for all. A decoder ignores it.
+    remat: what the backward pass keeps: "full" only the input of each pass
+      (least memory, and as fast as the others), "dots" also the matrix
+      products, "none" everything.
     dtype: dtype of the activations.
     param_dtype: dtype of the weights.
 
@@ -103,6 +92,7 @@ class ModelConfig:
   family: str = "trm"
   width: int = 512
   layers: int = 2
+  answer_layers: int = 0
   heads: int = 8
   expansion: float = 4.0
   inner_multiple: int = 256
@@ -133,7 +123,7 @@ class ModelConfig:
       elif not value > 0:
         raise ValueError(f"{name}={value}: must be positive")
     for name, allowed in (
-      ("family", FAMILIES),
+      ("family", family.FAMILIES),
       ("mixer", MIXERS),
       ("positions", POSITIONS),
       ("attention", attention.PLATFORMS),
@@ -157,17 +147,16 @@ class ModelConfig:
         "positions='rotary': rotates attention heads, which mixer='mlp' does "
         "not have; use 'none' or 'learned'"
       )
-    if self.family == "autoregressive" and (
-      self.mixer != "attention" or self.positions == "none"
-    ):
+    self.kind.check(self)
+    if self.answer_layers and "answer_layers" in self.kind.unread:
       raise ValueError(
-        "family='autoregressive': reads in order, so it needs "
-        "mixer='attention' and positions='rotary' or 'learned'"
+        f"answer_layers={self.answer_layers}: must be 0, for "
+        f"family={self.family!r} has one network"
       )
     if not self.is_recursive and (self.initial_std or self.path_noise):
       raise ValueError(
         f"initial_std={self.initial_std}, path_noise={self.path_noise}: must "
-        f"be 0, for family={self.family!r} has no latents to disturb"
+        f"be 0, for family={self.family!r} has no latents to perturb"
       )
     if self.registers and self.puzzle_emb_ndim:
       raise ValueError(
@@ -198,16 +187,21 @@ class ModelConfig:
       )
 
   @property
+  def kind(self) -> Family:
+    """The record of its family."""
+    return family.get(self.family)
+
+  @property
   def kernel_platform(self) -> str | None:
     """The only platform that its attention runs on; None for any."""
-    if self.mixer == "mlp" or self.family == "autoregressive":
+    if self.mixer == "mlp" or self.kind.supervise:
       return None
     return attention.PLATFORMS[self.attention]
 
   @property
   def is_recursive(self) -> bool:
     """Whether more supervision steps can change an answer."""
-    return self.family in RECURSIVE
+    return self.kind.is_recursive
 
   @property
   def prefix(self) -> int:
@@ -218,13 +212,8 @@ class ModelConfig:
 
   @property
   def length(self) -> int:
-    """L, the tokens that the blocks see; P + 2S - 1 in a decoder.
-
-    The last token of an answer is written and never read.
-    """
-    if self.family == "autoregressive":
-      return self.prefix + 2 * self.seq_len - 1
-    return self.prefix + self.seq_len
+    """L, the tokens that the blocks see."""
+    return self.kind.length(self)
 
   @property
   def mlp_inner(self) -> int:
@@ -241,12 +230,12 @@ class Latents(struct.PyTreeNode):
   """What recursion refines: the answer `y` and the scratchpad `z`.
 
   Both `[B, L, D]` during recursion, and `[D]` each as initial values. `z` is
-  `[B, n, L, D]`, from `[n, D]`, in "multi_latent". What a family does not have
-  is None: `z` in "single_latent" and "transformer", both where nothing recurs.
+  `[B, n, L, D]`, from `[n, D]`, where each latent step has a scratchpad. What a
+  family does not have is None.
   """
 
-  y: Any
-  z: Any
+  y: Any = None
+  z: Any = None
 
 
 class Params(struct.PyTreeNode):
@@ -274,10 +263,8 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
     `Params` in `config.param_dtype`.
   """
   dtype = jnp.dtype(config.param_dtype)
-  stacks = ["blocks"]  # that think; and, in HRM, others that answer
-  if config.family == "hrm":
-    stacks.append("answer_blocks")
-  keys = iter(jax.random.split(key, 6 + 2 * config.layers * len(stacks)))
+  stacks = config.kind.stacks(config)
+  keys = iter(jax.random.split(key, 6 + 2 * sum(stacks.values())))
   embed_init = layers.truncated_normal(1.0 / math.sqrt(config.width))
   h = jnp.zeros((1, config.length, config.width), dtype)
   embed = {
@@ -293,11 +280,11 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
       jax.random.fold_in(position_key, 1), shape, dtype
     )
   weights: Weights = {"embed": embed}
-  for stack in stacks:
-    weights[stack] = _init_blocks(keys, h, config)
+  for stack, count in stacks.items():
+    weights[stack] = _init_blocks(keys, h, count, config)
   weights["lm_head"] = _lm_head(config).init(next(keys), h)["params"]
   q_key = next(keys)
-  if config.family != "autoregressive":
+  if config.kind.has_halting_head:
     weights["q_head"] = _q_head(config).init(q_key, h[:, 0])["params"]
   return Params(
     weights=weights,
@@ -308,9 +295,11 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
   )
 
 
-def _init_blocks(keys, h: jax.Array, config: ModelConfig) -> Weights:
+def _init_blocks(
+  keys, h: jax.Array, count: int, config: ModelConfig
+) -> Weights:
   blocks = {}
-  for i in range(config.layers):
+  for i in range(count):
     mixer_key, mlp_key = next(keys), next(keys)
     if config.mixer == "mlp":
       mixer = _token_mlp(config).init(mixer_key, h)
@@ -325,19 +314,17 @@ def _init_blocks(keys, h: jax.Array, config: ModelConfig) -> Weights:
 
 def _init_latents(y_key, z_key, config: ModelConfig) -> Latents:
   unit, dtype = layers.truncated_normal(1.0), jnp.dtype(config.param_dtype)
-  if not config.is_recursive:
-    return Latents(y=None, z=None)
-  y = unit(y_key, (config.width,), dtype)
-  if config.family in ("single_latent", "transformer"):
-    return Latents(y=y, z=None)
-  shape = (config.width,)
-  if config.family == "multi_latent":
-    shape = (config.latent_steps, config.width)
-  return Latents(y=y, z=unit(z_key, shape, dtype))
+  keys = {"y": y_key, "z": z_key}
+  return Latents(
+    **{
+      name: unit(keys[name], shape, dtype)
+      for name, shape in config.kind.latents(config).items()
+    }
+  )
 
 
 def portable(config: ModelConfig, platform: str | None = None) -> ModelConfig:
-  """The same model for where its attention's kernel may not be.
+  """The same model for a platform that may lack its attention kernel.
 
   Args:
     config: the model.
@@ -345,7 +332,7 @@ def portable(config: ModelConfig, platform: str | None = None) -> ModelConfig:
       anywhere, and where the compiler divides the work between devices.
 
   Returns:
-    The config; with attention "blocks", if the kernel is not the platform's.
+    The config, with attention "blocks" if the platform has no such kernel.
   """
   if config.kernel_platform in (None, platform):
     return config
@@ -353,7 +340,7 @@ def portable(config: ModelConfig, platform: str | None = None) -> ModelConfig:
 
 
 def shapes(config: ModelConfig) -> Params:
-  """What `init` returns, as `jax.ShapeDtypeStruct`s, without the work."""
+  """What `init` returns, as `jax.ShapeDtypeStruct`s, not computed."""
   return jax.eval_shape(lambda: init(jax.random.key(0), config))
 
 
@@ -382,8 +369,8 @@ def embed(
       rows = weights["embed"]["registers"].astype(x.dtype)[None]
       rows = jnp.broadcast_to(rows, (batch, *rows.shape[1:]))
     else:
-      room = config.prefix * config.width - config.puzzle_emb_ndim
-      rows = jnp.pad(puzzle_rows.astype(x.dtype), ((0, 0), (0, room)))
+      missing = config.prefix * config.width - config.puzzle_emb_ndim
+      rows = jnp.pad(puzzle_rows.astype(x.dtype), ((0, 0), (0, missing)))
     prefix = rows.reshape(batch, config.prefix, config.width)
     x = jnp.concatenate([prefix, x], axis=1)  # [B, L, D]
   return place(weights, x, 0, config)
@@ -392,7 +379,7 @@ def embed(
 def embed_tokens(
   weights: Weights, tokens: jax.Array, config: ModelConfig
 ) -> jax.Array:
-  """Looks tokens up: int `[B, N]` to `[B, N, D]`, neither placed nor scaled."""
+  """Looks tokens up: int `[B, N]` to `[B, N, D]`, unscaled."""
   return weights["embed"]["tokens"].astype(config.dtype)[tokens]
 
 
@@ -405,7 +392,7 @@ def place(
   Args:
     weights: `Params.weights`.
     x: `[B, N, D]`, embedded tokens.
-    first: integer [], the place of the first of them in the sequence.
+    first: integer [], the position of the first of them.
     config: the model.
 
   Returns:
@@ -449,7 +436,7 @@ def apply_blocks(
   # Surprising but so in the reference: the norm after token mixing runs over
   # the tokens as well.
   mixed_axis = -2 if config.mixer == "mlp" else -1
-  for i in range(config.layers):
+  for i in range(len(blocks)):
     block = blocks[f"block_{i}"]
     with jax.named_scope("mixer"):
       if config.mixer == "mlp":

@@ -4,42 +4,60 @@ latent step        z <- net(z + y + x)
 cycle              n latent steps, then y <- net(y + z)
 supervision step   T cycles; only the last one carries gradient
 
-So it is in TRM. Its relatives differ in one thing each:
-
-hrm            two networks, one for `z` and one for `y`; gradient through the
-               last latent step and the last answer alone
-single_latent  latent step y <- net(y + x), and the cycle ends with y <- net(y)
-multi_latent   latent step i writes z_i <- net(sum of all z + y + x)
-transformer    no latent steps, a single cycle: y <- net(y + x)
-feedforward    y = net(x), whatever y was
+That is TRM. The files of `core/families/` say how its relatives differ, with
+the parts that are here.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from trm_jax.core import layers, network
+from trm_jax.core import family, layers, network
 from trm_jax.core.network import Latents, ModelConfig, Weights
 
 # Folded into keys for the answer's noise; latent steps fold their number.
 _ANSWER = 2**31 - 1
 
-# `(h, keys) -> h`: the network, with noise after it where there are keys.
+# `(h, keys) -> h`: a stack of blocks, with noise after it where there are keys.
 Net = Callable[[jax.Array, jax.Array | None], jax.Array]
+Nets = Mapping[str, Net]
 
-# `(latents, cycle) -> latents`: what befalls them before a cycle, int32 [].
-Disturbance = Callable[[Latents, jax.Array], Latents]
+# `(latents, cycle) -> latents`: perturbs the latents before each cycle, called
+# with the cycle's index, int32 [].
+Perturbation = Callable[[Latents, Any], Latents]
+
+# `(nets, latents, x, config, keys) -> latents`
+Cycle = Callable[
+  [Nets, Latents, jax.Array, ModelConfig, jax.Array | None], Latents
+]
 
 
-class Nets(NamedTuple):
-  """What updates the scratchpad, and what updates the answer."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+  """What a family's supervision step works with, besides the latents.
 
-  think: Net
-  answer: Net
+  Attributes:
+    config: the model.
+    nets: each stack of blocks as a function, with gradient.
+    frozen: the same without gradient.
+    x: embedded question, `[B, L, D]`.
+    x_frozen: the same without gradient.
+    keys: typed PRNG keys `[B]` for noise, or None.
+    perturb: to be called before each cycle.
+  """
+
+  config: ModelConfig
+  nets: Nets
+  frozen: Nets
+  x: jax.Array
+  x_frozen: jax.Array
+  keys: jax.Array | None
+  perturb: Perturbation
 
 
 def initial_latents(
@@ -77,7 +95,7 @@ def initial_latents(
 def evaluation_latents(
   initial: Latents, batch: int, config: ModelConfig
 ) -> Latents:
-  """What recursion starts from when nothing is left to chance.
+  """`initial_latents`, deterministic.
 
   The random start of a model with `initial_std` is one draw for all puzzles,
   so that no answer depends on a puzzle's place in a batch.
@@ -94,9 +112,9 @@ def supervision_step(
   x: jax.Array,
   config: ModelConfig,
   keys: jax.Array | None = None,
-  disturb: Disturbance | None = None,
+  perturb: Perturbation | None = None,
 ) -> Latents:
-  """One supervision step of any family but the decoder.
+  """One supervision step of any family that has a `step`.
 
   Args:
     weights: `Params.weights`.
@@ -105,8 +123,7 @@ def supervision_step(
     config: the model; T is `config.cycles`, n is `config.latent_steps`.
     keys: typed PRNG keys `[B]` for `config.path_noise`, of each puzzle, so
       that its noise does not depend on its place; `None` for no noise.
-    disturb: changes the latents before each cycle, which it is told the number
-      of; for the noise of rollouts.
+    perturb: changes the latents before each cycle; for the noise of rollouts.
 
   Returns:
     The refined `Latents`. Its gradient with respect to `weights` and `x` is
@@ -114,95 +131,97 @@ def supervision_step(
     respect to `latents`.
   """
   chex.assert_shape(x, (None, config.length, config.width))
+  model = family.get(config.family)
+  assert model.step, f"{model.name} has a step"
   table = network.rotary(config)
 
   def nets_of(weights: Weights, remat: str) -> Nets:
-    def net(stack: str) -> Net:
-      blocks = weights[stack]
+    def net(blocks: Weights) -> Net:
       apply = _rematerialised(
         lambda h: network.apply_blocks(blocks, h, table, config), remat
       )
-      return functools.partial(_disturbed, apply, config.path_noise)
+      return functools.partial(_with_noise, apply, config.path_noise)
 
-    answers = "answer_blocks" if config.family == "hrm" else "blocks"
-    return Nets(think=net("blocks"), answer=net(answers))
+    return {stack: net(weights[stack]) for stack in model.stacks(config)}
 
-  nets = nets_of(weights, config.remat)
-  if not config.is_recursive:
-    return Latents(y=nets.answer(x, None), z=None)
   # Everything that enters the first T-1 cycles is cut off, not only what
   # leaves them: then differentiation never traces them at all.
-  frozen, latents, still_x = jax.lax.stop_gradient((weights, latents, x))
-  still = nets_of(frozen, "none")
-  disturb = disturb or (lambda latents, _: latents)
-  if config.family == "transformer":
-    y = disturb(latents, jnp.int32(0)).y
-    return Latents(y=nets.answer(y + x, keys), z=None)
-
-  def silent_cycle(latents, number):
-    latents = disturb(latents, number)
-    return cycle(still, latents, still_x, config, _fold(keys, number)), None
-
-  last = config.cycles - 1
-  latents, _ = jax.lax.scan(silent_cycle, latents, jnp.arange(last))
-  latents = disturb(latents, jnp.int32(last))
-  keys = _fold(keys, last)
-  if config.family == "hrm":
-    n = config.latent_steps - 1
-    latents = think(still, latents, still_x, n, keys)
-    keys = _fold(keys, n)
-    latents = think(nets, latents, x, 1, keys)
-    return answer(nets, latents, keys)
-  return cycle(nets, latents, x, config, keys)
+  frozen, latents, x_frozen = jax.lax.stop_gradient((weights, latents, x))
+  step = Step(
+    config=config,
+    nets=nets_of(weights, config.remat),
+    frozen=nets_of(frozen, "none"),
+    x=x,
+    x_frozen=x_frozen,
+    keys=keys,
+    perturb=perturb or (lambda latents, _: latents),
+  )
+  return model.step(step, latents)
 
 
-def cycle(
+def run_cycles(step: Step, latents: Latents, cycle: Cycle) -> Latents:
+  """T cycles, of which the last carries gradient."""
+  last = step.config.cycles - 1
+  latents = no_grad_cycles(step, latents, cycle)
+  latents = step.perturb(latents, jnp.int32(last))
+  return cycle(step.nets, latents, step.x, step.config, fold(step.keys, last))
+
+
+def no_grad_cycles(step: Step, latents: Latents, cycle: Cycle) -> Latents:
+  """The first T - 1 cycles."""
+
+  def no_grad_cycle(latents, i):
+    latents = step.perturb(latents, i)
+    keys = fold(step.keys, i)
+    return cycle(step.frozen, latents, step.x_frozen, step.config, keys), None
+
+  count = jnp.arange(step.config.cycles - 1)
+  return jax.lax.scan(no_grad_cycle, latents, count)[0]
+
+
+def fused_cycle(
   nets: Nets,
   latents: Latents,
   x: jax.Array,
   config: ModelConfig,
   keys: jax.Array | None = None,
 ) -> Latents:
-  """`n` latent steps, then one update of the answer.
+  """A cycle of one network on one scratchpad, as one scan of n + 1 passes.
 
-  Where both are the same network on one scratchpad they are one scan of n + 1
-  passes: the program is half as long, and the gradient of the weights one sum.
+  The program is half as long as that of `think` and `answer`, and the gradient
+  of the weights one sum. Without `z`, the answer is its own scratchpad.
   """
-  if config.family not in ("trm", "single_latent"):
-    latents = think(nets, latents, x, config.latent_steps, keys)
-    return answer(nets, latents, keys)
-  y, z = latents.y, latents.z
+  net, y, z = nets["blocks"], latents.y, latents.z
   last = config.latent_steps
 
   def one_pass(carry, i):
     _, h = carry
     shown = jnp.where(i < last, x, 0)  # the question, but not to the answer
-    injected = shown if z is None else y + shown  # y stands still meanwhile
-    noise = _fold(keys, jnp.where(i < last, i, _ANSWER))
-    return (h, nets.think(h + injected, noise)), None
+    injected = shown if z is None else y + shown  # y is constant meanwhile
+    noise = fold(keys, jnp.where(i < last, i, _ANSWER))
+    return (h, net(h + injected, noise)), None
 
-  # With a single latent, the answer is its own scratchpad.
   start = y if z is None else z
   (thought, y), _ = jax.lax.scan(one_pass, (start, start), jnp.arange(last + 1))
   return Latents(y=y, z=None if z is None else thought)
 
 
 def think(
-  nets: Nets,
+  net: Net,
   latents: Latents,
   x: jax.Array,
   steps: int,
   keys: jax.Array | None = None,
 ) -> Latents:
-  """Latent steps of "hrm" and "multi_latent"; which, the latents tell."""
+  """Latent steps; where `z` has an axis of scratchpads, step i writes z_i."""
   y, z = latents.y, latents.z
-  injected = y + x  # y stands still while z thinks
+  injected = y + x  # y is constant while z thinks
 
   def latent_step(z, i):
-    return nets.think(z + injected, _fold(keys, i)), None
+    return net(z + injected, fold(keys, i)), None
 
   def multi_step(z, i):
-    new = nets.think(jnp.sum(z, axis=1) + injected, _fold(keys, i))
+    new = net(jnp.sum(z, axis=1) + injected, fold(keys, i))
     return z.at[:, i].set(new), None
 
   step = latent_step if z.ndim == y.ndim else multi_step
@@ -210,15 +229,22 @@ def think(
 
 
 def answer(
-  nets: Nets, latents: Latents, keys: jax.Array | None = None
+  net: Net, latents: Latents, keys: jax.Array | None = None
 ) -> Latents:
-  """The update of the answer that ends a cycle of these families."""
+  """The update of the answer that ends a cycle."""
   y, z = latents.y, latents.z
   thought = z if z.ndim == y.ndim else jnp.sum(z, axis=1)
-  return Latents(y=nets.answer(y + thought, _fold(keys, _ANSWER)), z=z)
+  return Latents(y=net(y + thought, fold(keys, _ANSWER)), z=z)
 
 
-def _disturbed(
+def fold(keys: jax.Array | None, number: jax.typing.ArrayLike):
+  """Folds a number into every puzzle's key, where there are keys."""
+  if keys is None:
+    return None
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def _with_noise(
   apply: Callable[[jax.Array], jax.Array],
   std: float,
   h: jax.Array,
@@ -230,13 +256,6 @@ def _disturbed(
     return h
   draw = functools.partial(jax.random.normal, shape=h.shape[1:], dtype=h.dtype)
   return h + std * jax.vmap(draw)(keys)
-
-
-def _fold(keys: jax.Array | None, number: jax.typing.ArrayLike):
-  """Folds a number into every puzzle's key, where there are keys."""
-  if keys is None:
-    return None
-  return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def _rematerialised(

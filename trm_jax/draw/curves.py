@@ -21,18 +21,25 @@ from trm_jax.errors import UserError
 from trm_jax.run.metrics import Row
 from trm_jax.solve.calibration import Reliability
 from trm_jax.solve.evaluate import Record
+from trm_jax.solve.rules import RULES
 
 # Colour-blind safe (Okabe and Ito) and of different greys when printed.
 _EXACT, _CELLS, _HALTED = "#0072B2", "#999999", "#D55E00"
 
 
-def depth_curve(records: Sequence[Record], path: pathlib.Path, title: str):
+def depth_curve(
+  records: Sequence[Record],
+  path: pathlib.Path,
+  title: str,
+  kind: str = "held-out",
+):
   """Draws accuracy against depth and against FLOPs, side by side.
 
   Args:
     records: evaluations at several depths, as `evaluate.evaluate` returns.
     path: the PNG to write.
     title: what was evaluated.
+    kind: "held-out" or "training" puzzles.
   """
   figure = Figure(figsize=(10, 4.2), layout="constrained")
   left, right = figure.subplots(1, 2, sharey=True)
@@ -57,7 +64,7 @@ def depth_curve(records: Sequence[Record], path: pathlib.Path, title: str):
   left.xaxis.set_major_formatter(ScalarFormatter())
   left.minorticks_off()
   left.set_xlabel("depth (supervision steps at inference)")
-  left.set_ylabel("accuracy on held-out puzzles")
+  left.set_ylabel(f"accuracy on {kind} puzzles")
   left.yaxis.set_major_formatter(PercentFormatter(1.0))
   left.set_ylim(-0.02, 1.02)
   left.legend(loc="best")
@@ -136,9 +143,9 @@ def reliability(
     (after, "calibrated", _EXACT, "o", 0.21),
   )
   for found, name, colour, marker, side in drawn:
-    reach = [found.share - found.low, found.high - found.share]
+    reach = [found.fraction - found.low, found.high - found.fraction]
     shares.errorbar(
-      found.confidence, found.share, np.maximum(reach, 0),
+      found.confidence, found.fraction, np.maximum(reach, 0),
       color=colour, marker=marker, ms=5, lw=1.2, elinewidth=0.8, capsize=2,
       label=f"{name}: off by {found.error:.1%} (ECE)",
     )  # fmt: skip
@@ -236,30 +243,26 @@ def halting_rules(
   """Draws accuracy against the steps that halting rules spend.
 
   Args:
-    records: of each setting of each rule, the fixed depth first: `rule`, whose
-      field `halt` names the kind, `exact_accuracy`, its `_se`, `mean_steps`.
+    records: of each limit of each rule, the fixed depth first: `rule`, whose
+      field `halt` names it, `exact_accuracy`, its `_se`, `mean_steps`.
     path: the PNG to write.
     title: what was halted.
   """
   fixed, *others = records
-  kinds: dict[tuple[str, ...], list] = {}
-  for record in others:
-    kinds.setdefault(record["rule"].halt, []).append(record)
   figure = Figure(figsize=(6.4, 4.6), layout="constrained")
   axes = figure.subplots()
   axes.axhline(
     fixed["exact_accuracy"], color="black", ls="--", lw=0.8,
     label=f"fixed, {fixed['mean_steps']:.0f} steps",
   )  # fmt: skip
-  styles = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("k", "*"))
-  for (kind, found), (colour, marker) in zip(
-    kinds.items(), styles, strict=False
-  ):
+  for rule in RULES:
+    found = [record for record in others if record["rule"].halt == (rule.name,)]
     found.sort(key=lambda record: record["mean_steps"])
-    _curve(
-      axes, [record["mean_steps"] for record in found], found,
-      "exact_accuracy", " or ".join(kind), colour, marker,
-    )  # fmt: skip
+    if found:
+      _curve(
+        axes, [record["mean_steps"] for record in found], found,
+        "exact_accuracy", rule.name, rule.colour, rule.marker,
+      )  # fmt: skip
   axes.set_xscale("log", base=2)
   axes.xaxis.set_major_formatter(ScalarFormatter())
   axes.set_xlabel("supervision steps of a puzzle, mean")

@@ -18,7 +18,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from trm_jax.config import TrainConfig
-from trm_jax.core import halting, losses, recursion
+from trm_jax.core import losses, recursion, rollout
+from trm_jax.core.family import FAMILIES
 from trm_jax.core.halting import HaltingConfig, Puzzles
 from trm_jax.core.network import Latents, ModelConfig, Params
 from trm_jax.core.optim import OptimConfig
@@ -35,17 +36,11 @@ _LOSSES = {
 
 
 class Difference(NamedTuple):
-  """How far a replayed quantity is from the recorded one.
+  """How far a replayed quantity is from the recorded one."""
 
-  Attributes:
-    name: the quantity's key in the recording.
-    absolute: largest absolute difference.
-    relative: the same as a share of the largest recorded magnitude.
-  """
-
-  name: str
-  absolute: float
-  relative: float
+  name: str  # the quantity's key in the recording
+  absolute: float  # largest absolute difference
+  relative: float  # the same as a fraction of the largest recorded magnitude
 
 
 class Recording:
@@ -116,18 +111,22 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
   """Everything that fixes the replay, from a recording's config."""
   get = recording.setting
   kind = get("kind")
-  if kind not in reference.KINDS:
+  kinds = {f.reference.kind: f for f in FAMILIES.values() if f.reference}
+  if kind not in kinds:
     raise UserError(
-      f"{recording.path}: kind={kind!r}: must be one of "
-      f"{', '.join(reference.KINDS)}"
+      f"{recording.path}: kind={kind!r}: must be one of {', '.join(kinds)}"
     )
-  family = reference.KINDS[kind]
-  layers = get("H_layers" if family == "transformer" else "L_layers")
-  if family == "hrm" and get("H_layers") != layers:
-    raise UserError(
-      f"{recording.path}: H_layers={get('H_layers')}, L_layers={layers}: both "
-      "networks must have as many"
+  family = kinds[kind]
+  assert family.reference
+  # "H_level" or "L_level" -> the field that counts its blocks.
+  layers = {
+    {"blocks": "layers", "answer_blocks": "answer_layers"}[ours]: get(
+      f"{theirs[0]}_layers"
     )
+    for theirs, ours in family.reference.stacks
+  }
+  if layers.get("answer_layers") == layers["layers"]:
+    del layers["answer_layers"]  # 0 says the same
 
   def choose(name: str, choices: dict[str, str]) -> str:
     if get(name) not in choices:
@@ -146,9 +145,9 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
       vocab_size=get("vocab_size"),
       seq_len=get("seq_len"),
       num_puzzle_ids=get("num_puzzle_identifiers"),
-      family=family,
+      family=family.name,
       width=get("hidden_size"),
-      layers=layers,
+      **layers,
       heads=get("num_heads"),
       expansion=get("expansion"),
       mixer=mixer,
@@ -226,12 +225,13 @@ def _replay_evaluation(
     params.initial, rows.shape[0], recipe.model
   )
   step = jax.jit(
-    lambda latents: halting.supervise(
+    lambda latents: rollout.step(
       params.weights, rows, latents, puzzles.inputs, recipe.model
     )
   )
   for k in range(recording.count("eval")):
-    latents, outputs = step(latents)
+    latents, found = step(latents)
+    outputs = found.outputs
     steps = jnp.full(rows.shape[:1], k + 1)
     loss, _ = losses.losses_and_metrics(
       outputs, puzzles.labels, steps > 0, steps, recipe.train.loss
@@ -278,7 +278,7 @@ def _latents(
   latents: Latents, config: ModelConfig
 ) -> Iterator[tuple[str, jax.Array]]:
   """The carried latents by the names of the recording."""
-  for name, (part, *row) in reference.latent_names(config):
+  for name, (part, *row) in reference.names(config).latents(config):
     array = getattr(latents, part)
     yield f"carry/z_{name}", array[:, row[0]] if row else array
 

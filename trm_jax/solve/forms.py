@@ -17,10 +17,8 @@ from trm_jax.errors import UserError
 def listed(puzzle: Any, task: Task) -> Sequence[Any] | None:
   """The puzzles, if many were given; None if it is one.
 
-  Args:
-    puzzle: anything. Many are a list or a tuple that does not consist of the
-      rows or the cells of one, or an array `[N, rows, columns]` or `[N, S]`.
-    task: what it should be of.
+  Many are a list or a tuple that does not consist of the rows or the cells of
+  one, or an array `[N, rows, columns]` or `[N, S]`.
   """
   if isinstance(puzzle, (np.ndarray, jax.Array)):
     is_many = puzzle.ndim == 3 or puzzle.shape[1:] == (task.seq_len,)
@@ -41,22 +39,16 @@ def listed(puzzle: Any, task: Task) -> Sequence[Any] | None:
 
 
 def read(puzzle: Any, task: Task, name: str) -> list[Question]:
-  """Reads one puzzle.
-
-  Args:
-    puzzle: as `TRMProcessor.reason` takes it.
-    task: what it should be of.
-    name: what it is called in messages, and in its question.
+  """Reads one puzzle, as `TRMProcessor.reason` takes it.
 
   Returns:
-    The question; for ARC one for each test grid, called after its task.
+    The question, with that name; for ARC one for each test grid of a task.
 
   Raises:
     UserError: if it is not a puzzle of the task, or more than one.
   """
-  text = _as_text(puzzle, task, name)
-  # A character that cannot be encoded is none of any puzzle.
-  content = text.encode(errors="replace")
+  # A character that cannot be encoded is not part of any puzzle.
+  content = _as_text(puzzle, task, name).encode(errors="replace")
   found = questions.read(io.BytesIO(content), task, name)
   asked = []
   for item in found:

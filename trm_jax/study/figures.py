@@ -26,11 +26,12 @@ from matplotlib.ticker import (
   ScalarFormatter,
 )
 
+from trm_jax.core.family import FAMILIES
 from trm_jax.draw import pictures
 from trm_jax.study import names, power_law, statistics
-from trm_jax.study.looks import RESOLUTION, STYLES, Look, find_looks
+from trm_jax.study.looks import RESOLUTION, Look, find_looks
 from trm_jax.study.power_law import Fit
-from trm_jax.study.results import FAMILY_NAMES, Cell
+from trm_jax.study.results import Cell
 from trm_jax.study.statistics import Halting, Point
 
 _INFERENCE = "inference FLOPs per puzzle"
@@ -276,7 +277,7 @@ def _has_seeds(points: Iterable[Point]) -> bool:
 
 def _families(points: Iterable[Point | Halting]) -> list[str]:
   present = {point.family for point in points}
-  return [family for family in STYLES if family in present]
+  return [family for family in FAMILIES if family in present]
 
 
 def _panels(
@@ -373,7 +374,7 @@ def _draw_flops(
       _draw_seeds(axes, row, look)
   found = [fit for fit in fits(points).values() if isinstance(fit, Fit)]
   for fit in found:
-    style = STYLES[fit.family]
+    style = FAMILIES[fit.family].style
     axes.plot(
       fit.x, fit.mean, color=style.colour, ls=style.line, lw=2.4, zorder=2.5
     )
@@ -410,7 +411,7 @@ def _draw_best(
   if point is None:
     _write_above(axes, x, 0, "none", family)
     return
-  colour = STYLES[family].colour
+  colour = FAMILIES[family].style.colour
   axes.vlines(x, 0, point.mean, colour, lw=2, alpha=0.4, zorder=2)
   at_place = dataclasses.replace(point, x=x)
   _draw_points(axes, [at_place], looks[point.setting], size=7)
@@ -421,7 +422,7 @@ def _draw_best(
 def _write_above(axes: Axes, x: float, y: float, text: str, family: str):
   axes.annotate(
     text, (x, y), (0, 3), textcoords="offset points", ha="center",
-    va="bottom", size=names.SMALL, color=STYLES[family].ink,
+    va="bottom", size=names.SMALL, color=FAMILIES[family].style.ink,
     rotation="vertical" if y == 0 else "horizontal",
   )  # fmt: skip
 
@@ -476,11 +477,11 @@ def _add_legend(
   """Adds one legend below all axes: the families, then `keys`."""
   handles: list[Artist] = []
   for family in _families(points):
-    style = STYLES[family]
+    style = FAMILIES[family].style
     handles.append(
       Line2D(
         [], [], color=style.colour, marker=style.marker, ms=6,
-        ls=style.line if lines else "", lw=2, label=FAMILY_NAMES[family],
+        ls=style.line if lines else "", lw=2, label=FAMILIES[family].title,
       )
     )  # fmt: skip
   if not handles:

@@ -18,17 +18,13 @@ from typing import Any
 
 from trm_jax import config as config_lib
 from trm_jax.config import Experiment
+from trm_jax.core.family import FAMILIES
 from trm_jax.errors import UserError
 from trm_jax.run import folder as run_folder
 from trm_jax.train import step as train
 
 # What tells models apart, by the families that read it.
 _FIELDS = ("width", "layers", "cycles", "latent_steps")
-_UNREAD = {
-  "transformer": ("cycles", "latent_steps"),
-  "feedforward": ("cycles", "latent_steps"),
-  "autoregressive": ("cycles", "latent_steps"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +155,10 @@ def _combinations(
     yield dict(zip(axes, values, strict=True))
 
 
+def _unread(family: str) -> set[str]:
+  return {"cycles", "latent_steps"} & {*FAMILIES[family].unread}
+
+
 def _make(
   base: Mapping[str, Any],
   overrides: Mapping[tuple[str, str], Any],
@@ -169,8 +169,10 @@ def _make(
   for (section, field), value in overrides.items():
     config.setdefault(section, {})[field] = value
   model = config.setdefault("model", {})
-  for field in _UNREAD.get(model.get("family", "trm"), ()):
-    model[field] = 1  # so that what is not read makes no difference
+  name = model.get("family", "trm")
+  if name in FAMILIES:
+    for field in _unread(name):
+      model[field] = 1  # so that what is not read makes no difference
   config.setdefault("train", {})["seed"] = 0  # each member has its own
   try:
     experiment = config_lib.read(config)
@@ -178,7 +180,7 @@ def _make(
     experiment = config_lib.read(config)
   except UserError as error:
     raise UserError(f"in config.grid.{block}: {error}") from error
-  unread = _UNREAD.get(experiment.model.family, ())
+  unread = _unread(experiment.model.family)
   fields = {
     name: getattr(experiment.model, name)
     for name in _FIELDS

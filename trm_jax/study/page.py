@@ -12,21 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import jinja2
 
+from trm_jax.core.family import FAMILIES
 from trm_jax.errors import UserError
 from trm_jax.study import figures, statistics
 from trm_jax.study.figures import as_flops
 from trm_jax.study.power_law import Fit
-from trm_jax.study.results import FAMILY_NAMES, Cell
+from trm_jax.study.results import Cell
 from trm_jax.study.statistics import Point
-
-# Families as they stand in a sentence.
-_IN_WORDS = FAMILY_NAMES | {
-  "single_latent": "the single-latent model",
-  "multi_latent": "the multi-latent model",
-  "transformer": "the recurrent transformer",
-  "feedforward": "the feed-forward stack",
-  "autoregressive": "the decoder",
-}
 
 # Name of a picture in `figures.PICTURES` -> its title, and how to read it.
 _CAPTIONS = {
@@ -234,9 +226,9 @@ def _needs(points: Sequence[Point], target: float, of_what: str) -> str:
   for flops, family, words in sorted(reached):
     more = flops / min(reached)[0]
     clauses.append(
-      f"{_IN_WORDS[family]} {more:.3g} times as much, {words}"
+      f"{FAMILIES[family].phrase} {more:.3g} times as much, {words}"
       if clauses
-      else f"{_IN_WORDS[family]} needs {words} {of_what}"
+      else f"{FAMILIES[family].phrase} needs {words} {of_what}"
     )
   return "; ".join(clauses)
 
@@ -249,7 +241,7 @@ def _failed(points: Sequence[Point], target: float) -> str:
     if (reach := _reach(points, family, target)).flops is None
   ]
   return _and([
-    f"{_IN_WORDS[family]} (at best {_percent(best.mean)}, for "
+    f"{FAMILIES[family].phrase} (at best {_percent(best.mean)}, for "
     f"{as_flops(best.x)})"
     for _, family, best in sorted(failed, key=lambda each: each[:2])
   ])  # fmt: skip
@@ -276,7 +268,7 @@ def _reach(points: Sequence[Point], family: str, target: float) -> _Reach:
 
 def _families(items: Iterable[Point | Cell]) -> list[str]:
   present = {item.family for item in items}
-  return [family for family in FAMILY_NAMES if family in present]
+  return [family for family in FAMILIES if family in present]
 
 
 def _percent(share: float) -> str:
@@ -331,7 +323,7 @@ def _family_rows(
 ) -> list[tuple[str, ...]]:  # fmt: skip
   rows = []
   for family in _families(cells):
-    name = FAMILY_NAMES[family]
+    name = FAMILIES[family].title
     if family not in _families(inference):
       rows.append((name, "diverged", "", "", "", ""))
       continue
@@ -355,7 +347,7 @@ def _fit_rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
       rows.append((fit[:1].upper() + fit[1:],))
       continue
     rows.append(
-      (FAMILY_NAMES[family], _percent(fit.top), _percent(fit.drop),
+      (FAMILIES[family].title, _percent(fit.top), _percent(fit.drop),
        as_flops(fit.scale), f"{fit.exponent:.3g}", str(fit.points),
        fit.words[:1].upper() + fit.words[1:])
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize
 
-from trm_jax.study.results import FAMILY_NAMES
+from trm_jax.core.family import FAMILIES
 from trm_jax.study.statistics import Point
 
 # Draws of the bootstrap, and its seed: the same points give the same band.
@@ -74,7 +74,7 @@ def fit_family(points: Sequence[Point], family: str) -> Fit | str:
   if points:
     best_setting = max(points, key=lambda point: point.mean).setting
     points = [point for point in points if point.setting == best_setting]
-  name = FAMILY_NAMES[family]
+  name = FAMILIES[family].title
   x = np.array([point.x for point in points])
   distinct = len(np.unique(x))
   if distinct < 4:

@@ -17,21 +17,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from trm_jax.core.family import FAMILIES
 from trm_jax.errors import UserError
 from trm_jax.run.folder import differences, write_json
 
 Record = dict[str, Any]
 
 # Families as a reader knows them, in the order in which they are shown.
-FAMILY_NAMES = {
-  "trm": "TRM",
-  "hrm": "HRM",
-  "single_latent": "single latent",
-  "multi_latent": "multi-latent",
-  "transformer": "recurrent transformer",
-  "feedforward": "feed-forward stack",
-  "autoregressive": "decoder",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +33,7 @@ class Cell:
   Attributes:
     setting: digest of all that was trained but the seed, 12 hex digits.
     seed: the seed.
-    family: model family, one of `network.FAMILIES`.
+    family: model family, one of `family.FAMILIES`.
     fields: what tells settings apart, name -> value, as in
       {"width": 64, "layers": 2, "cycles": 3, "latent_steps": 6}.
     comparable: the sections `data` and `eval` of the config: only cells in
@@ -181,7 +173,7 @@ def merge(groups: Mapping[str, Sequence[Cell]]) -> list[Cell]:
   spent: dict[str, float] = {}
   for cell in kept.values():
     spent[cell.setting] = max(spent.get(cell.setting, 0.0), cell.training_flops)
-  families = list(FAMILY_NAMES)
+  families = list(FAMILIES)
   return sorted(
     kept.values(),
     key=lambda cell: (
@@ -230,7 +222,7 @@ def labels(cells: Sequence[Labelled]) -> dict[str, str]:
   }
   names = {
     setting: ", ".join(
-      [FAMILY_NAMES[cell.family]]
+      [FAMILIES[cell.family].title]
       + [
         f"{name.replace('_', ' ')} {_plain(value)}"
         for name, value in cell.fields.items()
@@ -388,8 +380,8 @@ _FIELDS: dict[str, _Kind] = {
   ),
   "seed": _COUNT,
   "family": (
-    lambda v: isinstance(v, str) and v in FAMILY_NAMES,
-    f"one of {', '.join(FAMILY_NAMES)}",
+    lambda v: isinstance(v, str) and v in FAMILIES,
+    "a known family of models",
   ),
   "fields": _OBJECT,
   "comparable": _OBJECT,

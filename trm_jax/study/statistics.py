@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from scipy import stats
 
+from trm_jax.core.family import FAMILIES
 from trm_jax.errors import UserError
 from trm_jax.study.results import (
-  FAMILY_NAMES,
   Cell,
   Record,
   labels,
@@ -235,7 +235,7 @@ def at_equal_flops(
       raise UserError(
         f"a budget of {budget!r} FLOPs: must be a finite number above 0"
       )
-  families = [f for f in FAMILY_NAMES if any(p.family == f for p in points)]
+  families = [f for f in FAMILIES if any(p.family == f for p in points)]
   return {
     budget: {
       family: max(

@@ -1,4 +1,4 @@
-"""The autoregressive family: a causal decoder that writes its answer.
+"""Autoregressive: a causal decoder that writes its answer, to compare with.
 
 It reads the prefix and the question, then the answer's tokens one after
 another: place P + S - 1 + i of the sequence predicts token i of the answer.
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from trm_jax.core import attention, layers, network
+from trm_jax.core import attention, flops, layers, network
+from trm_jax.core.family import Family, Passes, Style
 from trm_jax.core.network import ModelConfig, Weights
 
 
@@ -166,7 +167,7 @@ def write(
 
 
 def confidence(logits: jax.Array) -> jax.Array:
-  """How sure the decoder is of a whole answer, as a logit.
+  """The decoder's probability of a whole answer, as a logit.
 
   The probability of an answer is the product of those of its likeliest tokens.
 
@@ -183,3 +184,49 @@ def confidence(logits: jax.Array) -> jax.Array:
   log_p = jnp.sum(jnp.max(jax.nn.log_softmax(wide), axis=-1), axis=-1)
   log_p = jnp.clip(log_p, -math.log(1e30), -1e-6)  # its logit stays finite
   return log_p - jnp.log(-jnp.expm1(log_p))
+
+
+def _supervise(weights, puzzle_rows, inputs, answers, config: ModelConfig):
+  """Writes the answers, or in training predicts each token of given ones."""
+  if answers is None:
+    _, logits = write(weights, puzzle_rows, inputs, config)
+  else:
+    logits = predict(weights, puzzle_rows, inputs, answers, config)
+  return logits, confidence(logits)
+
+
+def _check(config: ModelConfig):
+  if config.mixer != "attention" or config.positions == "none":
+    raise ValueError(
+      "family='autoregressive': reads in order, so it needs "
+      "mixer='attention' and positions='rotary' or 'learned'"
+    )
+
+
+def _inference_flops(config: ModelConfig) -> int:
+  question = flops.block(config, config.prefix + config.seq_len)
+  written = (config.seq_len - 1) * flops.block(config, 1)
+  return config.layers * (question + written) + flops.heads(config)
+
+
+FAMILY = Family(
+  name="autoregressive",
+  title="decoder",
+  phrase="the decoder",
+  summary="nothing recurs: a causal decoder writes the answer token by token",
+  source="a baseline of this project",
+  stacks=lambda config: {"blocks": config.layers},
+  latents=lambda config: {},
+  passes=lambda config: {"blocks": Passes(1, 1)},
+  supervise=_supervise,
+  is_recursive=False,
+  unread=("answer_layers", "cycles", "latent_steps"),
+  check=_check,
+  # The last token of an answer is written and never read.
+  length=lambda config: config.prefix + 2 * config.seq_len - 1,
+  has_halting_head=False,
+  learns_padding=True,
+  losses=("softmax",),  # whose probabilities it writes by
+  inference_flops=_inference_flops,
+  style=Style("#000000", "X", (0, (5, 1.5, 1, 1.5))),
+)
