@@ -408,7 +408,7 @@ def test_settings_that_do_not_suit_are_refused(changes, settings, message):
 
 def test_what_a_task_lacks_is_refused():
   model = _model()
-  task = dataclasses.replace(TASK, symmetries=None, is_solution=None)
+  task = dataclasses.replace(TASK, augmentation=None, is_solution=None)
   solver = Solver(_params(model), model, task, 4, jax.devices()[:1])
   asked = np.ones((1, 16), np.uint8), np.zeros(1, int)
   for settings, message in (

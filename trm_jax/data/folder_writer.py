@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trm_jax.data import folder
+from trm_jax.data import folder, folder_arrays
 from trm_jax.data.task import Split, Task, show
 from trm_jax.errors import UserError
 
@@ -22,8 +22,7 @@ def write(
 ) -> None:
   """Writes a folder that `folder.read` and the reference can read.
 
-  The folder appears when it is complete and has passed the checks of
-  `folder.read`; until then, and if anything fails, it is not there.
+  It appears when it is complete and has passed the checks of `folder.read`.
 
   Args:
     path: the folder to make. It may exist if it is empty.
@@ -80,7 +79,7 @@ def _write_split(path, split: Split, num_ids: int, task: Task):
     ]
     for file in files:
       np.lib.format.write_array_header_1_0(file, header)
-    for rows in folder.chunks(*shape):
+    for rows in folder_arrays.chunks(*shape):
       shown = show(split, examples[rows], puzzles[rows], task)
       for file, chunk in zip(files, shown, strict=True):
         file.write(np.asarray(chunk, np.uint8).tobytes())
