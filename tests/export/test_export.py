@@ -414,7 +414,7 @@ def test_the_program_writes_every_format(run, ran):
   assert made == {
     "ema.safetensors", "raw.safetensors", "torch.safetensors",
     "torch.safetensors.json", "s.stablehlo", "s.stablehlo.json", "m.onnx",
-    "folder",
+    "m.onnx.json", "folder",
   }  # fmt: skip
 
 
@@ -424,7 +424,7 @@ def test_the_program_writes_every_format(run, ran):
     ("again", "ema.safetensors exists already"),
     ("suffix", "must end in .pt or .safetensors"),
     ("precision", "--precision=int8: of --format=onnx only"),
-    ("one model", "--weights=raw: there is but one model in"),
+    ("one model", "--weights=raw: there is only one model in"),
     ("no such step", "checkpoint '9': must be 'best', 'last' or"),
     ("no run", "there is neither a run's folder nor a file"),
     ("no format", "--format is missing"),

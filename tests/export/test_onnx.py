@@ -349,7 +349,9 @@ def test_weights_in_other_files_are_refused(content, tmp_path):
     tensor.name = place
     tensor.external_data.add(key="location", value="../../etc/passwd")
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    _refused(path, model.SerializeToString(), f"'{place}' lies in another file")
+    _refused(
+      path, model.SerializeToString(), f"'{place}' is stored in another file"
+    )
 
 
 @pytest.mark.parametrize(
