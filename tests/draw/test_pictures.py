@@ -25,7 +25,7 @@ from trm_jax.data.sudoku import board
 from trm_jax.data.task import Split
 from trm_jax.draw import pictures
 from trm_jax.draw import scenes as scenes_lib
-from trm_jax.draw.scenes import Guess, Pair, Scene
+from trm_jax.draw.scenes import Example, Guess, Scene
 from trm_jax.errors import UserError
 from trm_jax.run.checkpoint import Checkpoints
 from trm_jax.run.folder import RunFolder, write_json
@@ -42,11 +42,11 @@ RIGHT = MAZE.parse("Soo" + " #o" + "  G")
 
 
 @pytest.fixture(scope="module")
-def pair(split) -> Pair:
-  return Pair(split.inputs[0], split.labels[0])
+def pair(split) -> Example:
+  return Example(split.inputs[0], split.labels[0])
 
 
-def with_wrong_cells(pair: Pair, count: int) -> np.ndarray:
+def with_wrong_cells(pair: Example, count: int) -> np.ndarray:
   """The label with other digits in some blank cells."""
   answer = pair.label.copy()
   blanks = np.flatnonzero(pair.question == board.BLANK)[:count]
@@ -121,9 +121,9 @@ class TestScenes:
   def test_examples_are_found_by_name(self):
     examples = dataclasses.replace(arc_split(), names=("other", "swap"))
     swap, grow = scenes_lib.scenes_of(arc_split(), ARC, examples=examples)
-    assert [ARC.render(p.question) for p in swap.examples] == ["7", "111/222"]
-    assert swap.examples[0].title == "example 1 of 2"
-    assert not grow.examples
+    assert [ARC.render(p.question) for p in swap.shown] == ["7", "111/222"]
+    assert swap.shown[0].title == "example 1 of 2"
+    assert not grow.shown
 
   def test_grids_of_a_folder_are_moved_back_to_the_origin(self):
     """The reference stores training grids anywhere on the canvas."""
@@ -156,7 +156,7 @@ class TestScenes:
     assert frames[0][0].guesses[0].before is None
 
   def test_rules_judge_answers(self):
-    scenes = [Scene([Pair(OPEN, DOWN)]), Scene([Pair(OPEN, DOWN)])]
+    scenes = [Scene([Example(OPEN, DOWN)]), Scene([Example(OPEN, DOWN)])]
     answers = np.stack([[RIGHT, OPEN], [DOWN, DOWN]])
     frames = scenes_lib.with_answers(scenes, MAZE, answers, np.zeros((2, 2)))
     solved = [[s.guesses[0].is_solution for s in frame] for frame in frames]
@@ -179,7 +179,7 @@ class TestScenes:
 )
 def test_verdict(task, label, answer, is_solution, told):
   guess = Guess(answer, halting=0.5, is_solution=is_solution)
-  assert scenes_lib.verdict(Pair(OPEN, label), guess, task) == told
+  assert scenes_lib.verdict(Example(OPEN, label), guess, task) == told
 
 
 def test_padding_is_no_mistake():
@@ -187,7 +187,7 @@ def test_padding_is_no_mistake():
   label = ARC.parse("12/34")
   answer = label.copy()
   answer[-1] = 5
-  told = scenes_lib.verdict(Pair(label, label), Guess(answer, 0.5), ARC)
+  told = scenes_lib.verdict(Example(label, label), Guess(answer, 0.5), ARC)
   assert told == "right"
 
 
@@ -202,7 +202,9 @@ class TestPanels:
 
   def test_another_solution_is_not_marked(self, tmp_path):
     red = [
-      share(pixels(Scene([Pair(OPEN, DOWN)], [guess]), MAZE, tmp_path), color)
+      share(
+        pixels(Scene([Example(OPEN, DOWN)], [guess]), MAZE, tmp_path), color
+      )
       for guess in (Guess(RIGHT, 0.5), Guess(RIGHT, 0.5, is_solution=True))
       for color in ["tab:red"]
     ]
@@ -224,7 +226,7 @@ class TestPanels:
     framed = [
       share(
         pixels(
-          Scene([Pair(answer, answer)], [Guess(answer, 0.3, before=before)]),
+          Scene([Example(answer, answer)], [Guess(answer, 0.3, before=before)]),
           ARC,
           tmp_path,
         ),
@@ -252,8 +254,8 @@ class TestPanels:
 
   def test_a_solution_that_nobody_knows_is_left_out(self, tmp_path):
     question = ARC.parse("111/111/111")
-    known = Scene([Pair(question, question)])
-    unknown = Scene([Pair(question, np.zeros(9, int))])
+    known = Scene([Example(question, question)])
+    unknown = Scene([Example(question, np.zeros(9, int))])
     blue = [
       share(pixels(s, ARC, tmp_path), grids.COLOURS[1])
       for s in (known, unknown)
@@ -325,7 +327,7 @@ class TestFiles:
   def test_a_film_keeps_the_official_colours(self, tmp_path):
     # 0 to 9, each a ninth of a panel but for the last.
     pairs = [ARC.parse("012/345/678"), ARC.parse("9")]
-    scene = Scene([Pair(*pairs)])
+    scene = Scene([Example(*pairs)])
     figure = pictures.panels([scene], ARC)
     pictures.save_gif([figure, figure], tmp_path / "film.gif", 1)
     with Image.open(tmp_path / "film.gif") as film:
@@ -404,7 +406,7 @@ def test_without_an_answer_nothing_is_wrong_and_no_place_is_kept(
   pair, tmp_path
 ):
   wrong = Guess(with_wrong_cells(pair, 3), 0.5)
-  unknown = Pair(pair.question, np.zeros_like(pair.label))
+  unknown = Example(pair.question, np.zeros_like(pair.label))
   known = pixels(Scene([pair], [wrong]), SUDOKU, tmp_path)
   alone = pixels(Scene([unknown], [wrong]), SUDOKU, tmp_path)
   red = to_rgb("tab:red")

@@ -1,5 +1,7 @@
 """Pictures of calibration and of solving show the numbers they are given."""
 
+import types
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -15,7 +17,9 @@ from trm_jax.solve import calibration
 def figures(monkeypatch):
   """Figures as they would be written."""
   drawn = []
-  monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+  monkeypatch.setattr(
+    plots, "save_png", lambda figure, path: drawn.append(figure)
+  )
   return drawn
 
 
@@ -116,3 +120,47 @@ def test_refusals(judged, tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(UserError, match="cannot write"):
     plots.reliability(*judged, tmp_path / "file" / "a.png", "")
+
+
+def test_every_halting_rule_is_drawn(figures, tmp_path):
+  """However many there are, each with its own look."""
+  kinds = [f"rule{k}" for k in range(9)]
+  found = [
+    {
+      "rule": types.SimpleNamespace(halt=(kind,)),
+      "exact_accuracy": 0.5,
+      "exact_accuracy_se": 0.1,
+      "mean_steps": steps,
+    }
+    for kind in ("fixed", *kinds)
+    for steps in ((16,) if kind == "fixed" else (2, 4))
+  ]
+  plots.halting_rules(found, tmp_path / "a.png", "the model")
+  (axes,) = figures[0].axes
+  texts = [text.get_text() for text in axes.get_legend().get_texts()]
+  assert texts == ["fixed, 16 steps", *kinds]
+  looks = {(line.get_color(), line.get_marker()) for line in axes.get_lines()}
+  assert len(looks) == 10
+
+
+@pytest.mark.draw
+def test_names_are_drawn_as_text(tmp_path, monkeypatch):
+  """Whatever a notebook has set as its backend."""
+  monkeypatch.setenv("MPLBACKEND", "module://there.is.none")
+  rows = [{"step": k, "split": "train", "loss": 1 / k} for k in (1, 2)]
+  tested = {"exact_accuracy": 0.5, "exact_accuracy_se": 0.1}
+  rows.append({"step": 2, "split": "test", "cell_accuracy": 0.5} | tested)
+  path = tmp_path / "a.png"
+  plots.learning_curves({r"$\frac{": rows, "_hidden": rows}, path)
+  plots.solve_grid(records()[:1], tmp_path / "b.png", r"$\frac{")
+  for picture in tmp_path.iterdir():
+    with Image.open(picture) as image:
+      assert len(np.unique(np.asarray(image.convert("L")))) > 10
+
+
+def test_runs_are_named_in_the_legend(figures, tmp_path):
+  rows = [{"step": 1, "split": "train", "loss": 1.0}]
+  names = [r"runs/$\frac{", "_hidden"]
+  plots.learning_curves(dict.fromkeys(names, rows), tmp_path / "a.png")
+  legend = figures[0].axes[0].get_legend()
+  assert [text.get_text() for text in legend.get_texts()] == names

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -255,26 +255,33 @@ def print_depths(
     kind: what kind of puzzles.
   """
   columns = {k: v for k, v in _COLUMNS.items() if k in records[0]}
-  table = Table(
-    "depth", *columns.values(), "mean steps", "FLOPs/puzzle", title=title
-  )
-  for column in table.columns:
-    column.justify = "right"
-  for record in records:
-    table.add_row(
+  heads = ("depth", *columns.values(), "mean steps", "FLOPs/puzzle")
+  rows = [
+    (
       str(record["depth"]),
       *(_share(record, name) for name in columns),
       f"{record['mean_steps']:.2f}" if "mean_steps" in record else "",
       f"{record['flops_per_puzzle']:.2e}",
     )
-  console = Console()
-  if not console.is_terminal:
-    console = Console(width=140)  # a log has no width of its own
-  console.print(table)
+    for record in records
+  ]
+  print_table(heads, rows, title)
   copies = ", copies included" if "pass@1" in records[0] else ""
   print(
     f"{records[0]['puzzles']} {kind} puzzles{copies}; ± is one standard error"
   )
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title=""):
+  """Prints rows of text below their heads; all but the first to the right."""
+  table = Table(*heads, title=title)
+  for column in table.columns[1:]:
+    column.justify = "right"
+  for row in rows:
+    table.add_row(*row)
+  # A log has no width of its own; a "[" in text from outside is no markup.
+  width = None if Console().is_terminal else 160
+  Console(width=width, markup=False, emoji=False).print(table)
 
 
 def _share(record: evaluate.Record, name: str) -> str:
