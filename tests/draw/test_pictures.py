@@ -1,23 +1,15 @@
-"""Pictures show what they should; films have a frame a step; files are whole.
-
-The program `experiments.show` is run as well, on a tiny ARC model.
-"""
+"""Pictures show what they should; films have a frame a step."""
 
 import dataclasses
 import itertools
-import json
 import pathlib
-import re
 
 import numpy as np
 import pytest
-from conftest import DATA, tiny_model
+from conftest import DATA
 from matplotlib.colors import to_rgb
 from PIL import Image
-from programs import run_in_forks
 
-from trm_jax import config as config_lib
-from trm_jax.cli import report
 from trm_jax.data import folder
 from trm_jax.data.arc import grids
 from trm_jax.data.maze import grid as maze
@@ -27,9 +19,6 @@ from trm_jax.draw import pictures
 from trm_jax.draw import scenes as scenes_lib
 from trm_jax.draw.scenes import Example, Guess, Scene
 from trm_jax.errors import UserError
-from trm_jax.run.checkpoint import Checkpoints
-from trm_jax.run.folder import RunFolder, write_json
-from trm_jax.train import loop as fit
 
 SUDOKU = board.task(4)
 ARC = grids.task(3)
@@ -191,6 +180,7 @@ def test_padding_is_no_mistake():
   assert told == "right"
 
 
+@pytest.mark.draw
 class TestPanels:
   def test_wrong_cells_are_marked(self, pair, tmp_path):
     red = []
@@ -300,6 +290,7 @@ class TestPanels:
       assert figure.bbox.width * figure.bbox.height < 3.01e5
 
 
+@pytest.mark.draw
 class TestFiles:
   def frames(self, pair, count):
     answers = np.stack([[with_wrong_cells(pair, k)] for k in range(count)])
@@ -356,52 +347,6 @@ class TestFiles:
     assert {file.name for file in tmp_path.iterdir()} == {"taken", "file"}
 
 
-# name -> flags of the program, in which {} is the test's folder; how many
-# frames the picture has, and how many panels across and down.
-SHOWN = {
-  "sudoku": (
-    "--task=sudoku --size=4 --copies=1 --out={}/sudoku.png",
-    (1, 3, 3),
-  ),
-  "csv": (
-    f"--task=maze --data={DATA}/maze_sample.csv --puzzles=1 --out={{}}/csv.png",
-    (1, 2, 1),
-  ),
-  # Three examples, two questions, each with an answer, and a copy.
-  "film": (
-    "--workdir={}/run --task=arc --data={}/tasks --name=turn "
-    "--puzzle_id=mean --depth=3 --copies=1 --out={}/film.gif",
-    (3, 8, 2),
-  ),
-}
-# name -> flags, and what must be said.
-REFUSED = {
-  "suffix": ("--task=sudoku --out=x.jpg", r"--out=x\.jpg: .*\.png or \.gif"),
-  "no_out": ("--task=sudoku", r"--out=: "),
-  "no_task": ("--out=x.png", "--task is missing"),
-  "no_model": ("--task=sudoku --out=x.gif", r"x\.gif: .*--workdir"),
-  "no_depth": ("--task=sudoku --depth=3 --out=x.png", "--depth=3: .*--workdir"),
-  "no_source": ("--task=arc --out=x.png", "--data is missing"),
-  "no_run": ("--workdir={} --out=x.png", "is not a run folder"),
-  "size": ("--task=sudoku --size=5 --out=x.png", "size: 5 is not"),
-  "contradiction": ("--workdir={}/run --task=maze --out=x.png", "is of arc"),
-  "other_size": ("--workdir={}/run --size=3 --out=x.png", "--size=3: "),
-  "name": (
-    "--workdir={}/run --name=tern --out=x.png",
-    "--name=tern: .* similar are turn, mirror",
-  ),
-  "no_names": (
-    "--task=sudoku --size=4 --name=x --out=x.png",
-    "--name: only ARC tasks",
-  ),
-  "unwritable": (
-    f"--task=maze --data={DATA}/maze_sample.csv --puzzles=1 "
-    "--out={}/tasks/turn.json/x.png",
-    "cannot write",
-  ),
-}
-
-
 def test_without_an_answer_nothing_is_wrong_and_no_place_is_kept(
   pair, tmp_path
 ):
@@ -413,74 +358,3 @@ def test_without_an_answer_nothing_is_wrong_and_no_place_is_kept(
   assert share(known, red) > 0
   assert share(alone, red) == 0
   assert alone.shape[1] < 0.75 * known.shape[1]
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-  """What the program said, by name, and the folder where it worked."""
-  work = tmp_path_factory.mktemp("show")
-  (work / "logs").mkdir()
-  make_run(work)
-  commands = {
-    name: ["show", *arguments.replace("{}", str(work)).split()]
-    for name, (arguments, _) in (SHOWN | REFUSED).items()
-  }
-  return run_in_forks(commands, work / "logs"), work
-
-
-def make_run(work: pathlib.Path):
-  """A run of a tiny ARC model that has learned nothing yet."""
-  (work / "tasks").mkdir()
-  for name, turn in (("mirror", np.fliplr), ("turn", np.rot90)):
-    squares = np.random.default_rng(0).integers(0, 4, (5, 2, 2))
-    pairs = [
-      {"input": square.tolist(), "output": turn(square).tolist()}
-      for square in squares
-    ]
-    text = json.dumps({"train": pairs[:3], "test": pairs[3:]})
-    (work / "tasks" / f"{name}.json").write_text(text)
-  model = dataclasses.asdict(tiny_model())
-  del model["vocab_size"], model["seq_len"]
-  config = {
-    "data": {
-      "task": "arc",
-      "test": str(work / "tasks"),
-      "num_aug": 3,
-      "size": 3,
-      "cache_dir": str(work / "data"),
-    },
-    "model": model,
-    "train": {"batch_size": 16},
-    "eval": {"batch_size": 16},
-  }
-  experiment, names = report.prepare(config, config_lib.read(config))
-  run = RunFolder(work / "run")
-  run.claim(config, {})
-  write_json(run.identifiers, names)
-  with Checkpoints(run.checkpoints, 1, "pass@2") as checkpoints:
-    state = fit.build(experiment).init()
-    checkpoints.save(10, state, {"pass@2": 0.5})
-    checkpoints.wait()
-  run.release()
-
-
-@pytest.mark.parametrize("name", SHOWN)
-def test_the_program_draws(programs, name):
-  (status, told), work = programs[0][name], programs[1]
-  assert status == 0, told
-  frames, *panels = SHOWN[name][1]
-  (path,) = work.glob(f"{name}.*")
-  assert told.strip().splitlines()[-1] == f"wrote {path}"
-  with Image.open(path) as picture:
-    assert getattr(picture, "n_frames", 1) == frames
-    # Panels are squares of about equal size.
-    for pixels_, count in zip(picture.size, panels, strict=True):
-      assert pixels_ / count == pytest.approx(350, rel=0.25)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_the_program_refuses(programs, name):
-  status, told = programs[0][name]
-  assert status == 2, told
-  assert len(told.splitlines()) == 1, told
-  assert re.search(REFUSED[name][1], told), told
