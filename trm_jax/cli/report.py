@@ -3,7 +3,14 @@
 import contextlib
 import math
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any
 
 from rich.console import Console
@@ -189,6 +196,18 @@ def print_records(
   if "breadth" in names:
     notes.append("mean steps are of a rollout")
   print("; ".join([*notes, "± is one standard error"]))
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title=""):
+  """Prints rows of text below their heads; all but the first to the right."""
+  table = Table(*heads, title=title)
+  for column in table.columns[1:]:
+    column.justify = "right"
+  for row in rows:
+    table.add_row(*row)
+  # A log has no width of its own; a "[" in text from outside is no markup.
+  width = None if Console().is_terminal else 160
+  Console(width=width, markup=False, emoji=False).print(table)
 
 
 def plot_learning(folders: Sequence[RunFolder], picture: pathlib.Path):
