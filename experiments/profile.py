@@ -175,14 +175,12 @@ def _solving(experiment: Experiment, split: Split) -> _Work:
     numbers=rows.astype(np.uint32),
     count=np.full(ways, capacity, np.int32),
   )
-  fixed = SolveConfig(cycle_noise=0.0)
-  halting = engine.Halting.of(fixed, depth, prune=False)
-  noise = engine.Noise.of(fixed)
+  settings = engine.Settings.of(SolveConfig(), (depth,), prune=False)
   params = fit.build(experiment).init().averaged_params
   params = jax.device_put(params, sharding.replicated(mesh))
   fixed = (
     params.weights, params.initial, sharding.put(queue, layout.shared(mesh)),
-    halting, noise, jnp.full(1, depth, jnp.int32), jnp.int32(0),
+    settings, jnp.int32(0),
   )  # fmt: skip
   state = begin()
   compiled = go_on.lower(*fixed, state).compile()

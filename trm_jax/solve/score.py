@@ -17,7 +17,7 @@ import numpy as np
 from trm_jax.data.task import Split, Task
 from trm_jax.solve import vote
 from trm_jax.solve.choose import Answers
-from trm_jax.solve.evaluate import standard_error
+from trm_jax.solve.evaluate import passes, standard_error
 from trm_jax.solve.rules import RULES, SolveConfig, Values
 from trm_jax.solve.solver import Rollouts
 
@@ -96,15 +96,10 @@ def vote_grid(
         )
         q = vote.confidences(rollouts.q_halt[:, k, mark])
         ballot.add(questions, keys, q, originals)
-      passes = vote.pass_at_k(ballot, pairs)
-      records.append(
-        _record(
-          rollouts,
-          (depth, breadth, "vote"),
-          rollouts.steps[:, :breadth, mark],
-          {f"pass@{k}": value for k, value in passes.items()},
-        )
-      )
+      where = depth, breadth, "vote"
+      steps = rollouts.steps[:, :breadth, mark]
+      scores = passes(ballot, pairs)
+      records.append(_record(rollouts, where, steps, scores))
   return records, ballot
 
 
