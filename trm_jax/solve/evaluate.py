@@ -212,7 +212,7 @@ def new_ballots(depths: Iterable[int]) -> dict[int, vote.Ballot]:
 
 
 def _cast(ballots: Mapping[int, vote.Ballot], votes: Votes, questions):
-  """Adds the votes of a batch; its filling rows are cut off."""
+  """Adds the votes of a batch, without those of its filling rows."""
   size = len(questions)
   keys = vote.as_keys(np.asarray(votes.fingerprints))[:, :size]
   q = vote.confidences(np.asarray(votes.q_halt))[:, :size]
