@@ -160,9 +160,8 @@ def _solving(experiment: Experiment, split: Split) -> _Work:
   depth = experiment.eval.depth if model.is_recursive else 1
   slots = -(-experiment.eval.batch_size // ways)
   dispatches = 1 + -(-_STEPS.value // _CHUNK)
-  capacity = slots * -(
-    -dispatches * _CHUNK // depth
-  )  # the queue never runs dry
+  # So that the queue never runs dry.
+  capacity = slots * -(-dispatches * _CHUNK // depth)
   plan = engine.Plan(
     model=model, task=experiment.task, breadth=1, noisy=False, views=False,
     checks=False, chunk=_CHUNK,

@@ -128,20 +128,14 @@ def throughput(rollouts: Rollouts) -> Record:
   }
 
 
-def halting_steps(
-  rollouts: Rollouts,
-  settings: SolveConfig,
-  solved: np.ndarray | None = None,
-) -> np.ndarray:
-  """When rollouts at fixed depth would have halted under some rules.
+def halting_values(
+  rollouts: Rollouts, solved: np.ndarray | None = None
+) -> Values:
+  """What halting rules look at after each step, `[N, K, M]`.
 
   Args:
-    rollouts: with every depth from 1 among their marks.
-    settings: the rules.
+    rollouts: at fixed depth, with every depth from 1 among their marks.
     solved: bool `[N, K, M]`, whether answers are solutions; for "solved".
-
-  Returns:
-    Supervision steps, int64 `[N, K]`.
   """
   depth = len(rollouts.marks)
   if rollouts.marks != tuple(range(1, depth + 1)):
@@ -151,13 +145,17 @@ def halting_steps(
   for k in range(1, depth):
     same = (answers[:, :, k] == answers[:, :, k - 1]).all(-1)
     unchanged[:, :, k] = (unchanged[:, :, k - 1] + 1) * same
-  values = Values(
+  return Values(
     margin=rollouts.q_halt,
     residual=rollouts.residual,
     unchanged=unchanged,
     solved=np.zeros(shape, bool) if solved is None else solved,
   )
-  stops = np.zeros(shape, bool)
+
+
+def halting_steps(values: Values, settings: SolveConfig) -> np.ndarray:
+  """When rollouts would have halted by the rules, in steps, int64 `[N, K]`."""
+  stops = np.zeros(values.margin.shape, bool)
   stops[:, :, -1] = True
   for rule in RULES:
     limit = np.dtype(rule.dtype).type(settings.limit(rule))
@@ -189,6 +187,7 @@ def replay(
   checked = None
   if task.is_solution:
     checked = solved(inputs, rollouts.answers, task)
+  values = halting_values(rollouts, checked)
   fixed = SolveConfig(depth=depth)
   settings = [fixed] + [
     dataclasses.replace(
@@ -200,7 +199,7 @@ def replay(
   ]
   rows, records = np.arange(len(inputs)), []
   for one in settings:
-    steps = halting_steps(rollouts, one, checked)[:, 0]
+    steps = halting_steps(values, one)[:, 0]
     then = right[rows, 0, steps - 1][labels.any(-1)]
     records.append(halting_record(one, then, steps, rollouts.flops_per_step))
   return records
