@@ -1,12 +1,14 @@
 """Writes datasets in the layout of the reference's builders, see `folder`."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 
 from trm_jax.data import folder, folder_arrays
@@ -110,3 +112,56 @@ def _write_split(path, split: Split, num_ids: int, task: Task):
 
 def _write_json(path: pathlib.Path, value):
   path.write_text(json.dumps(value), "utf-8")
+
+
+def check_images(task: Task) -> None:
+  """Raises a `UserError` if `with_images` would have no images, or too many."""
+  if not (task.augmentation and task.augmentation.count):
+    raise UserError(
+      f"--dihedral: not for {task.name}, whose symmetries are too many to "
+      "store; only those of mazes are few"
+    )
+
+
+def with_images(split: Split, task: Task) -> Split:
+  """Groups of a puzzle and its images under all symmetries, stored."""
+  symmetry = task.augmentation
+  assert symmetry and symmetry.count
+  numbers = np.arange(symmetry.count)
+  images = jax.vmap(symmetry.apply, in_axes=(0, None))
+
+  @jax.jit
+  def all_images(tokens):
+    return jax.lax.map(lambda each: images(numbers, each), tokens)
+
+  shown = [
+    np.asarray(all_images(tokens)).reshape(-1, task.seq_len)
+    for tokens in (split.inputs, split.labels)
+  ]
+  first = np.arange(len(split) + 1, dtype=np.int32) * symmetry.count
+  return dataclasses.replace(Split.of_rows(*shown), first_puzzle=first)
+
+
+def test_puzzles(splits: Mapping[str, Split], task: Task) -> dict:
+  """The puzzles that are tested, as the reference's evaluator reads them."""
+  tested, trained = splits.get("test"), splits["train"]
+
+  def pairs(split, group):
+    """The pairs of a group's first puzzle, which is the original."""
+    puzzle = split.first_puzzle[group]
+    first = split.first_example[puzzle]
+    return [
+      {
+        "input": task.decode(split.inputs[row]),
+        "output": task.decode(split.labels[row]),
+      }
+      for row in range(first, first + split.num_examples[puzzle])
+    ]
+
+  return {
+    name: {
+      "train": pairs(trained, trained.names.index(name)),
+      "test": pairs(tested, group),
+    }
+    for group, name in enumerate(tested.names if tested else ())
+  }
