@@ -1,15 +1,16 @@
-# Two commands matter: `make demo` and `make test`. Both install first.
+# `make demo` shows what there is, `make quick` tests the core and the data,
+# `make test` everything. All install first.
 
 PYTHON ?= python3
 EXTRAS ?= dev
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo quick test lint types clean
 
 setup: .venv/installed
 
 # uses the exact versions that were tested; pyproject.toml says what may vary
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	  f"trm_jax needs Python 3.11 or newer, this is {v.major}.{v.minor}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
@@ -18,7 +19,11 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/python -m experiments.demo
+	$(BIN)/trm demo
+
+quick: setup
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile \
+	  tests/core tests/data tests/test_config.py tests/test_architecture.py
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile \

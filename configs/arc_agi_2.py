@@ -1,6 +1,6 @@
 """ARC-AGI-2 as in the TRM paper; all but the data is as for ARC-AGI-1.
 
-Source: see `configs/arc_agi_1.py`.
+Source: see `trm configs arc_agi_1`.
 
 | variant | latent steps n    | expected pass@2, %  | hardware    | hours  |
 |---------|-------------------|---------------------|-------------|--------|
@@ -10,27 +10,21 @@ Source: see `configs/arc_agi_1.py`.
 
     git clone https://github.com/arcprize/ARC-AGI-2 data/ARC-AGI-2
     git clone https://github.com/victorvikram/ConceptARC data/ConceptARC
-    python -m experiments.train --config=configs/arc_agi_2.py \
-        --workdir=runs/arc2
+    trm train --config=arc_agi_2 --workdir=runs/arc2
 
 Most of ARC-AGI-1 is in the training set of ARC-AGI-2, 376 tasks of its
 evaluation set too: a model trained here must not be scored there.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
-from configs import arc_agi_1
+from trm_jax.configs import arc_agi_1
 
 VARIANTS = arc_agi_1.VARIANTS
 
 
-def get_config(variant: str = "paper") -> ml_collections.ConfigDict:
+def get_config(variant: str = "paper") -> ConfigDict:
   """The experiment, in one of `VARIANTS`."""
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/arc_agi_2.py:{variant}: the variant must be one of "
-      f"{', '.join(VARIANTS)}"
-    )
   config = arc_agi_1.get_config(variant)
   if variant == "cpu":
     config.data.test = "data/ARC-AGI-2/data/training"

@@ -11,8 +11,7 @@ published. The learning rate falls as 1 / width, as in muP (arXiv 2203.03466).
 | :2048   | 103M    | 32    | 16x1  | 4.1                   | 206             |
 | :4096   | 405M    | 64    | 4x4   | 4.8                   | 807             |
 
-    python -m experiments.train --config=configs/scaling.py:2048 \
-        --workdir=runs/width_2048
+    trm train --config=scaling:2048 --workdir=runs/width_2048
 
 The last two columns are what the compiler needs and what the chip's peaks allow
 (docs/scaling.md); none of these was ever trained. `mesh.model=1` fits at 4096
@@ -20,32 +19,28 @@ too, into 13.6 GiB, and sends less: set it where chips have 32 GB or more. What
 fits without turns and without rematerialisation is told there.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
-from configs import sudoku_extreme
+from trm_jax.configs import sudoku_extreme
 
 VARIANTS = ("512", "1024", "2048", "4096")
 
 
-def get_config(variant: str = "512") -> ml_collections.ConfigDict:
+def get_config(variant: str = "512") -> ConfigDict:
   """The experiment at one of the widths in `VARIANTS`."""
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/scaling.py:{variant}: the variant must be one of "
-      f"{', '.join(VARIANTS)}"
-    )
   config = sudoku_extreme.get_config("attention")
   width = int(variant)
   times = width // 512
-  config.model.update(
-    width=width,
-    heads=8 * times,
-    # The prefix keeps its 16 tokens, and the puzzle's vector fills one.
-    puzzle_emb_ndim=width,
+  config.update(
+    model=dict(
+      width=width,
+      heads=8 * times,
+      # The prefix keeps its 16 tokens, and the puzzle's vector fills one.
+      puzzle_emb_ndim=width,
+    ),
+    optim=dict(lr=1e-4 / times),
+    # as many numbers at once in the network of a device, whatever the width
+    train=dict(microbatch=96 // times),
+    mesh=dict(model=4 if width >= 4096 else 1),
   )
-  config.optim.lr = 1e-4 / times
-  # As many numbers at once in the network of a device, whatever the width.
-  config.train.microbatch = 96 // times
-  if width >= 4096:
-    config.mesh.model = 4
   return config

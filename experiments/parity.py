@@ -1,19 +1,15 @@
 """Replays a recording of the reference implementation and reports differences.
 
-    python -m experiments.parity FILE.npz [--dtype=float32] [--tolerance=1e-4]
+    trm parity FILE.npz [--dtype=float32] [--tolerance=1e-4]
 
 Prints, for each recorded quantity, the largest absolute difference and the
 largest difference relative to the quantity's largest magnitude. Exits with 1
 if any relative difference is above the tolerance.
 """
 
-import jax
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
 from trm_jax.cli import app
-from trm_jax.inspect import parity
 
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float64", ["float64", "float32"], "Arithmetic of the replay."
@@ -25,6 +21,12 @@ _TOLERANCE = flags.DEFINE_float(
 
 def main(argv: list[str]) -> int:
   """Replays `argv[1]`."""
+  import jax
+  from rich.console import Console
+  from rich.table import Table
+
+  from trm_jax.inspect import parity
+
   path = app.only_argument(argv, "FILE.npz")
   if _DTYPE.value == "float64":
     jax.config.update("jax_enable_x64", True)

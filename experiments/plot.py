@@ -1,6 +1,6 @@
 """Draws learning curves of one or many runs.
 
-    python -m experiments.plot DIR [DIR ...] [--out=FILE.png]
+    trm plot DIR [DIR ...] [--out=FILE.png]
 
 By default the picture goes to `plots/learning.png` in the first run's folder.
 """
@@ -9,15 +9,17 @@ import pathlib
 
 from absl import flags
 
-from trm_jax.cli import app, report
+from trm_jax.cli import app
 from trm_jax.errors import UserError
-from trm_jax.run.folder import RunFolder
 
 _OUT = flags.DEFINE_string("out", "", "The PNG to write.")
 
 
 def main(argv: list[str]) -> int:
   """Plots the runs named in `argv`."""
+  from trm_jax.cli import report
+  from trm_jax.run.folder import RunFolder
+
   if not argv[1:]:
     raise UserError("expected one or more run folders")
   folders = [RunFolder(path) for path in argv[1:]]

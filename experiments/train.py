@@ -1,7 +1,7 @@
 """Trains a model, or goes on where an earlier run of the folder stopped.
 
-    python -m experiments.train --config=FILE.py[:variant] --workdir=DIR
-        [--config.optim.lr=2e-4 ...] [--skip_bad_rows]
+    trm train --config=FILE.py[:variant] --workdir=DIR
+        [--config.optim.lr=2e-4 ...] [--skip_bad_rows] [--tensorboard]
 
 Any field of the config can be changed on the command line. Running the same
 command again resumes from the last checkpoint, bit for bit; another config in
@@ -17,11 +17,7 @@ signal to one of them saves on all. When one is lost, the others end within
 
 from absl import flags
 
-from trm_jax import config as config_lib
-from trm_jax.cli import app, progress, report
-from trm_jax.run import processes
-from trm_jax.run.folder import RunFolder, write_json
-from trm_jax.train import loop as fit
+from trm_jax.cli import app
 
 _CONFIG = app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
@@ -34,6 +30,13 @@ _join = app.define_processes()
 
 def main(argv: list[str]) -> int:
   """Trains what `--config` says in `--workdir`."""
+  from trm_jax import config as config_lib
+  from trm_jax.cli import progress, report
+  from trm_jax.run import processes, result
+  from trm_jax.run.folder import RunFolder
+  from trm_jax.solve import held_out as held_out_lib
+  from trm_jax.train import loop
+
   app.no_arguments(argv)
   _join()
   leader = processes.is_leader()
@@ -44,30 +47,31 @@ def main(argv: list[str]) -> int:
     overrides["data.skip_bad_rows"] = True
   experiment = config_lib.read(config)
   app.agree(config)
-  fit.build(experiment)  # refuses what the devices cannot do, before writing
+  loop.build(experiment)  # refuses what the devices cannot do, before writing
   folder = RunFolder(_WORKDIR.value)
   bar = progress.Bar(experiment.train.steps, quiet=not leader)
   with processes.leader_first("data"):
-    experiment, names = report.prepare(config, experiment, bar.say)
+    experiment, names = held_out_lib.prepare(config, experiment, bar.say)
   if leader:
     folder.claim(config, overrides)
     folder.keep_identifiers(names)
   processes.check_shared(folder.path)
-  training, held_out = report.load_splits(experiment)
+  training, held_out = held_out_lib.load_splits(experiment)
   with bar:
     bar.say(report.describe(experiment, training, held_out))
     try:
-      records = fit.fit(
-        experiment, folder, training, held_out, bar, _TENSORBOARD.value
-      )
-    except fit.Stopped as stopped:
+      (member,), _ = loop.fit(
+        experiment, folder, training, held_out, bar,
+        tensorboard=_TENSORBOARD.value,
+      )  # fmt: skip
+    except loop.Stopped as stopped:
       bar.say(
         f"stopped by a signal; everything is saved up to step {stopped.step}. "
         "The same command goes on from there"
       )
       return 128 + stopped.signal
-    if leader and records:
-      write_json(folder.result, {"checkpoint": "last", "depths": records})
+    if leader and member.records:
+      result.write(folder.result, experiment.train.steps, member.records)
     bar.say(f"finished; see {folder.path}")
   return 0
 

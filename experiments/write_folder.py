@@ -10,7 +10,6 @@ the eight images of each training grid, as the reference does for mazes.
 """
 
 import dataclasses
-import math
 import pathlib
 
 import jax
@@ -19,9 +18,8 @@ from absl import flags
 
 from trm_jax import config as config_lib
 from trm_jax.cli import app
-from trm_jax.data import datasets, dihedral, folder_writer
-from trm_jax.data.arc import grids
-from trm_jax.data.task import Split
+from trm_jax.data import datasets, folder_writer
+from trm_jax.data.task import Split, Symmetry, Task
 from trm_jax.errors import UserError
 from trm_jax.run.folder import write_json
 
@@ -39,42 +37,48 @@ def main(argv: list[str]) -> int:
     raise UserError("--out is missing: name the folder to make")
   experiment = config_lib.read(app.config_values(_CONFIG))
   data, task = experiment.data, experiment.task
-  if _DIHEDRAL.value and task.name != "maze":
+  symmetry = task.augmentation
+  count = symmetry.count if symmetry else None
+  if _DIHEDRAL.value and not count:
     raise UserError(
-      f"--dihedral: not for {task.name}, only mazes stay mazes under it and "
-      "have no copies of their own"
+      f"--dihedral: not for {task.name}, whose symmetries are too many to "
+      "store; only those of mazes are few"
     )
   for note in datasets.prepare(data, app.say):
     app.say(f"note: {note}")
   splits = {"train": datasets.load(data, "train")}
-  if datasets.has_test(data):
+  if datasets.has_split(data, "test"):
     splits["test"] = datasets.load(data, "test")
-  if _DIHEDRAL.value:
-    splits["train"] = _with_images(splits["train"])
-  view = jax.jit(jax.vmap(task.view)) if task.view else None
-  folder_writer.write(
-    _OUT.value, splits, datasets.identifiers(data), task.vocab_size, view
-  )
-  if task.view:
+  if _DIHEDRAL.value and symmetry and count:
+    splits["train"] = _with_images(splits["train"], symmetry, count)
+  folder_writer.write(_OUT.value, splits, datasets.identifiers(data), task)
+  if task.copies:
     path = pathlib.Path(_OUT.value) / "test_puzzles.json"
-    write_json(path, _test_puzzles(splits))
+    write_json(path, _test_puzzles(splits, task))
   for name, split in splits.items():
     print(f"{name}: {len(split):,} groups, {len(split.rows[0]):,} examples")
   print(f"wrote {_OUT.value}")
   return 0
 
 
-def _with_images(split: Split) -> Split:
-  """Groups of a grid and its seven images, which are stored."""
-  size = math.isqrt(split.inputs.shape[1])
-  images = Split.of_rows(
-    dihedral.copies(split.inputs, size), dihedral.copies(split.labels, size)
+def _with_images(split: Split, symmetry: Symmetry, count: int) -> Split:
+  """Groups of a puzzle and its images, which are stored."""
+  images = jax.jit(
+    jax.vmap(jax.vmap(symmetry.apply, in_axes=(0, None)), in_axes=(None, 0))
   )
-  first = np.arange(len(split) + 1, dtype=np.int32) * 8
-  return dataclasses.replace(images, first_puzzle=first)
+  shown = [
+    np.asarray(images(np.arange(count), tokens))
+    for tokens in (split.inputs, split.labels)
+  ]
+  shape = (-1, split.inputs.shape[1])
+  first = np.arange(len(split) + 1, dtype=np.int32) * count
+  return dataclasses.replace(
+    Split.of_rows(*(tokens.reshape(shape) for tokens in shown)),
+    first_puzzle=first,
+  )
 
 
-def _test_puzzles(splits: dict[str, Split]) -> dict:
+def _test_puzzles(splits: dict[str, Split], task: Task) -> dict:
   """The tasks that are tested, as the reference's evaluator reads them."""
   tested = splits.get("test")
   if tested is None:
@@ -82,21 +86,21 @@ def _test_puzzles(splits: dict[str, Split]) -> dict:
   trained = splits["train"]
   return {
     name: {
-      "train": _pairs(trained, trained.names.index(name)),
-      "test": _pairs(tested, group),
+      "train": _pairs(trained, trained.names.index(name), task),
+      "test": _pairs(tested, group, task),
     }
     for group, name in enumerate(tested.names)
   }
 
 
-def _pairs(split: Split, group: int) -> list[dict]:
+def _pairs(split: Split, group: int, task: Task) -> list[dict]:
   """The pairs of a group's first puzzle, which is the original."""
   puzzle = split.first_puzzle[group]
   first = split.first_example[puzzle]
   return [
     {
-      "input": grids.decode(split.inputs[row]).tolist(),
-      "output": grids.decode(split.labels[row]).tolist(),
+      "input": task.decode(split.inputs[row]),
+      "output": task.decode(split.labels[row]),
     }
     for row in range(first, first + split.num_examples[puzzle])
   ]

@@ -10,7 +10,7 @@ cd "$root" || exit
 
 # What travels to the machines: what training needs of the last commit.
 parts=(
-  pyproject.toml constraints.txt README.md LICENSE
+  pyproject.toml setup.py constraints.txt README.md LICENSE
   trm_jax configs experiments launch
 )
 problems=()

@@ -25,7 +25,8 @@ from trm_jax.core.halting import HaltingConfig
 from trm_jax.core.network import ModelConfig
 from trm_jax.core.optim import OptimConfig
 from trm_jax.data.batches import Table
-from trm_jax.data.sudoku import board, generate
+from trm_jax.data.sudoku import generate
+from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.data.task import Split
 from trm_jax.train import step as train
 
@@ -37,7 +38,7 @@ DATA = pathlib.Path(__file__).parent / "recorded"
 # Files that take longest: two workers end together if these come first.
 _LONG = (
   "test_many_hosts", "test_resume", "test_aot", "test_programs",
-  "test_programs_study", "test_programs_arc", "test_processes",
+  "test_programs_study", "test_programs_arc",
   "test_train", "test_population", "test_programs_solve",
   "test_solve", "test_processor", "test_buckets", "test_profile",
   "test_attention",
@@ -51,7 +52,7 @@ def pytest_collection_modifyitems(items):
 
 def tiny_model(**changes) -> ModelConfig:
   """A model for 4x4 Sudoku that compiles and runs in no time."""
-  task = board.task(4)
+  task = sudoku_task(4)
   settings = dict(
     vocab_size=task.vocab_size,
     seq_len=task.seq_len,
@@ -78,7 +79,7 @@ def recipe() -> train.Recipe:
       lr=2e-3, weight_decay=0.1, warmup_steps=5, puzzle_lr=1e-3, ema=0.9
     ),
     train=TrainConfig(steps=40, batch_size=16, steps_per_dispatch=4),
-    task=board.task(4),
+    task=sudoku_task(4),
   )
 
 

@@ -14,11 +14,14 @@ import time
 
 from programs import ROOT, RUN, environment
 
+from trm_jax.run import metrics
+from trm_jax.run.folder import RunFolder
+
 _PARENT = (
   """
 import json, os, runpy, signal, sys, traceback
 import trm_jax.cli.app, trm_jax.cli.progress, trm_jax.cli.report
-import trm_jax.train.population, trm_jax.draw.curves, trm_jax.run.weights
+import trm_jax.train.loop, trm_jax.draw.curves, trm_jax.run.weights
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are waited for below
 for line in sys.stdin:
   command, log = json.loads(line)
@@ -134,6 +137,14 @@ def free_port() -> int:
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     return probe.getsockname()[1]
+
+
+def timeless_rows(folder: str | pathlib.Path) -> list[dict]:
+  """Rows of metrics without what depends on the clock."""
+  return [
+    {k: v for k, v in row.items() if k not in ("seconds", "steps_per_second")}
+    for row in metrics.read(RunFolder(folder).metrics)
+  ]
 
 
 def wait_for_checkpoint(folder: pathlib.Path, at_least: int, worker: Worker):

@@ -1,12 +1,19 @@
 """Runs the programs as a user would: in a process of their own."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import traceback
 
 import numpy as np
+from absl import app as absl_app
+from absl import flags, logging
+
+from trm_jax.cli import programs
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -126,10 +133,10 @@ def restored(folder: str | os.PathLike):
   from trm_jax import config
   from trm_jax.run.checkpoint import Checkpoints
   from trm_jax.run.folder import RunFolder
-  from trm_jax.train import loop
+  from trm_jax.train.program import build
 
   run = RunFolder(folder)
-  program = loop.build(config.read(run.read_config()))
+  program = build(config.read(run.read_config()))
   with Checkpoints(run.checkpoints) as checkpoints:
     step = checkpoints.find("last")
     return step, jax.device_get(checkpoints.restore(step, program.abstract))
@@ -159,6 +166,45 @@ def run_program(
   printed = done.stdout + done.stderr
   assert done.returncode == status, printed
   return printed
+
+
+def run_here(program: str, *arguments: str) -> tuple[int, str]:
+  """Runs a program in this process, which costs least.
+
+  Args:
+    program: its name.
+    *arguments: its command line.
+
+  Returns:
+    The exit status, and all that was printed.
+  """
+  absl_app.define_help_flags()
+  known = set(flags.FLAGS)
+  kept = sys.argv, sys.modules["__main__"], sys.unraisablehook
+  verbosity = logging.get_verbosity()
+  printed = io.StringIO()
+  with (
+    contextlib.chdir(ROOT),
+    contextlib.redirect_stdout(printed),
+    contextlib.redirect_stderr(printed),
+  ):
+    try:
+      status = programs.main(["trm", program, *arguments])
+    except SystemExit as end:
+      status = end.code or 0
+    except Exception:
+      traceback.print_exc()
+      status = 1
+    finally:
+      # The next program defines its own; libraries keep theirs.
+      for name in set(flags.FLAGS) - known:
+        owner = flags.FLAGS.find_module_defining_flag(name) or ""
+        if owner.startswith(("trm", "absl")):
+          delattr(flags.FLAGS, name)
+      flags.FLAGS.unparse_flags()
+      sys.argv, sys.modules["__main__"], sys.unraisablehook = kept
+      logging.set_verbosity(verbosity)
+  return int(status), printed.getvalue()
 
 
 def run_in_forks(

@@ -1,8 +1,8 @@
 import dataclasses
-import importlib
 import json
 import pathlib
 import re
+import sys
 
 import jax
 import ml_collections
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trm_jax import config as config_lib
+from trm_jax.cli import configs, shipped
 from trm_jax.data.batches import Table
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
@@ -17,7 +18,6 @@ from trm_jax.study import grid
 from trm_jax.train import step as train
 
 ROOT = pathlib.Path(__file__).parent.parent
-NAMES = [p.stem for p in (ROOT / "configs").glob("[!_]*.py")]
 
 
 def _refuses(pattern: str, **sections):
@@ -84,7 +84,7 @@ def test_unknown_names_are_refused_with_a_suggestion():
     ("train", "supervision_decay", 1.1, r"must be in \(0, 1\]"),
     ("depth", "schedule", "steep", "one of fixed, curriculum, random"),
     ("depth", "stages", ((1, 2),), "must be empty for a 'fixed' schedule"),
-    ("depth", "until", (0.5,), "needs 0 rising shares"),
+    ("depth", "until", (0.5,), "needs 0 rising fractions"),
   ],
 )
 def test_bad_values_are_refused_by_name(section, field, value, pattern):
@@ -247,20 +247,18 @@ def test_the_puzzle_table_grows_to_what_the_data_needs():
     grown.with_puzzle_ids(900_000)
 
 
-def _variants(name):
-  module = importlib.import_module(f"configs.{name}")
-  return getattr(module, "VARIANTS", [None])
+def _variants():
+  for name in shipped.names("configs"):
+    configs.load(name)  # imports it
+    module = sys.modules[f"trm_jax.configs.{name}"]
+    yield from (f"{name}:{v}" for v in getattr(module, "VARIANTS", []))
+    yield name
 
 
-@pytest.mark.parametrize(
-  ("name", "variant"),
-  [(name, variant) for name in NAMES for variant in _variants(name)],
-)
-def test_every_config_builds(name, variant):
+@pytest.mark.parametrize("name", list(_variants()))
+def test_every_config_builds(name):
   """Law 8."""
-  module = importlib.import_module(f"configs.{name}")
-  config = module.get_config(*([variant] if variant else []))
-  assert isinstance(config, ml_collections.ConfigDict)
+  config = configs.load(name)
   for one in _experiments(config):
     experiment = config_lib.read(one)
     # A run reads it back from config.json.
@@ -283,7 +281,7 @@ def _build(recipe):
   state = jax.eval_shape(lambda: train.init_state(recipe))
   tokens = np.ones((1000, recipe.task.seq_len), np.uint8)
   split = Split.of_rows(tokens, tokens)
-  if recipe.task.view:
+  if recipe.task.copies:
     copies = np.tile(np.arange(-1, 10).clip(0), (1000, 1)).astype(np.uint8)
     split = dataclasses.replace(split, symmetries=copies)
   table = Table.of(split)
@@ -298,7 +296,72 @@ def _kind(leaf):
   return leaf.shape, leaf.dtype
 
 
-def test_unknown_variants_are_refused():
-  module = importlib.import_module("configs.sudoku_extreme")
-  with pytest.raises(ValueError, match="one of mlp, attention"):
-    module.get_config("huge")
+def _own(tmp_path, lines):
+  path = tmp_path / "own.py"
+  path.write_text(
+    "from ml_collections import ConfigDict\n"
+    f"def get_config():\n  config = ConfigDict()\n{lines}  return config\n"
+  )
+  return configs.load(str(path))
+
+
+def test_what_a_config_leaves_out_is_filled_in(tmp_path):
+  config = _own(tmp_path, "  config.data = dict(task='maze', size=8)\n")
+  full = config_lib.complete({"data": {"task": "maze", "size": 8}})
+  assert config.to_dict() == full
+  assert full["data"]["min_length"] == 110
+  assert full["train"] == dataclasses.asdict(config_lib.TrainConfig())
+  assert "vocab_size" not in full["model"]  # the task's
+
+
+@pytest.mark.parametrize("name", ["demo", "depth:cpu", "arc_agi_1:cpu"])
+def test_a_config_is_the_same_without_its_defaults(name):
+  def read(config):
+    if "grid" not in config:
+      return config_lib.read(config)
+    return [setting.experiment for setting in grid.read(config.to_dict())[1]]
+
+  full = configs.load(name)
+  name, *variant = name.split(":")
+  module = sys.modules[f"trm_jax.configs.{name}"]
+  assert read(full) == read(module.get_config(*variant))
+
+
+def test_types_of_overrides_are_those_of_the_defaults(tmp_path):
+  config = _own(tmp_path, "  config.data = {}\n  config.optim = dict(lr=1)\n")
+  config.optim.lr = 0.5  # though the file says 1
+  config.data.rating = (0, 3)  # though it is None
+  for section, field, value in (
+    ("optim", "ema", "high"),
+    ("train", "steps", 1.5),
+    ("data", "rating", "easy"),
+  ):
+    with pytest.raises(TypeError):
+      config[section][field] = value
+  with pytest.raises(AttributeError, match="wdith"):
+    config.model.wdith = 3
+
+
+def test_configs_go_by_name_or_path(tmp_path, monkeypatch):
+  by_name = configs.load("sudoku_extreme:cpu")
+  assert configs.load("configs/sudoku_extreme.py:cpu") == by_name
+  monkeypatch.chdir(tmp_path)  # its path in a checkout is a name anywhere
+  assert configs.load("configs/sudoku_extreme.py:cpu") == by_name
+  own = pathlib.Path("mine.py")
+  own.write_text((ROOT / "configs" / "scaling.py").read_text())
+  assert configs.load("mine.py:1024") == configs.load("scaling:1024")
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("sudoku_extrem", "did you mean 'sudoku_extreme'"),
+    ("zzz", "there are arc_agi_1, arc_agi_2, demo"),
+    ("my/own.py", "my/own.py: there is no such file"),
+    ("sudoku_extreme:huge", "must be one of mlp, attention, cpu"),
+    ("demo:x", "takes 0 positional arguments"),
+  ],
+)
+def test_unknown_configs_are_refused(name, message):
+  with pytest.raises(UserError, match=message):
+    configs.load(name)

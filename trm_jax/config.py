@@ -16,19 +16,17 @@ from trm_jax.core.family import TOKEN_LOSSES
 from trm_jax.core.halting import HaltingConfig
 from trm_jax.core.network import ModelConfig
 from trm_jax.core.optim import OptimConfig
-from trm_jax.data.arc.settings import ArcData
-from trm_jax.data.maze.settings import MazeData
-from trm_jax.data.sudoku.settings import SudokuData
-from trm_jax.data.task import Task
+from trm_jax.data import checks
+from trm_jax.data.datasets import TASKS
+from trm_jax.data.task import Settings, Task
 from trm_jax.errors import UserError
 
 REFILLS = ("queue", "discard")
-Data = SudokuData | MazeData | ArcData
-TASKS = {"sudoku": SudokuData, "maze": MazeData, "arc": ArcData}
 
 # Large puzzle tables get a multiple of this many rows, so that any usual
 # number of devices can share them.
 _TABLE_ROWS = 512
+_DEFAULT_TASK = "sudoku"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +44,10 @@ class TrainConfig:
       running slots, as the reference does.
     loss: token loss, "stablemax" or "softmax". A decoder needs "softmax",
       whose probabilities it writes by.
-    label_smoothing: the share of each label that is spread over all tokens
+    label_smoothing: the fraction of each label that is spread over all tokens
       (arXiv 1512.00567); 0 for none.
     supervision_decay: weight of each supervision step's token loss, as a
-      share of the one before (0.7 in CGAR, arXiv 2511.08653); 1 for equal
+      fraction of the one before (0.7 in CGAR, arXiv 2511.08653); 1 for equal
       weights.
     augment: whether puzzles are augmented, on the device. Grids of an ARC
       folder in the reference's layout never are, for they were when it was
@@ -71,27 +69,24 @@ class TrainConfig:
   seed: int = 0
 
   def __post_init__(self):
-    _require_positive(
+    checks.require_whole(
       self, "steps", "batch_size", "steps_per_dispatch", "log_every"
     )
-    _require_choice(self, "refill", REFILLS)
-    _require_choice(self, "loss", TOKEN_LOSSES)
+    checks.require_choice(self, "refill", REFILLS)
+    checks.require_choice(self, "loss", TOKEN_LOSSES)
     if not 0 <= self.label_smoothing < 1:
       raise ValueError(
         f"label_smoothing={self.label_smoothing}: must be in [0, 1)"
       )
-    if self.microbatch < 0:
-      raise ValueError(
-        f"microbatch={self.microbatch}: must be 0 (all at once) or more"
-      )
+    checks.require_whole(self, "microbatch", least=0)
     if not 0 < self.supervision_decay <= 1:
       raise ValueError(
         f"supervision_decay={self.supervision_decay}: must be in (0, 1]"
       )
-    _require_multiple(self, self.steps_per_dispatch, "steps", "log_every")
+    checks.require_multiple(self, "steps", "log_every", of="steps_per_dispatch")
 
-  def parts(self, devices: int) -> int:
-    """In how many equal parts the batch goes through the network.
+  def microbatches(self, devices: int) -> int:
+    """Into how many equal microbatches a device's share of the batch is split.
 
     Args:
       devices: that share the batch, which they divide.
@@ -126,12 +121,8 @@ class EvalConfig:
   seed: int = 0
 
   def __post_init__(self):
-    _require_positive(self, "every", "depth", "batch_size")
-    for name in ("puzzles", "copies"):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f"{name}={getattr(self, name)}: must be 0 (all) or more"
-        )
+    checks.require_whole(self, "every", "depth", "batch_size")
+    checks.require_whole(self, "puzzles", "copies", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +138,7 @@ class CheckpointConfig:
   keep: int = 2
 
   def __post_init__(self):
-    _require_positive(self, "every", "keep")
+    checks.require_whole(self, "every", "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,16 +154,28 @@ class MeshConfig:
   model: int = 1
 
   def __post_init__(self):
-    _require_positive(self, "model")
+    checks.require_whole(self, "model")
     if self.data != -1 and self.data < 1:
       raise ValueError(f"data={self.data}: must be positive, or -1 for 'rest'")
+
+
+_SECTIONS = {
+  "model": ModelConfig,
+  "halting": HaltingConfig,
+  "optim": OptimConfig,
+  "train": TrainConfig,
+  "eval": EvalConfig,
+  "checkpoint": CheckpointConfig,
+  "mesh": MeshConfig,
+  "depth": DepthConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """A whole experiment: one attribute per section of its config."""
 
-  data: Data
+  data: Settings
   model: ModelConfig
   halting: HaltingConfig
   optim: OptimConfig
@@ -217,7 +220,7 @@ class Experiment:
     return self.data.task
 
   def with_puzzle_ids(self, count: int) -> "Experiment":
-    """The experiment with a puzzle table that has room for the data's ids.
+    """The experiment with a puzzle table large enough for the data's ids.
 
     A table of one row, which is the default, grows to what is needed.
 
@@ -264,7 +267,7 @@ def read(config: Mapping[str, Any]) -> Experiment:
   names = [field.name for field in dataclasses.fields(Experiment)]
   _refuse_unknown("config", sections, names)
   data = sections.pop("data", {})
-  task_name = data.pop("task", "sudoku")
+  task_name = data.pop("task", _DEFAULT_TASK)
   if not isinstance(task_name, str) or task_name not in TASKS:
     raise UserError(
       f"config.data.task={task_name!r}: must be one of {', '.join(TASKS)}"
@@ -272,23 +275,41 @@ def read(config: Mapping[str, Any]) -> Experiment:
   settings = read_section(TASKS[task_name], "data", data)
   task = settings.task
   fixed = {"vocab_size": task.vocab_size, "seq_len": task.seq_len}
-  model = read_section(ModelConfig, "model", sections.pop("model", {}), fixed)
   return Experiment(
     data=settings,
-    model=model,
     **{
-      name: read_section(cls, name, sections.get(name, {}))
-      for name, cls in (
-        ("halting", HaltingConfig),
-        ("optim", OptimConfig),
-        ("train", TrainConfig),
-        ("eval", EvalConfig),
-        ("checkpoint", CheckpointConfig),
-        ("mesh", MeshConfig),
-        ("depth", DepthConfig),
+      name: read_section(
+        cls, name, sections.get(name, {}), fixed if name == "model" else {}
       )
+      for name, cls in _SECTIONS.items()
     },
   )
+
+
+def sections(config: Mapping[str, Any]) -> dict[str, type]:
+  """The settings of each section; `data` is there if its task is known."""
+  data = config.get("data", {})
+  task = data.get("task", _DEFAULT_TASK) if hasattr(data, "get") else ""
+  if isinstance(task, str) and task in TASKS:
+    return {"data": TASKS[task], **_SECTIONS}
+  return dict(_SECTIONS)
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config as plain values, and the defaults of what it leaves out."""
+  full = {
+    name: {field.name: field.default for field in settable(cls)}
+    for name, cls in sections(config).items()
+  }
+  for name, section in config.items():
+    full[name] = full.get(name, {}) | dict(section)
+  return full
+
+
+def settable(cls: type) -> list[dataclasses.Field]:
+  """The fields of a section that a config may set; the task sets the rest."""
+  fields = dataclasses.fields(cls)
+  return [field for field in fields if field.default is not dataclasses.MISSING]
 
 
 def read_section(
@@ -312,7 +333,7 @@ def read_section(
   allowed = [f.name for f in dataclasses.fields(cls) if f.name not in fixed]
   _refuse_unknown(f"config.{section}", values, allowed)
   typed = {
-    name: _convert(f"config.{section}.{name}", value, hints[name])
+    name: checks.convert(f"config.{section}.{name}", value, hints[name])
     for name, value in values.items()
   }
   try:
@@ -329,57 +350,3 @@ def _refuse_unknown(where: str, names, allowed: list[str]):
         f"it has {', '.join(sorted(allowed))}"
       )  # fmt: skip
       raise UserError(f"{where} has no field {name!r}: {hint}")
-
-
-def _convert(where: str, value: Any, hint: Any) -> Any:
-  """Checks a value's type; an int may stand for a float, a list for a tuple."""
-  options = typing.get_args(hint) if _is_union(hint) else (hint,)
-  for option in options:
-    if option is type(None) and value is None:
-      return None
-    if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
-      parts = typing.get_args(option)
-      if parts[-1] is Ellipsis:
-        parts = (parts[0],) * len(value)
-      if len(parts) == len(value):
-        return tuple(
-          _convert(f"{where}[{i}]", part, parts[i])
-          for i, part in enumerate(value)
-        )
-    if option is float and type(value) is int:
-      return float(value)
-    if isinstance(option, type) and type(value) is option:
-      return value
-  expected = " or ".join(
-    str(o) if typing.get_args(o) else getattr(o, "__name__", str(o))
-    for o in options
-  )
-  raise UserError(
-    f"{where}={value!r}: must be {expected}, not {type(value).__name__}"
-  )
-
-
-def _is_union(hint: Any) -> bool:
-  return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def _require_positive(settings: Any, *names: str):
-  for name in names:
-    if getattr(settings, name) < 1:
-      raise ValueError(f"{name}={getattr(settings, name)}: must be at least 1")
-
-
-def _require_choice(settings: Any, name: str, allowed: tuple[str, ...]):
-  if getattr(settings, name) not in allowed:
-    raise ValueError(
-      f"{name}={getattr(settings, name)!r}: must be one of {', '.join(allowed)}"
-    )
-
-
-def _require_multiple(settings: Any, dispatch: int, *names: str):
-  for name in names:
-    if getattr(settings, name) % dispatch:
-      raise ValueError(
-        f"{name}={getattr(settings, name)}: must be a multiple of "
-        f"steps_per_dispatch={dispatch}"
-      )

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.launch
+
 LAUNCH = pathlib.Path(__file__).parent.parent.parent / "launch"
 # What may really run; everything else is a stand-in that notes its arguments.
 REAL = [

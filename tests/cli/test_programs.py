@@ -6,7 +6,8 @@ import re
 import shutil
 
 import pytest
-from programs import ROOT, TINY, run_in_forks, run_program
+from huggingface_hub import constants
+from programs import TINY, run_here, run_program
 
 HEADER = "source,question,answer,rating"
 GOOD = "made,12..3.1..1.34..1,1234341221434321,0"
@@ -30,7 +31,7 @@ CONFIG_FILES = {
 # in {}/run, "new" for a fresh workdir.
 CASES = {
   # Flags.
-  "no_config": ("train", "new", r"--config is missing: name a file"),
+  "no_config": ("train", "new", r"--config is missing: name a FILE\.py, or"),
   "no_workdir": ("train", "tiny", r"--workdir is missing"),
   "bad_flag": ("train", "tiny new --wrkdir=x", r"'wrkdir'.*workdir"),
   "junk": ("train", "tiny new junk", r"unexpected arguments \['junk'\]"),
@@ -202,19 +203,6 @@ CASES = {
 
 COUNTED = r"mixed\.csv: 3 bad rows of 12 were left out.*line 11: question: 7"
 
-# Flags of programs that may be several processes.
-PROCESSES = {
-  "distributed", "coordinator", "num_processes", "process_id",
-  "heartbeat_seconds", "join_seconds",
-}  # fmt: skip
-
-HELP = (
-  "train", "evaluate", "plot", "parity", "benchmark", "demo", "show",
-  "compile", "profile", "arc_score", "write_folder", "depth_vs_compute",
-  "solve", "halting",
-  "export", "import_torch",
-)  # fmt: skip
-
 
 def _same(folder):
   mixed = f"--config.data.train={folder / 'mixed.csv'}"
@@ -236,9 +224,8 @@ def folder(tmp_path_factory):
   lines = [HEADER, *[GOOD] * 9, *BAD_ROWS.values()]
   (folder / "mixed.csv").write_text("\n".join(lines) + "\n")
   workdir = folder / "run"
-  printed = run_program(
-    "train", *_same(folder), f"--workdir={workdir}", devices=8
-  )
+  status, printed = run_here("train", *_same(folder), f"--workdir={workdir}")
+  assert status == 0, printed
   (folder / "run.log").write_text(printed)
 
   def copy(name):
@@ -261,31 +248,35 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def outcomes(folder):
   """name -> (status, printed), and what the folder held before and after."""
-  logs = folder.parent / "logs"
-  logs.mkdir()
-  commands = {}
-  for name, (program, flags, _) in CASES.items():
-    words = []
-    for flag in flags.replace("{}", str(folder)).split():
-      short = {
-        "tiny": TINY(folder),
-        "same": _same(folder),
-        "new": [f"--workdir={folder / 'new'}"],
-      }
-      words += short.get(flag, [flag])
-    commands[name] = [program, *words]
-  # Evaluated on a copy, for it writes its results.
-  commands["count"] = [
-    "evaluate",
-    f"--workdir={folder / 'evaluated'}",
-    f"--data={folder / 'mixed.csv'}",
-    "--depth=1",
-    "--skip_bad_rows",
-  ]
-  commands |= {f"help_{program}": [program, "--help"] for program in HELP}
   before = _contents(folder)
-  results = run_in_forks(commands, logs, HF_HOME=str(folder / "hf"))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(constants, "HF_HUB_OFFLINE", True)
+    patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf"))
+    results = {
+      name: run_here(program, *_words(flags, folder))
+      for name, (program, flags, _) in CASES.items()
+    }
+    # Evaluated on a copy, for it writes its results.
+    results["count"] = run_here(
+      "evaluate",
+      f"--workdir={folder / 'evaluated'}",
+      f"--data={folder / 'mixed.csv'}",
+      "--depth=1",
+      "--skip_bad_rows",
+    )
   return results, before, _contents(folder)
+
+
+def _words(flags, folder):
+  words = []
+  for flag in flags.replace("{}", str(folder)).split():
+    short = {
+      "tiny": TINY(folder),
+      "same": _same(folder),
+      "new": [f"--workdir={folder / 'new'}"],
+    }
+    words += short.get(flag, [flag])
+  return words
 
 
 def _contents(folder):
@@ -315,25 +306,6 @@ def test_nothing_is_overwritten(outcomes):
   changed = [name for name in before if before[name] != after.get(name)]
   assert not changed
   assert not after.keys() - before.keys()
-
-
-@pytest.mark.parametrize("program", HELP)
-def test_help_is_the_docstring_and_the_own_flags(outcomes, program):
-  status, printed = outcomes[0][f"help_{program}"]
-  assert status == 0
-  source = (ROOT / "experiments" / f"{program}.py").read_text()
-  assert printed.startswith(source.split('"""')[1].splitlines()[0])
-  assert f"python -m experiments.{program}" in printed
-  flags = set(re.findall(r"^  --(?:\[no\])?(\w+)", printed, re.MULTILINE))
-  own = source
-  if "solve_flags.define()" in source:
-    own += (ROOT / "trm_jax" / "cli" / "solve_flags.py").read_text()
-  defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', own))
-  defined |= {"config"} if "define_config()" in source else set()
-  defined |= {"skip_bad_rows"} if "define_skip_bad_rows()" in source else set()
-  defined |= PROCESSES if "define_processes()" in source else set()
-  assert flags == defined
-  assert len(printed.splitlines()) < 110
 
 
 def test_bad_rows_are_skipped_and_counted(folder, outcomes):

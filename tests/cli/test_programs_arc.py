@@ -9,73 +9,63 @@ import numpy as np
 import pytest
 from programs import ROOT, TINY, TINY_ARC, run_in_forks, run_program
 
+from trm_jax import config as config_lib
+from trm_jax.cli import evaluation
 from trm_jax.data import folder as folder_lib
+from trm_jax.errors import UserError
+from trm_jax.run.folder import RunFolder
+from trm_jax.solve import held_out
+from trm_jax.solve.rules import SolveConfig
 
 FOLDER = "tests/recorded/folder_arc"
 
-# As in test_programs.py; "arc" stands for the flags of the run in {}/run.
-CASES = {
+# Flags of training or settings of its config -> what the message must say;
+# {} is the test's folder.
+BAD_DATA = {
   "no_files": (
-    "train",
-    "--config=configs/arc_agi_1.py --workdir={}/new "
-    "--config.data.test={}/nowhere --config.data.train=",
+    {"test": "{}/nowhere", "train": ""},
     r"nowhere.*github\.com/fchollet/ARC-AGI",
   ),
   "bad_grid": (
-    "train",
-    "arc --workdir={}/new --config.data.test={}/bad",
+    {"test": "{}/bad"},
     r"bad\.json.*row 1 of the grid holds 11; expected colours",
   ),
-  "too_large": (
-    "train",
-    "arc --workdir={}/new --config.data.size=1",
-    r"mirror.*2",
-  ),
-  "no_such_task": (
-    "train",
-    "arc --workdir={}/new --config.data.only=mirror,none",
-    r"only: .*none",
-  ),
+  "too_large": ({"size": 1}, r"mirror.*2"),
+  "no_such_task": ({"only": "mirror,none"}, r"only: .*none"),
+  "no_folder": ({"path": "{}/none"}, r"none"),
+}
+# Arguments of `load_held_out` or `by_rollouts`.
+BAD_EVALUATION = {
   "unseen": (
-    "evaluate",
-    "--workdir={}/run --data={}/others",
+    {"source": "{}/others"},
+    {},
     r"7 of 7 puzzles were not trained on.*'other'.*--puzzle_id=mean",
   ),
-  "bad_puzzle_id": ("evaluate", "--workdir={}/run --puzzle_id=x", "error|mean"),
+  "bad_rows": ({"skip_bad_rows": True}, {}, r"ARC files have no rows"),
   "views": (
-    "evaluate",
-    "--workdir={}/run --breadth=2 --views",
+    {},
+    {"settings": SolveConfig(breadth=2, views=True)},
     "views: arc puzzles are not shown under random symmetries",
   ),
   "no_rules": (
-    "evaluate",
-    "--workdir={}/run --halt=solved",
+    {},
+    {"settings": SolveConfig(halt=("solved",))},
     "halt='solved': no rules tell whether an answer to arc is right",
   ),
   "calibrated": (
-    "evaluate",
-    "--workdir={}/run --calibrate=isotonic",
+    {},
+    {"calibrate": "isotonic"},
     "--calibrate=isotonic: needs held-out puzzles without copies",
   ),
-  "bad_rows": (
-    "evaluate",
-    "--workdir={}/run --skip_bad_rows",
-    r"--skip_bad_rows: ARC files have no rows",
-  ),
-  "no_checkpoint": (
-    "evaluate",
-    "--workdir={}/run --checkpoint=8,999",
-    r"checkpoint '999': must be",
-  ),
+  "no_checkpoint": ({}, {"checkpoint": "999"}, r"checkpoint '999': must be"),
+}
+# Whole programs.
+CASES = {
+  "bad_puzzle_id": ("evaluate", "--workdir={}/run --puzzle_id=x", "error|mean"),
   "torn_names": (
     "evaluate",
     "--workdir={}/torn",
     r"identifiers\.json is damaged",
-  ),
-  "no_folder": (
-    "train",
-    "arc --workdir={}/new --config.data.path={}/none",
-    r"none",
   ),
   "another_task": (
     "train",
@@ -93,12 +83,15 @@ DONE = {
   "alone": "--workdir={}/alone --depth=1,3 --checkpoint=last",
   "together": "--workdir={}/together --depth=3 --checkpoint=4,8",
   "mean": "--workdir={}/mean --depth=2 --data={}/others --puzzle_id=mean",
-  "blank": "--workdir={}/blank --depth=2 --data={}/others --puzzle_id=blank",
   "never": "--workdir={}/never --depth=1,3 --checkpoint=last "
   "--halt=unchanged --patience=99",
-  "broad": "--workdir={}/broad --depth=1,3 --breadth=1,2 --checkpoint=last",
-  "learnt": "--workdir={}/learnt --depth=2 --split=train",
-  "few": "--workdir={}/few --depth=2 --copies=2 --puzzles=1",
+}
+# name -> (arguments of `load_held_out`, depths, breadths).
+IN_PROCESS = {
+  "blank": ({"source": "{}/others", "unseen": "blank"}, [2], [1]),
+  "broad": ({}, [1, 3], [1, 2]),
+  "learnt": ({"split": "train"}, [2], [1]),
+  "few": ({"copies": 2, "puzzles": 1}, [2], [1]),
 }
 
 
@@ -126,7 +119,7 @@ def folder(tmp_path_factory):
   _write_task(folder / "bad" / "bad.json", [[11]])
   _write_task(folder / "others" / "other.json", [[1, 0], [2, 3]])
   run_program("train", *TINY_ARC(folder), f"--workdir={folder / 'run'}")
-  for name in (*DONE, "torn"):
+  for name in (*DONE, *IN_PROCESS, "torn"):
     shutil.copytree(folder / "run", folder / name)
   (folder / "torn" / "identifiers.json").write_text('["<blank>", ')
   return folder
@@ -162,6 +155,58 @@ def test_bad_input_is_told_in_a_line(outcomes, name):
   assert re.search(CASES[name][2], message), message
 
 
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_data_are_refused(folder, name):
+  changes, message = BAD_DATA[name]
+  config = RunFolder(folder / "run").read_config()
+  config["data"] |= {
+    field: value.replace("{}", str(folder)) if type(value) is str else value
+    for field, value in changes.items()
+  }
+  with pytest.raises(UserError, match=f"(?s){message}"):
+    held_out.prepare(config, config_lib.read(config))
+
+
+def _tested(folder, name, **asked):
+  asked = {
+    key: value.replace("{}", str(folder)) if key == "source" else value
+    for key, value in asked.items()
+  }
+  run = RunFolder(folder / name)
+  loaded = held_out.load_held_out(run, **asked)
+  return evaluation.Tested(
+    run, *loaded, asked.get("split", "test"), asked.get("source", ""),
+    asked.get("unseen", "error"),
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_EVALUATION)
+def test_what_cannot_be_evaluated_is_refused(folder, name):
+  asked, how, message = BAD_EVALUATION[name]
+  how = {
+    "checkpoint": "last", "settings": SolveConfig(depth=2), "calibrate": None
+  } | how  # fmt: skip
+  with pytest.raises(UserError, match=message):
+    evaluation.by_rollouts(
+      _tested(folder, "run", **asked), depths=[2], breadths=[1],
+      selects=["q"], **how,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder):
+  """Runs what `evaluate` does, in this process."""
+  for name, (asked, depths, breadths) in IN_PROCESS.items():
+    tested = _tested(folder, name, **asked)
+    if breadths == [1]:
+      evaluation.by_depth(tested, ["last"], depths)
+    else:
+      settings = SolveConfig(depth=max(depths), breadth=max(breadths))
+      evaluation.by_rollouts(
+        tested, "last", settings, depths, breadths, ["q"], None
+      )
+
+
 def _result(folder, name):
   return json.loads((folder / name / "result.json").read_text())
 
@@ -181,7 +226,7 @@ def test_evaluation_votes_and_writes_a_submission(folder, outcomes):
   assert re.search(r"depth.*pass@1.*pass@2", printed)
   result = _result(folder, "alone")
   assert result["voting_checkpoints"] == [8]
-  for record in result["depths"]:
+  for record in result["records"]:
     assert record["puzzles"] == 2 * 2 * 7  # tasks, test pairs, copies
     scores = [record[f"pass@{k}"] for k in (1, 2, 5, 10, 100, 1000)]
     assert scores == sorted(scores)
@@ -194,10 +239,8 @@ def test_evaluation_votes_and_writes_a_submission(folder, outcomes):
   assert (folder / "alone" / "plots" / "depth.png").stat().st_size > 10_000
 
 
-def test_rollouts_of_copies_vote_as_well(folder, outcomes):
-  status, printed = outcomes["broad"]
-  assert status == 0, printed
-  grid = _result(folder, "broad")["grid"]
+def test_rollouts_of_copies_vote_as_well(folder, evaluated):
+  grid = _result(folder, "broad")["records"]
   assert [(r["depth"], r["breadth"]) for r in grid] == [
     (1, 1), (1, 2), (3, 1), (3, 2)
   ]  # fmt: skip
@@ -209,7 +252,7 @@ def test_one_rollout_that_never_halts_is_plain_evaluation(folder, outcomes):
   status, printed = outcomes["never"]
   assert status == 0, printed
   alone, never = (_result(folder, name) for name in ("alone", "never"))
-  for one, other in zip(alone["depths"], never["grid"], strict=True):
+  for one, other in zip(alone["records"], never["records"], strict=True):
     for name in ("depth", "puzzles", "pass@1", "pass@2", "pass@1000"):
       assert one[name] == other[name]
   texts = [
@@ -226,17 +269,15 @@ def test_several_checkpoints_vote_together_and_say_so(folder, outcomes):
   assert _result(folder, "together")["voting_checkpoints"] == [4, 8]
 
 
-def test_tasks_that_were_not_trained_on(folder, outcomes):
-  for name in ("mean", "blank"):
-    status, printed = outcomes[name]
-    assert status == 0, printed
-    assert _result(folder, name)["depths"][0]["puzzles"] == 7
-
-
-def test_fewer_copies_of_fewer_tasks(folder, outcomes):
-  status, printed = outcomes["few"]
+def test_tasks_that_were_not_trained_on(folder, outcomes, evaluated):
+  status, printed = outcomes["mean"]
   assert status == 0, printed
-  assert _result(folder, "few")["depths"][0]["puzzles"] == 2 * 2
+  for name in ("mean", "blank"):
+    assert _result(folder, name)["records"][0]["puzzles"] == 7
+
+
+def test_fewer_copies_of_fewer_tasks(folder, evaluated):
+  assert _result(folder, "few")["records"][0]["puzzles"] == 2 * 2
 
 
 def test_a_folder_in_the_layout_of_the_reference_trains(tmp_path):
@@ -297,9 +338,7 @@ def test_folders_are_not_written_over(outcomes, name, reason):
   assert reason in printed
 
 
-def test_training_puzzles_are_scored_too(folder, outcomes):
-  status, printed = outcomes["learnt"]
-  assert status == 0, printed
+def test_training_puzzles_are_scored_too(folder, evaluated):
   result = _result(folder, "learnt")
   assert result["split"] == "train"
-  assert result["depths"][0]["puzzles"] == 2 * 3 * 7  # three pairs a task
+  assert result["records"][0]["puzzles"] == 2 * 3 * 7  # three pairs a task

@@ -11,53 +11,23 @@ import pytest
 from PIL import Image, ImageSequence
 from programs import ROOT, TINY, environment, run_in_forks, run_program
 
+from trm_jax.cli import answers, evaluation
+from trm_jax.cli.answers import Form
 from trm_jax.data.sudoku import board
+from trm_jax.errors import UserError
 from trm_jax.run import pretrained, weights
-from trm_jax.solve import calibration
+from trm_jax.run.folder import RunFolder
+from trm_jax.solve import calibration, held_out
+from trm_jax.solve.rules import SolveConfig
 
 PUZZLES = ["12..3.1..1.34..1", "....3.1..1.34..1"]
 FILE = f"# mine\n{PUZZLES[0]}\n123\n{PUZZLES[1]}\n"
 
 # name -> (program, flags, what the message must say); {} is the test's folder.
 BAD = {
-  # Solving.
   "no_workdir": ("solve", "{}/p.txt", r"--workdir is missing: name a run"),
-  "nowhere": ("solve", "--workdir={}/none {}/p.txt", r"neither a run's folder"),
   "no_file": ("solve", "{run} {}/none.txt", r"none\.txt: cannot be read"),
-  "a_folder": ("solve", "{run} {}", r"cannot be read \(Is a directory"),
-  "empty": ("solve", "{run} {}/empty.txt", r"holds no puzzle; expected one S"),
-  "two_files": ("solve", "{run} a b", r"expected one file, or - .*'a', 'b'"),
-  "png": ("solve", "{run} --gif=x.png {}/p.txt", r"--gif=x\.png: .*\.gif"),
   "depth": ("solve", "{run} --depth=0 {}/p.txt", r"--depth=0"),
-  "confidence": ("solve", "{run} --confidence=2", r"--confidence=2: must be a"),
-  "noise": ("solve", "{run} --cycle_noise=-1", r"--cycle_noise=-1"),
-  "same": (
-    "solve",
-    "{run} --several --cycle_noise=0 {}/p.txt",
-    r"all rollouts would be the same; set views",
-  ),
-  "json_and_show": ("solve", "{run} --json --show", r"--json and --show"),
-  "too_many": (
-    "solve",
-    "{run} --show {}/many.txt",
-    r"21 puzzles are too many to draw; at most 20",
-  ),
-  "checkpoint": (
-    "solve",
-    "{run} --checkpoint=7 {}/p.txt",
-    r"checkpoint '7': must be 'best', 'last' or one of the steps 24",
-  ),
-  "damaged": (
-    "solve",
-    "--workdir={}/damaged.safetensors {}/p.txt",
-    r"damaged\.safetensors cannot be read as safetensors",
-  ),
-  "memory": (
-    "solve",
-    "{run} --memory=much {}/p.txt",
-    r"memory limit 'much': must be bytes",
-  ),
-  # Evaluating.
   "halt": (
     "evaluate",
     "{run} --halt=nonsense",
@@ -68,33 +38,59 @@ BAD = {
     "{run} --breadth=2 --select=q,nonsense",
     r"--select=nonsense: must be some of q, vote",
   ),
-  "breadth": ("evaluate", "{run} --breadth=0", r"--breadth=0: must be numbers"),
-  "flops": (
-    "evaluate",
-    "{run} --flops=1",
-    r"flops=1: one supervision step of 1 rollouts takes",
-  ),
-  "still": (
-    "evaluate",
-    "{run} --breadth=2 --cycle_noise=0",
-    r"breadth=2: all rollouts would be the same",
-  ),
-  "learnt": (
-    "evaluate",
-    "{run} --calibrate=isotonic --split=train",
-    r"--calibrate=isotonic: needs held-out puzzles",
-  ),
-  "several_checkpoints": (
-    "evaluate",
-    "{run} --halt=q --checkpoint=best,last",
-    r"--checkpoint=best,last: several checkpoints can only vote",
-  ),
-  # Halting.
-  "no_depth": ("halting", "{run} --depth=1", r"--depth=1"),
   "not_recursive": (
     "halting",
     "--workdir={}/feedforward",
     r"family='feedforward' takes a single step: there is nothing to halt",
+  ),
+}
+
+# The same for the functions behind the programs: changed arguments.
+BAD_SOLVE = {
+  "nowhere": ({"workdir": "{}/none"}, r"neither a run's folder"),
+  "a_folder": ({"name": "{}"}, r"cannot be read \(Is a directory"),
+  "empty": ({"name": "{}/empty.txt"}, r"holds no puzzle; expected one S"),
+  "same": (
+    {"config": {"cycle_noise": 0.0}, "form": Form(True, False, False, "")},
+    r"all rollouts would be the same; set views",
+  ),
+  "too_many": (
+    {"name": "{}/many.txt", "form": Form(False, False, True, "")},
+    r"21 puzzles are too many to draw; at most 20",
+  ),
+  "checkpoint": (
+    {"checkpoint": "7"},
+    r"checkpoint '7': must be 'best', 'last' or one of the steps 24",
+  ),
+  "damaged": (
+    {"workdir": "{}/damaged.safetensors"},
+    r"damaged\.safetensors cannot be read as safetensors",
+  ),
+  "memory": ({"memory": "much"}, r"memory limit 'much': must be bytes"),
+}
+PLAIN = Form(False, False, False, "")
+BAD_FLAGS = {
+  "two_files": (["", "a", "b"], 0.5, PLAIN, r"expected one file, or - .*'a'"),
+  "png": ([""], 0.5, PLAIN._replace(gif="x.png"), r"--gif=x\.png: .*\.gif"),
+  "confidence": ([""], 2.0, PLAIN, r"--confidence=2: must be a"),
+  "two_forms": ([""], 0.5, Form(False, True, True, ""), r"--json and --show"),
+}
+BAD_EVALUATION = {
+  "flops": ({"flops": 1.0}, {}, r"flops=1: one supervision step of 1 rollouts"),
+  "alike": (
+    {"breadth": 2, "cycle_noise": 0.0},
+    {},
+    r"breadth=2: all rollouts would be the same",
+  ),
+  "training_puzzles": (
+    {},
+    {"split": "train", "calibrate": "isotonic"},
+    r"--calibrate=isotonic: needs held-out puzzles",
+  ),
+  "several_checkpoints": (
+    {"halt": ("q",)},
+    {"checkpoint": "best,last"},
+    r"--checkpoint=best,last: several checkpoints can only vote",
   ),
 }
 
@@ -173,6 +169,41 @@ def outcomes(folder):
   return results, before == _contents(folder)
 
 
+@pytest.mark.parametrize("name", BAD_FLAGS)
+def test_flags_that_do_not_go_together_are_refused(name):
+  argv, confidence, form, message = BAD_FLAGS[name]
+  with pytest.raises(UserError, match=message):
+    answers.check(argv, "run", confidence, form)
+
+
+@pytest.mark.parametrize("name", BAD_SOLVE)
+def test_what_cannot_be_solved_is_refused(folder, name):
+  changes, message = BAD_SOLVE[name]
+  given = {
+    "workdir": "{}/run", "checkpoint": "best", "name": "{}/p.txt",
+    "config": {}, "form": PLAIN, "memory": "",
+  } | changes  # fmt: skip
+  for key in ("workdir", "name"):
+    given[key] = given[key].replace("{}", str(folder))
+  with pytest.raises(UserError, match=message):
+    answers.solve(**given)
+
+
+@pytest.mark.parametrize("name", BAD_EVALUATION)
+def test_what_cannot_be_evaluated_is_refused(folder, name):
+  settings, asked, message = BAD_EVALUATION[name]
+  asked = {"split": "test", "checkpoint": "best", "calibrate": None} | asked
+  run = RunFolder(folder / "run")
+  split = asked.pop("split")
+  loaded = held_out.load_held_out(run, split=split)
+  tested = evaluation.Tested(run, *loaded, split, "", "error")
+  with pytest.raises(UserError, match=message):
+    evaluation.by_rollouts(
+      tested, settings=SolveConfig(**settings), depths=[2], breadths=[1],
+      selects=["q"], **asked,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_told_in_a_line(outcomes, name):
   status, printed = outcomes[0][name]
@@ -215,7 +246,7 @@ def test_bad_lines_are_told_and_the_others_solved(folder, outcomes):
   assert re.search(r"^line 3: a 4x4 .*3 characters.* \[123\]$", printed, re.M)
   assert re.search(
     r"^2 answered, \d of them right by the rules; \d\.\d\d steps a puzzle; "
-    r"1 were no puzzles$",
+    r"1 were invalid$",
     printed,
     re.M,
   )
@@ -261,10 +292,10 @@ def test_several_answers_are_told(outcomes):
   expected = []
   for number, found in enumerate(objects, 1):
     alternatives = found["alternatives"]
-    assert sum(one["share"] for one in alternatives) == pytest.approx(1)
+    assert sum(one["fraction"] for one in alternatives) == pytest.approx(1)
     assert found["answer"] in [one["answer"] for one in alternatives]
     expected += [
-      (str(number), f"{100 * one['share']:.1f}", one["answer"])
+      (str(number), f"{100 * one['fraction']:.1f}", one["answer"])
       for one in alternatives
     ]
   assert told == expected
@@ -302,18 +333,18 @@ def test_puzzles_come_through_a_pipe(folder):
 def test_depth_and_breadth_are_a_grid(folder, outcomes):
   made = folder / "grid"
   result = json.loads((made / "result.json").read_text())
-  places = [(r["depth"], r["breadth"], r["select"]) for r in result["grid"]]
+  places = [(r["depth"], r["breadth"], r["select"]) for r in result["records"]]
   assert places == [
     (depth, breadth, select)
     for depth in (2, 3)
     for breadth in (1, 3)
     for select in ("q", "vote", "solved")
   ]
-  for record in result["grid"]:
+  for record in result["records"]:
     assert record["puzzles"] == 12
     assert record["mean_steps"] == record["depth"]
     assert record["oracle_accuracy"] >= record["exact_accuracy"]
-  assert result["solve"]["views"] is True
+  assert result["settings"]["views"] is True
   assert result["checkpoint"] == 24
   fitted = calibration.read(json.loads((made / "calibration.json").read_text()))
   assert fitted.kind == "temperature"
@@ -330,10 +361,10 @@ def test_depth_and_breadth_are_a_grid(folder, outcomes):
 def test_the_rule_of_halting_is_told(folder, outcomes):
   assert "halting: q > 0 or unchanged for 3" in _printed(outcomes, "early")
   result = json.loads((folder / "early" / "result.json").read_text())
-  (record,) = result["grid"]
+  (record,) = result["records"]
   assert record["halt"] == "q > 0 or unchanged for 3"
   assert record["mean_steps"] <= 4
-  assert result["solve"]["halt"] == ["q", "unchanged"]
+  assert result["settings"]["halt"] == ["q", "unchanged"]
 
 
 # Halting.

@@ -27,7 +27,7 @@ from trm_jax.run import folder as run_folder
 from trm_jax.run import sharding
 from trm_jax.solve import evaluate
 from trm_jax.solve.solver import Solver
-from trm_jax.train import loop as fit
+from trm_jax.train.program import build
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
@@ -108,7 +108,7 @@ def test_splash_equals_blocks(length, most, monkeypatch):
   )
   monkeypatch.setattr(attention, "_MOST", most)
   arrays = _arrays(length, batch=1)
-  ours = _attend_and_differentiate(way="splash")(*arrays)
+  ours = _attend_and_differentiate(implementation="splash")(*arrays)
   _assert_close(ours, _attend_and_differentiate()(*arrays), 5e-6)
 
 
@@ -122,7 +122,7 @@ def test_cudnn_is_asked_for_the_same(monkeypatch):
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
   arrays = _arrays(9)
-  ours = _attend_and_differentiate(way="cudnn")(*arrays)
+  ours = _attend_and_differentiate(implementation="cudnn")(*arrays)
   _assert_close(ours, _attend_and_differentiate()(*arrays), 5e-6)
   assert asked == ["cudnn"]
 
@@ -165,10 +165,10 @@ def test_a_kernel_sees_one_device_s_part(
 
   def in_force(*arrays):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return attention.attend(*arrays, way="splash")
+      return attention.attend(*arrays, implementation="splash")
 
   in_parts = jax.shard_map(
-    functools.partial(attention.attend, way="splash"),
+    functools.partial(attention.attend, implementation="splash"),
     mesh=mesh,
     in_specs=(P("data"), P("data"), P("data"), P()),
     out_specs=P("data"),
@@ -194,7 +194,7 @@ def test_a_kernel_sees_one_device_s_part(
 def test_the_train_step_compiles_with_splash_for_a_tpu(model):
   experiment = _experiment({"attention": "splash"}, mesh={"model": model})
   slice_ = topology.describe("v5e:2x2")
-  data = program.assume(experiment)
+  data = program.expected_size(experiment)
   text = program.training(experiment, slice_, data).lower().compile().as_text()
   assert "splash_mha_fwd" in text
   assert "splash_mha_dkv" in text
@@ -278,7 +278,7 @@ def test_training_on_the_wrong_platform_is_refused():
     match=r"config\.model\.attention='splash'.*'tpu', but these devices are "
     r"'cpu'.*set config\.model\.attention='blocks'",
   ):
-    fit.build(experiment)
+    build(experiment)
 
 
 def test_a_run_may_go_on_with_another_way():

@@ -99,23 +99,23 @@ def test_random_depths_are_uniform_and_seeded():
     ),
     (
       dict(schedule="curriculum", stages=STAGES, until=(0.5,)),
-      r"until=\(0.5,\): .* of 3 stages needs 2 rising shares",
+      r"until=\(0.5,\): .* of 3 stages needs 2 rising fractions",
     ),
     (
       dict(schedule="curriculum", stages=STAGES, until=(0.5, 0.5)),
-      "rising shares",
+      "rising fractions",
     ),
     (
       dict(schedule="curriculum", stages=STAGES, until=(0.6, 0.4)),
-      "rising shares",
+      "rising fractions",
     ),
     (
       dict(schedule="curriculum", stages=STAGES, until=(0.5, 1.0)),
-      r"shares in \(0, 1\)",
+      r"fractions in \(0, 1\)",
     ),
     (
       dict(schedule="curriculum", stages=STAGES, until=(0.5, float("nan"))),
-      r"shares in \(0, 1\)",
+      r"fractions in \(0, 1\)",
     ),
   ],
 )

@@ -51,16 +51,21 @@ def _counted(function, *arguments):
 
 
 @pytest.mark.parametrize(
-  ("family", "mixer"),
-  [("trm", "mlp"), *((family, "attention") for family in FAMILIES)],
+  ("family", "mixer", "answer_layers"),
+  [
+    ("trm", "mlp", 0),
+    *((family, "attention", 0) for family in FAMILIES),
+    ("hrm", "attention", 2),
+  ],
 )
 def test_count_agrees_with_xla_on_an_unrolled_program(
-  family, mixer, monkeypatch
+  family, mixer, answer_layers, monkeypatch
 ):
   monkeypatch.setattr(jax.lax, "scan", _plain_scan)
   writes = family == "autoregressive"
   config = tiny_model(
-    family=family, mixer=mixer, vocab_size=256, width=256, heads=4,
+    family=family, mixer=mixer, answer_layers=answer_layers,
+    vocab_size=256, width=256, heads=4,
     positions="rotary" if mixer == "attention" else "none",
     seq_len=16 if writes else 64, expansion=4.0, puzzle_emb_ndim=0,
     registers=2, cycles=2, latent_steps=3, remat="none", inner_multiple=32,
@@ -93,7 +98,7 @@ def test_count_agrees_with_xla_on_an_unrolled_program(
       outputs = outputs.replace(target_continue=target)
     steps = jnp.ones(batch, jnp.int32)
     return losses.losses_and_metrics(
-      outputs, labels, steps > 0, steps, "softmax", judges=not writes
+      outputs, labels, steps > 0, steps, "softmax", has_halting_head=not writes
     )[0]
 
   arguments = (params.weights, latents, rows, tokens)

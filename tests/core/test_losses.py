@@ -136,19 +136,19 @@ def test_step_weights_count_for_tokens_alone():
   )
 
 
-def test_without_judges_halting_heads_learn_nothing():
+def test_without_heads_halting_heads_learn_nothing():
   outputs, labels = _drawn_outputs()
   gradient, metrics = jax.grad(_loss, has_aux=True)(
-    outputs, labels, judges=False
+    outputs, labels, has_halting_head=False
   )
   assert not np.any(gradient.q_halt)
   assert not np.any(gradient.q_continue)
   assert np.any(gradient.logits)
   assert "q_halt_loss" not in metrics
-  with_judges, _ = jax.grad(_loss, has_aux=True)(outputs, labels)
-  assert np.all(with_judges.q_halt)
-  assert not np.any(with_judges.q_continue)  # there is no target
-  np.testing.assert_array_equal(with_judges.logits, gradient.logits)
+  with_heads, _ = jax.grad(_loss, has_aux=True)(outputs, labels)
+  assert np.all(with_heads.q_halt)
+  assert not np.any(with_heads.q_continue)  # there is no target
+  np.testing.assert_array_equal(with_heads.logits, gradient.logits)
 
 
 def test_going_on_is_learnt_from_its_target():

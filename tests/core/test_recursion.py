@@ -19,6 +19,9 @@ MODELS = {
   "hrm": tiny_model(
     family="hrm", cycles=2, latent_steps=3, **_ATTENTION, **_WIDE
   ),
+  "hrm_unequal": tiny_model(
+    family="hrm", answer_layers=2, cycles=2, latent_steps=3, **_WIDE
+  ),
   "single_latent": tiny_model(family="single_latent", cycles=3, **_WIDE),
   "multi_latent": tiny_model(
     family="multi_latent", cycles=2, latent_steps=3, **_WIDE
@@ -28,8 +31,8 @@ MODELS = {
 }
 # How many of the last passes through a network carry gradient.
 LEARNT = {
-  "mlp": 4, "attention": 3, "hrm": 2, "single_latent": 3, "multi_latent": 4,
-  "transformer": 1, "feedforward": 1,
+  "mlp": 4, "attention": 3, "hrm": 2, "hrm_unequal": 2, "single_latent": 3,
+  "multi_latent": 4, "transformer": 1, "feedforward": 1,
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 from trm_jax.data import records
 from trm_jax.data.arc import builder, copies, grids
 from trm_jax.data.arc import names as names_lib
-from trm_jax.data.arc.settings import ArcData
+from trm_jax.data.arc.task import ArcData, arc_task
 from trm_jax.errors import UserError
 
 DATA = pathlib.Path(__file__).parent.parent / "recorded"
@@ -147,7 +147,7 @@ def crop(tokens):
 def test_our_copies_show_what_the_reference_built(train, test):
   # Its copies were drawn otherwise, so ours are asked for by their names.
   reference_names = json.loads((BUILT / "identifiers.json").read_text())
-  view = jax.jit(jax.vmap(grids.task().view))
+  view = jax.jit(jax.vmap(arc_task().copies.apply))
   compared = 0
   for split, ours in (("train", train), ("test", test)):
     theirs = {
@@ -160,7 +160,7 @@ def test_our_copies_show_what_the_reference_built(train, test):
       rows, _ = group.rows
       symmetries = np.tile(symmetry, (len(rows), 1))
       shown = [
-        np.asarray(view(tokens[rows], symmetries))
+        np.asarray(view(symmetries, tokens[rows]))
         for tokens in (group.inputs, group.labels)
       ]
       some = slice(*theirs["puzzle_indices"][puzzle : puzzle + 2])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from trm_jax.data.arc import copies, grids
 from trm_jax.data.arc.files import ArcTask
+from trm_jax.data.arc.symmetry import transform
 
 SIZE = 6  # of the canvas, where grids are shown as the device shows them
 
@@ -31,7 +32,7 @@ TRADING = task_of(([[1, 0]], [[2]]), ([[1], [0]], [[2]]))
 @jax.jit
 @jax.vmap
 def _show(tokens, symmetry):
-  return grids.transform(tokens, symmetry, size=SIZE)
+  return transform(symmetry, tokens)
 
 
 def looks(task, symmetries):

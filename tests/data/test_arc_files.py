@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from trm_jax.data.arc import files, groups
-from trm_jax.data.arc.settings import ArcData
+from trm_jax.data.arc.task import ArcData
 from trm_jax.errors import UserError
 
 
@@ -131,13 +131,13 @@ def test_bad_tasks_are_refused_with_file_and_place(tmp_path, task, reason):
 @pytest.mark.parametrize(
   ("text", "reason"),
   [
-    ("", "not valid json"),
-    ('{"train": [', "not valid json"),
+    ("", "not JSON"),
+    ('{"train": [', "not JSON"),
     ('{"train": [], "train": []}', "'train' stands twice"),
-    ("[" * 100_000, "lists within lists"),
-    ('{"train": [], "test": ' + "9" * 5000 + "}", "not valid json"),
+    ("[" * 100_000, "recursion depth"),
+    ('{"train": [], "test": ' + "9" * 5000 + "}", "not JSON"),
     ('{"train": [], "test": NaN}', "'train' is"),
-    ('"\\ud800', "not valid json"),
+    ('"\\ud800', "not JSON"),
   ],
 )
 def test_what_is_no_json_is_refused(tmp_path, text, reason):
@@ -145,7 +145,7 @@ def test_what_is_no_json_is_refused(tmp_path, text, reason):
   with pytest.raises(UserError, match=rf"bad\.json: .*{reason}"):
     files.read(str(tmp_path))
   (tmp_path / "bad.json").write_bytes(b"\xff\xfe\x00")
-  with pytest.raises(UserError, match=r"bad\.json: not valid json"):
+  with pytest.raises(UserError, match=r"bad\.json: not JSON"):
     files.read(str(tmp_path))
 
 

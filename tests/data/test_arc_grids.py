@@ -12,6 +12,8 @@ from matplotlib import colors, figure
 
 from trm_jax.data.arc import grids
 from trm_jax.data.arc import names as names_lib
+from trm_jax.data.arc import symmetry as symmetry_lib
+from trm_jax.data.arc.task import arc_task
 from trm_jax.errors import UserError
 
 DATA = pathlib.Path(__file__).parent.parent / "recorded" / "arc"
@@ -29,12 +31,10 @@ SQUARE = (
   lambda grid: np.fliplr(np.rot90(grid, 1)),
 )
 
-transform = jax.jit(functools.partial(grids.transform, size=SIZE))
-unview = jax.jit(functools.partial(grids.unview, size=SIZE))
+transform = jax.jit(symmetry_lib.transform)
+undo = jax.jit(symmetry_lib.undo)
 translate = jax.jit(
-  jax.vmap(
-    functools.partial(grids.translate, size=SIZE), in_axes=(0, None, None)
-  )
+  jax.vmap(symmetry_lib.TRANSLATION.augment, in_axes=(0, None, None))
 )
 
 
@@ -131,29 +131,29 @@ def test_of_equally_large_rectangles_the_one_with_fewer_rows():
 @hypothesis.given(tokens=some_tokens(), symmetry=some_symmetry())
 def test_transform_does_as_numpy_to_any_tokens(tokens, symmetry):
   grid = symmetry[1:][SQUARE[symmetry[0]](largest_rectangle(tokens, SIZE))]
-  image = transform(tokens.astype(np.int32), symmetry)
+  image = transform(symmetry, tokens.astype(np.int32))
   assert image.dtype == jnp.int32
   assert np.asarray(image).tolist() == grids.encode(grid, SIZE).tolist()
 
 
 @hypothesis.settings(deadline=None)
 @hypothesis.given(grid=some_grid(), symmetry=some_symmetry())
-def test_unview_undoes_transform(grid, symmetry):
+def test_undo_undoes_transform(grid, symmetry):
   tokens = grids.encode(grid, SIZE)
-  image = transform(tokens, symmetry)
+  image = transform(symmetry, tokens)
   assert image.dtype == jnp.uint8
-  assert np.asarray(unview(image, symmetry)).tolist() == tokens.tolist()
+  assert np.asarray(undo(symmetry, image)).tolist() == tokens.tolist()
 
 
 @hypothesis.settings(deadline=None)
 @hypothesis.given(symmetry=some_symmetry())
 def test_inverse_is_an_involution_in_both_libraries(symmetry):
-  there = grids.inverse(np.stack([symmetry, grids.IDENTITY]))
+  there = symmetry_lib.inverse(np.stack([symmetry, grids.IDENTITY]))
   assert isinstance(there, np.ndarray)
   assert there.dtype == np.uint8
-  assert grids.inverse(there)[0].tolist() == symmetry.tolist()
+  assert symmetry_lib.inverse(there)[0].tolist() == symmetry.tolist()
   assert there[1].tolist() == grids.IDENTITY.tolist()
-  on_device = grids.inverse(jnp.asarray(symmetry))
+  on_device = symmetry_lib.inverse(jnp.asarray(symmetry))
   assert on_device.dtype == jnp.uint8
   assert np.asarray(on_device).tolist() == there[0].tolist()
 
@@ -201,8 +201,7 @@ def test_recorded_questions_map_back_to_their_originals():
   puzzles = json.loads((DATA / "test_puzzles.json").read_text())
   tasks, symmetries = names_lib.parse_names(names)
   assert set(symmetries[ids, 0].tolist()) == set(range(8))
-  one = functools.partial(grids.unview, size=30)
-  originals = np.asarray(jax.jit(jax.vmap(one))(inputs, symmetries[ids]))
+  originals = np.asarray(jax.vmap(undo)(symmetries[ids], inputs))
   for tokens, puzzle_id in zip(originals, ids, strict=True):
     asked = [pair["input"] for pair in puzzles[tasks[puzzle_id]]["test"]]
     assert grids.decode(tokens).tolist() in asked
@@ -277,12 +276,17 @@ def test_a_drawing_crosses_out_what_is_wrong():
 
 
 def test_task():
-  task = grids.task(SIZE)
-  assert task is grids.task(SIZE)
+  task = arc_task(SIZE)
+  assert task is arc_task(SIZE)
   assert (task.seq_len, task.vocab_size) == (49, 12)
-  assert grids.task().seq_len == 900
+  assert arc_task().seq_len == 900
   tokens = task.parse("12/34")
   symmetry = np.array([1, *range(10)], np.uint8)
-  assert task.render(jax.jit(task.view)(tokens, symmetry)) == "24/13"
-  assert task.render(jax.jit(task.unview)(tokens, symmetry)) == "31/42"
+  assert task.render(jax.jit(task.copies.apply)(symmetry, tokens)) == "24/13"
+  assert task.render(jax.jit(task.copies.undo)(symmetry, tokens)) == "31/42"
   assert task.is_solution is None
+  keys = jax.random.split(jax.random.key(0), 100)
+  drawn = jax.vmap(task.copies.sample, (0, None, None))(keys, None, None)
+  assert drawn.dtype == jnp.uint8 and not drawn[:, 1].any()
+  assert (jnp.sort(drawn[:, 1:]) == jnp.arange(10)[None]).all()
+  assert set(np.asarray(drawn[:, 0]).tolist()) == set(range(8))

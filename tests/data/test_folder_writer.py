@@ -3,7 +3,6 @@ import json
 import shutil
 
 import hypothesis
-import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -11,17 +10,25 @@ from test_folder import ARC, arrays_of
 from test_task import puzzles_of, splits
 
 from trm_jax.data import folder, folder_writer
-from trm_jax.data.arc import grids
-from trm_jax.data.task import Split
+from trm_jax.data.arc.task import arc_task
+from trm_jax.data.task import BLANK, Split, Symmetry, Task
 from trm_jax.errors import UserError
 
 VOCABULARY = 7  # of the random splits
 
 
-def show(tokens, symmetries):
+def shift(symmetry, tokens):
   """A made-up view: every byte of the symmetry matters."""
-  shift = symmetries.astype(int) @ np.array([[1], [2], [3]])
-  return ((tokens + shift) % VOCABULARY).astype(np.uint8)
+  by = (symmetry.astype(int) * np.array([1, 2, 3])).sum()
+  return ((tokens + by) % VOCABULARY).astype(np.uint8)
+
+
+def task_of(vocab_size=VOCABULARY, apply=shift):
+  """A task of 4 tokens with copies."""
+  return Task(
+    "toy", 4, vocab_size, np.array, str, print,
+    copies=Symmetry(sample=print, apply=apply),
+  )  # fmt: skip
 
 
 def originals(split):
@@ -35,15 +42,14 @@ def originals(split):
 
 def test_copies_are_written_as_the_builder_wrote_them(tmp_path):
   parts = {
-    "train": folder.read(ARC, "train"),
-    "test": originals(folder.read(ARC, "test")),
+    "train": folder.read(ARC, "train", arc_task()),
+    "test": originals(folder.read(ARC, "test", arc_task())),
   }
   folder_writer.write(
     tmp_path / "made",
     parts,
     folder.identifiers(ARC),
-    vocab_size=12,
-    view=jax.jit(jax.vmap(grids.task().view)),
+    arc_task(),
   )
   made = sorted(p for p in (tmp_path / "made").rglob("*") if p.is_file())
   assert len(made) == 13
@@ -74,13 +80,13 @@ def as_reference_reads(path, split):
 
 
 def shown(split):
-  """The same of a split, with copies as `show` makes them."""
+  """The same of a split, with copies as `shift` makes them."""
 
   def see(tokens, puzzle):
     if split.is_viewed or puzzle["symmetry"] is None:
       return tokens
-    symmetry = np.array([puzzle["symmetry"]], np.uint8)
-    return show(np.array([tokens], np.uint8), symmetry)[0].tolist()
+    symmetry = np.array(puzzle["symmetry"], np.uint8)
+    return shift(symmetry, np.array(tokens, np.uint8)).tolist()
 
   return [
     [
@@ -97,12 +103,12 @@ def shown(split):
 def test_what_is_written_is_read(tmp_path_factory, split, data):
   order = np.array(data.draw(st.permutations(range(len(split)))))
   train = split.take(order, data.draw(st.integers(0, 2)))
-  names = [folder.BLANK, *(f"puzzle {q}" for q in range(len(split.puzzle_ids)))]
+  names = [BLANK, *(f"puzzle {q}" for q in range(len(split.puzzle_ids)))]
   path = tmp_path_factory.mktemp("written") / "deep" / "folder"
   written = {"train": train, "test": split}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(folder, "_CHUNK", data.draw(st.sampled_from([1, 8, 1 << 22])))
-    folder_writer.write(path, written, names, VOCABULARY, show)
+    folder_writer.write(path, written, names, task_of())
     assert folder.identifiers(path) == names
     assert folder.metadata(path) == folder.Metadata(
       4, VOCABULARY, len(names), ("train", "test")
@@ -113,16 +119,19 @@ def test_what_is_written_is_read(tmp_path_factory, split, data):
       assert header["total_groups"] == len(source)
       assert header["total_puzzles"] == len(source.puzzle_ids)
       assert header["mean_puzzle_examples"] == source.num_examples.mean()
-      back = folder.read(path, name)
+      back = folder.read(path, name, task_of())
       assert back.is_viewed
       np.testing.assert_array_equal(back.first_puzzle, source.first_puzzle)
       np.testing.assert_array_equal(back.num_examples, source.num_examples)
       # What was read can be written and read again, to the byte.
       again = path.with_name(f"again-{name}")
-      folder_writer.write(again, {name: back}, names, VOCABULARY)
+      folder_writer.write(again, {name: back}, names, task_of())
       for file in (again / name).iterdir():
         assert file.read_bytes() == (path / name / file.name).read_bytes()
   shutil.rmtree(path.parent)
+
+
+TASK = task_of(12)
 
 
 def rows(count=3):
@@ -139,15 +148,15 @@ def test_a_folder_is_new_or_empty(tmp_path):
   (tmp_path / "full").mkdir()
   (tmp_path / "full" / "mine").write_text("keep")
   (tmp_path / "file").write_text("keep")
-  folder_writer.write(tmp_path / "empty", {"train": rows()}, ["<blank>"], 12)
-  assert len(folder.read(tmp_path / "empty", "train")) == 3
+  folder_writer.write(tmp_path / "empty", {"train": rows()}, ["<blank>"], TASK)
+  assert len(folder.read(tmp_path / "empty", "train", TASK)) == 3
   before = contents(tmp_path)
   for name in ("full", "file", "empty"):
     with pytest.raises(UserError, match="something is there already"):
-      folder_writer.write(tmp_path / name, {"train": rows()}, ["<blank>"], 12)
+      folder_writer.write(tmp_path / name, {"train": rows()}, ["<blank>"], TASK)
   with pytest.raises(UserError, match=r"file.below: cannot be written"):
     folder_writer.write(
-      tmp_path / "file" / "below", {"train": rows()}, ["a"], 12
+      tmp_path / "file" / "below", {"train": rows()}, ["a"], TASK
     )
   assert contents(tmp_path) == before
 
@@ -157,16 +166,15 @@ def test_nothing_half_written_is_left(tmp_path):
     rows(), symmetries=np.zeros((3, 3), np.uint8), names=("a", "b", "c")
   )
 
-  def fails(tokens, symmetries):
+  def fails(symmetry, tokens):
     raise ArithmeticError("no such view")
 
-  def write(splits, view=None, vocab_size=12, names=("<blank>",)):
-    folder_writer.write(tmp_path / "made", splits, names, vocab_size, view)
+  def write(splits, apply=shift, vocab_size=12, names=("<blank>",)):
+    task = task_of(vocab_size, apply)
+    folder_writer.write(tmp_path / "made", splits, names, task)
 
   with pytest.raises(ArithmeticError):
     write({"train": rows(), "test": split}, fails)
-  with pytest.raises(ValueError, match="test: its copies need a view"):
-    write({"train": rows(), "test": split})
   with pytest.raises(UserError, match="is 11; expected 0 to 10"):
     write({"train": rows()}, vocab_size=11)
   ids = dataclasses.replace(rows(), puzzle_ids=np.array([1, 2, 3], np.int32))

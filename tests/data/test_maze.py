@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from trm_jax.data import dihedral
 from trm_jax.data.maze import grid, paths
+from trm_jax.data.maze.task import maze_task
 from trm_jax.errors import UserError
 
 DATA = pathlib.Path(__file__).parent.parent / "recorded"
@@ -74,7 +75,7 @@ def sample():
 def is_valid():
   """The verifier of a size, compiled once for each shape."""
   compiled = {
-    size: jax.jit(grid.task(size).is_solution) for size in (3, 4, 5, 30)
+    size: jax.jit(maze_task(size).is_solution) for size in (3, 4, 5, 30)
   }
   return lambda size, *arrays: np.asarray(compiled[size](*arrays))
 
@@ -129,12 +130,12 @@ def test_parse_says_what_is_wrong(text, words):
 
 
 def test_tasks():
-  task = grid.task(30)
-  assert task is grid.task(30) and hash(task) == hash(grid.task(30))
+  task = maze_task(30)
+  assert task is maze_task(30) and hash(task) == hash(maze_task(30))
   assert (task.name, task.seq_len, task.vocab_size) == ("maze", 900, 6)
-  assert grid.task(5).seq_len == 25
+  assert maze_task(5).seq_len == 25
   text = "S  # #  G"
-  assert task.render(grid.task(3).parse(text)) == text
+  assert task.render(maze_task(3).parse(text)) == text
 
 
 # The verifier.
@@ -285,7 +286,7 @@ def test_many_mazes_are_searched_like_one(size):
 
 def test_symmetries_are_numbered_as_in_the_reference():
   picture = np.arange(9).reshape(3, 3) + 10
-  images = dihedral.copies(picture.reshape(1, 9), 3).reshape(8, 3, 3)
+  images = copies(picture.reshape(1, 9), 3).reshape(8, 3, 3)
   assert images[0].tolist() == [[10, 11, 12], [13, 14, 15], [16, 17, 18]]
   assert images[1].tolist() == [[12, 15, 18], [11, 14, 17], [10, 13, 16]]
   assert images[2].tolist() == [[18, 17, 16], [15, 14, 13], [12, 11, 10]]
@@ -304,19 +305,16 @@ def test_symmetries_have_inverses(size):
     assert (cells[number][cells[inverse]] == np.arange(size * size)).all()
 
 
-def test_copies_of_a_grid_follow_one_another():
-  grids = np.arange(32, dtype=np.uint8).reshape(2, 16)
-  images = dihedral.copies(grids, 4)
-  assert images.shape == (16, 16) and images.dtype == np.uint8
-  assert (images[[0, 8]] == grids).all()
-  assert (images[8:] == images[:8] + 16).all()
+def copies(grids, size):
+  """The eight images of each grid, those of one grid after one another."""
+  return grids[:, dihedral.dihedral_cells(size)].reshape(-1, size * size)
 
 
 def test_canonical_names_are_shared_by_images_only():
   grids = np.array(list(itertools.product((1, 2), repeat=9)), np.uint8)
   names = [dihedral.canonical(g, 3) for g in grids]
   for g, name in zip(grids[::37], names[::37], strict=True):
-    images = dihedral.copies(g[None], 3)
+    images = copies(g[None], 3)
     assert {dihedral.canonical(image, 3) for image in images} == {name}
   assert len(set(names)) == 102  # by Burnside's lemma
 
@@ -324,11 +322,13 @@ def test_canonical_names_are_shared_by_images_only():
 def test_augmentation_shows_all_symmetries_alike(sample, is_valid):
   inputs, labels = (jnp.asarray(array[0]) for array in sample)
   keys = jax.random.split(jax.random.key(0), 400)
-  augment = jax.jit(jax.vmap(grid.task(30).augment, (0, None, None)))
+  augment = jax.jit(
+    jax.vmap(maze_task(30).augmentation.augment, (0, None, None))
+  )
   images, answers = (np.asarray(x) for x in augment(keys, inputs, labels))
   assert images.dtype == answers.dtype == np.uint8
   both = np.stack([inputs, labels])
-  expected = dihedral.copies(both, 30).reshape(2, 8, -1)
+  expected = copies(both, 30).reshape(2, 8, -1)
   numbers = (images[:, None] == expected[:1]).all(-1).argmax(-1)
   assert (images == expected[0, numbers]).all()
   assert (answers == expected[1, numbers]).all()
@@ -348,7 +348,7 @@ def test_validity_has_the_symmetry_of_the_square(is_valid, data):
     (answer,) = tokens(data.draw(st.sampled_from(right)))
   if free and data.draw(st.booleans()):
     answer[data.draw(st.sampled_from(free))] = grid.PATH
-  images = dihedral.copies(np.stack([question, answer]), 4).reshape(2, 8, -1)
+  images = copies(np.stack([question, answer]), 4).reshape(2, 8, -1)
   found = is_valid(4, *images)
   assert found.all() or not found.any()
   # And undoing a symmetry brings the maze back.

@@ -4,21 +4,26 @@ import pathlib
 
 import numpy as np
 import pytest
+from test_maze import copies
 
-from trm_jax.data import dihedral, prepared
-from trm_jax.data.maze import builder, grid
-from trm_jax.data.maze.builder import load, num_groups, prepare
-from trm_jax.data.maze.rows import read_csv
-from trm_jax.data.maze.settings import MazeData
+from trm_jax.data import csv_rows, datasets, dihedral, prepared
+from trm_jax.data.maze import grid
+from trm_jax.data.maze.rows import csv_format
+from trm_jax.data.maze.task import PUZZLES, MazeData, maze_task
 from trm_jax.errors import UserError
 
 DATA = pathlib.Path(__file__).parent.parent / "recorded"
+load, num_groups, prepare = PUZZLES.load, PUZZLES.num_groups, PUZZLES.prepare
 SAMPLE = DATA / "maze_sample.csv"
 NUM_SAMPLE = 20
 HEADER = "source,question,answer,rating"
 QUESTION = "S #" + "#  " + "  G"
 ANSWER = "So#" + "#o " + " oG"
 GOOD = f"made,{QUESTION},{ANSWER},5"
+
+
+def read_csv(path, size, skip_bad_rows=False):
+  return csv_rows.read(path, csv_format(size), skip_bad_rows)
 
 
 @pytest.fixture
@@ -131,8 +136,8 @@ def test_loads_what_the_file_holds(settings, reference):
   assert not split.puzzle_ids.any() and split.symmetries is None
   some = load(settings, "train", np.array([7, 0, 7]))
   assert (some.labels == reference[1][[7, 0, 7]]).all()
-  assert builder.identifiers(settings) == ["<blank>"]
-  assert settings.task is grid.task(30)
+  assert datasets.identifiers(settings) == ["<blank>"]
+  assert settings.task is maze_task(30)
   with pytest.raises(UserError, match="option 'test'"):
     load(settings, "test")
 
@@ -173,7 +178,7 @@ def test_generated_splits_share_no_maze(tmp_path):
   )
   train, test = load(settings, "train"), load(settings, "test")
   assert (len(train), len(test)) == (300, 100)
-  images = {x.tobytes() for x in dihedral.copies(train.inputs, 3)}
+  images = {x.tobytes() for x in copies(train.inputs, 3)}
   assert images.isdisjoint(x.tobytes() for x in test.inputs)
   again = dataclasses.replace(settings, cache_dir=str(tmp_path / "again"))
   assert (load(again, "test").inputs == test.inputs).all()
@@ -293,5 +298,5 @@ def test_settings_take_lists_and_need_a_source():
 
 
 def test_with_a_folder_other_sources_are_not_read():
-  assert MazeData(path="folder", train="", test="").task is grid.task(30)
-  assert MazeData(path="folder", size=12).task is grid.task(12)
+  assert MazeData(path="folder", train="", test="").task is maze_task(30)
+  assert MazeData(path="folder", size=12).task is maze_task(12)

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from test_maze import copies
 
 from trm_jax.data import dihedral
 from trm_jax.data.maze import generate as maze_generate
@@ -87,7 +88,7 @@ def test_mazes_depend_on_the_seed_and_the_share():
 
 def test_avoided_mazes_do_not_occur_in_any_orientation():
   inputs, *_ = make(3, 60, min_length=2)
-  images = dihedral.copies(inputs, 3)
+  images = copies(inputs, 3)
   others, *_ = make(3, 60, min_length=2, avoid=names(images[5::8], 3))
   for maze in others:
     assert not (images == maze).all(-1).any()

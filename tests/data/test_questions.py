@@ -11,15 +11,18 @@ from hypothesis import strategies as st
 
 from trm_jax.data import questions
 from trm_jax.data.arc import files, grids
+from trm_jax.data.arc import questions as arc_questions
+from trm_jax.data.arc.task import arc_task
 from trm_jax.data.maze import generate as maze_generate
-from trm_jax.data.maze import grid as maze
+from trm_jax.data.maze.task import maze_task
 from trm_jax.data.questions import Fault, Question
-from trm_jax.data.sudoku import board, generate
+from trm_jax.data.sudoku import generate
+from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.errors import UserError
 
-SUDOKU = board.task(4)
-MAZE = maze.task(6)
-ARC = grids.task(30)
+SUDOKU = sudoku_task(4)
+MAZE = maze_task(6)
+ARC = arc_task(30)
 TASKS = {"sudoku": SUDOKU, "maze": MAZE, "arc": ARC}
 
 
@@ -282,7 +285,7 @@ class Endless(io.RawIOBase):
 @pytest.mark.parametrize("name", TASKS)
 def test_streams_without_end_are_left(monkeypatch, name, text):
   monkeypatch.setattr(questions, "_MOST", 3_000_000)
-  monkeypatch.setattr(questions, "_MOST_JSON", 3_000_000)
+  monkeypatch.setattr(arc_questions, "_MOST_BYTES", 3_000_000)
   monkeypatch.setattr(questions, "_MOST_FAULTS", 100)
   with pytest.raises(UserError, match="more than"):
     questions.read(Endless(text), TASKS[name], "zero")

@@ -165,7 +165,7 @@ def readers(folder: pathlib.Path):
     read, config, _ = published.arrange_table(
       read, config, None, None, ["<blank>"]
     )
-    published.to_params(read, config_lib.read(config).model)
+    reference.params_from_reference(read, config_lib.read(config).model)
 
   def in_folder(name, read):
     def read_as(path):

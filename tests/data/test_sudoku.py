@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from trm_jax.data.sudoku import board, geometry
+from trm_jax.data.sudoku import board
 from trm_jax.data.sudoku.generate import generate
+from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.errors import UserError
 
 SIZES = (4, 6, 9)
@@ -90,24 +91,24 @@ def test_render_marks_what_is_no_cell():
 
 def test_tasks():
   for size in SIZES:
-    task = board.task(size)
-    assert task is board.task(size)
-    assert hash(task) == hash(board.task(size))
+    task = sudoku_task(size)
+    assert task is sudoku_task(size)
+    assert hash(task) == hash(sudoku_task(size))
     assert (task.seq_len, task.vocab_size) == (size * size, size + 2)
   with pytest.raises(UserError, match=r"\[4, 6, 9\]"):
-    board.task(8)
+    sudoku_task(8)
 
 
 def test_units_are_rows_columns_and_boxes():
   for size in SIZES:
-    units = geometry.units(size)
+    units = board.units(size)
     assert units.shape == (3 * size, size)
     assert (np.bincount(units.ravel()) == 3).all()
-  assert geometry.units(6)[12].tolist() == [0, 1, 2, 6, 7, 8]
+  assert board.units(6)[12].tolist() == [0, 1, 2, 6, 7, 8]
 
 
 def test_real_rows_are_solved_by_their_answers(sample):
-  task = board.task(9)
+  task = sudoku_task(9)
   inputs = np.stack([task.parse(row["question"]) for row in sample])
   labels = np.stack([task.parse(row["answer"]) for row in sample])
   assert np.asarray(jax.jit(task.is_solution)(inputs, labels)).all()
@@ -138,7 +139,7 @@ def test_verifier_agrees_with_sets(size, solved, data):
     answer = order[answer - 2].astype(np.uint8)
   x[data.draw(cells)] = 1
   expected = is_solution_by_sets(board.render(x), board.render(answer), size)
-  assert bool(board.task(size).is_solution(x, answer)) == expected
+  assert bool(sudoku_task(size).is_solution(x, answer)) == expected
   assert bool(board.solves(x, answer, size=size)) == expected
 
 

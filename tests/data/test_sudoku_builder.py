@@ -11,13 +11,13 @@ import time
 import numpy as np
 import pytest
 
-from trm_jax.data import prepared, records
-from trm_jax.data.sudoku import board, rows
-from trm_jax.data.sudoku.builder import identifiers, load, num_groups, prepare
-from trm_jax.data.sudoku.rows import read_csv
-from trm_jax.data.sudoku.settings import SudokuData
+from trm_jax.data import csv_rows, datasets, prepared, records
+from trm_jax.data.sudoku import board
+from trm_jax.data.sudoku.rows import csv_format
+from trm_jax.data.sudoku.task import PUZZLES, SudokuData, sudoku_task
 from trm_jax.errors import UserError
 
+load, num_groups, prepare = PUZZLES.load, PUZZLES.num_groups, PUZZLES.prepare
 SAMPLE = pathlib.Path(__file__).parent.parent / "recorded" / "sudoku_sample.csv"
 NUM_SAMPLE = 40
 HEADER = "source,question,answer,rating"
@@ -51,6 +51,10 @@ def kept(settings):
   return sorted(path.parent.name for path in found)
 
 
+def read_csv(path, size, skip_bad_rows=False):
+  return csv_rows.read(path, csv_format(size), skip_bad_rows)
+
+
 # Reading csv files.
 
 
@@ -59,7 +63,7 @@ def test_reads_real_rows():
   with open(SAMPLE, newline="") as file:
     expected = list(csv.DictReader(file))
   assert len(table) == len(expected) == NUM_SAMPLE
-  assert table.unique and not table.skipped
+  assert not table.skipped
   assert table.lines.tolist() == list(range(2, NUM_SAMPLE + 2))
   assert table.inputs.dtype == table.labels.dtype == np.uint8
   for row, record in enumerate(expected):
@@ -97,7 +101,7 @@ BAD_ROWS = {
   f"made,{QUESTION},{ANSWER},hard": "rating: 'hard'",
   f"made,{QUESTION},{ANSWER},-1": "rating: '-1'",
   f"made,{QUESTION},{ANSWER},": "rating: ''",
-  f"made,12{'.' * 14},{ANSWER},0": "more than one solution",
+  f'made,"{QUESTION},{ANSWER},0': "not a row of a csv file",
 }
 
 
@@ -117,18 +121,11 @@ def test_bad_rows_can_be_skipped(write):
     read_csv(write(*BAD_ROWS), 4, skip_bad_rows=True)
 
 
-def test_second_solutions_are_looked_for_up_to_a_limit(write, monkeypatch):
-  path = write(GOOD, f"made,12{'.' * 14},{ANSWER},0")
-  assert not read_csv(path, 4, check_unique=False).unique
-  monkeypatch.setattr(rows, "UNIQUE_ROWS", 1)
-  assert len(read_csv(path, 4)) == 2
-  with pytest.raises(UserError, match="line 3"):
-    read_csv(path, 4, check_unique=True)
-
-
-def test_second_solutions_among_the_chosen_rows(write, tmp_path, monkeypatch):
+def test_second_solutions_among_the_chosen_rows(write, tmp_path):
   ambiguous = f"made,12{'.' * 14},{ANSWER},7"
-  monkeypatch.setattr(rows, "UNIQUE_ROWS", 2)
+  few_rows = dataclasses.replace(PUZZLES.slow_check, most_rows=2)
+  puzzles = dataclasses.replace(PUZZLES, slow_check=few_rows)
+  prepare, load = puzzles.prepare, puzzles.load
   settings = SudokuData(
     size=4,
     train=write(GOOD, GOOD.replace(",0", ",9"), ambiguous),
@@ -187,8 +184,8 @@ def test_loads_what_the_file_holds(settings):
   some = load(settings, "train", np.array([7, 0, 7]))
   assert (some.inputs == table.inputs[[7, 0, 7]]).all()
   assert len(load(settings, "train", np.array([], int))) == 0
-  assert identifiers(settings) == ["<blank>"]
-  assert settings.task is board.task(9)
+  assert datasets.identifiers(settings) == ["<blank>"]
+  assert settings.task is sudoku_task(9)
 
 
 def test_subsample_is_seeded(settings):
@@ -328,8 +325,8 @@ def test_settings_take_lists_and_need_a_source():
 
 
 def test_with_a_folder_other_sources_are_not_read():
-  assert SudokuData(path="folder", train="", test="").task is board.task(9)
-  assert SudokuData(path="folder", size=4).task is board.task(4)
+  assert SudokuData(path="folder", train="", test="").task is sudoku_task(9)
+  assert SudokuData(path="folder", size=4).task is sudoku_task(4)
 
 
 def test_missing_files_and_folders(settings, tmp_path):
@@ -346,11 +343,10 @@ def test_a_full_disk_is_reported(settings):
   program = (
     "import resource\n"
     "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-    "from trm_jax.data.sudoku.builder import load\n"
-    "from trm_jax.data.sudoku.settings import SudokuData\n"
+    "from trm_jax.data.sudoku.task import PUZZLES, SudokuData\n"
     "from trm_jax.errors import UserError\n"
     "try:\n"
-    f"  load({settings!r}, 'train')\n"
+    f"  PUZZLES.load({settings!r}, 'train')\n"
     "except UserError as error:\n"
     "  print(error)\n"
   )
@@ -408,9 +404,8 @@ def test_a_slower_process_takes_what_another_prepared(settings, monkeypatch):
 def test_neither_tensorflow_nor_torch_is_imported(settings):
   program = (
     "import sys\n"
-    "from trm_jax.data.sudoku.builder import load\n"
-    "from trm_jax.data.sudoku.settings import SudokuData\n"
-    f"load({settings!r}, 'train')\n"
+    "from trm_jax.data.sudoku.task import PUZZLES, SudokuData\n"
+    f"PUZZLES.load({settings!r}, 'train')\n"
     "print({'tensorflow', 'torch'} & set(sys.modules))\n"
   )
   result = subprocess.run(

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from trm_jax.data.sudoku import board, geometry, uniqueness
+from trm_jax.data.sudoku import board
 from trm_jax.data.sudoku.generate import generate
 from trm_jax.data.sudoku.solver import solve
 from trm_jax.errors import UserError
@@ -25,7 +25,7 @@ def sample():
 
 def count_by_trial(puzzle):
   """Counts the solutions of a 4x4 puzzle by trying every grid."""
-  units = [set(unit) for unit in geometry.units(4).tolist()]
+  units = [set(unit) for unit in board.units(4).tolist()]
 
   def fill(grid):
     if 1 not in grid:
@@ -130,25 +130,3 @@ def test_avoided_grids_do_not_occur():
 def test_infeasible_ranges_are_refused(size, count, givens, rating):
   with pytest.raises(UserError, match=r"givens=\("):
     generate(size, count, 0, givens, rating)
-
-
-def test_second_solutions_are_found(sample):
-  questions, answers = (array[:12] for array in sample)
-  found = uniqueness.has_second_solution(questions, answers, size=9)
-  assert found.dtype == bool and not found.any()
-  emptied = questions.copy()
-  for puzzle in emptied[::2]:
-    puzzle[np.flatnonzero(puzzle > 1)[:2]] = 1
-  found = uniqueness.has_second_solution(emptied, answers, size=9)
-  expected = [solve(puzzle).solutions > 1 for puzzle in emptied]
-  assert found.tolist() == expected
-  assert found.any()
-
-
-@pytest.mark.parametrize(("size", "givens"), [(4, (4, 6)), (6, (8, 11))])
-def test_second_solutions_of_small_boards(size, givens):
-  inputs, labels, _ = generate(size, 20, 0, givens)
-  assert not uniqueness.has_second_solution(inputs, labels, size=size).any()
-  inputs[:, :size] = 1
-  found = uniqueness.has_second_solution(inputs, labels, size=size)
-  assert found.tolist() == [solve(puzzle).solutions > 1 for puzzle in inputs]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from trm_jax.data.sudoku import board
+from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.data.task import Split
 
 EMPTY = np.array([], np.int64)
@@ -187,7 +187,7 @@ def test_rows_as_a_split():
 
 
 def test_splits_and_tasks_are_frozen():
-  task = board.task(4)
+  task = sudoku_task(4)
   assert hash(task) == hash(dataclasses.replace(task))
   with pytest.raises(dataclasses.FrozenInstanceError):
     task.seq_len = 1

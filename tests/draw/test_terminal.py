@@ -7,12 +7,14 @@ import pytest
 from rich.console import Console
 
 from trm_jax.data.arc import grids
-from trm_jax.data.maze import grid as maze
+from trm_jax.data.arc.task import arc_task
+from trm_jax.data.maze.task import maze_task
 from trm_jax.data.sudoku import board, generate
+from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.draw import terminal
 
-ARC = grids.task(30)
-MAZE = maze.task(4)
+ARC = arc_task(30)
+MAZE = maze_task(4)
 # A wall below the start, and two ways around it.
 QUESTION = MAZE.parse("S   " + "##  " + "    " + "G   ")
 ANSWER = MAZE.parse("Soo " + "##o " + "ooo " + "G   ")
@@ -30,7 +32,7 @@ def sudoku(request):
   size = request.param
   givens = {4: (5, 8), 6: (9, 12), 9: (28, 32)}[size]
   inputs, labels, _ = generate.generate(size, 1, seed=0, givens=givens)
-  return board.task(size), inputs[0], labels[0]
+  return sudoku_task(size), inputs[0], labels[0]
 
 
 def test_sudoku_has_every_cell_and_lines_between_boxes(sudoku):
@@ -102,7 +104,7 @@ def test_answers_that_are_no_boards_are_drawn():
   assert "(no grid)" in lines[1]
   padded = np.zeros(16, np.int64)
   assert printed(terminal.draw(MAZE, QUESTION, padded)) == ["? " * 4] * 4
-  task = board.task(4)
+  task = sudoku_task(4)
   text = "".join(printed(terminal.draw(task, padded + 1, padded)))
   assert text.count("?") == 16
 

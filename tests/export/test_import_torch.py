@@ -1,10 +1,9 @@
-"""Published checkpoints: what shapes tell, what is asked, and the run made."""
+"""Published checkpoints: what shapes tell, what is refused, the run made."""
 
 import dataclasses
 import io
 import json
 import os
-import re
 import sys
 import zipfile
 
@@ -19,13 +18,12 @@ from safetensors.numpy import save_file
 from trm_jax import config as config_lib
 from trm_jax.core import network
 from trm_jax.core.family import FAMILIES
-from trm_jax.core.network import ModelConfig
 from trm_jax.errors import UserError
 from trm_jax.export import published, recognition, reference
 from trm_jax.inspect import parity
 from trm_jax.run import checkpoint
 from trm_jax.run.folder import RunFolder
-from trm_jax.train import loop as fit
+from trm_jax.train import loop
 from trm_jax.train import step as train
 
 RECORDINGS = (
@@ -44,16 +42,6 @@ CONFIG = {
   "train": {"batch_size": 16},
   "eval": {"batch_size": 16},
 }  # fmt: skip
-
-
-def _settings(**changes):
-  """All fields of a model, of which shapes tell most."""
-  defaults = {
-    field.name: field.default
-    for field in dataclasses.fields(ModelConfig)
-    if field.default is not dataclasses.MISSING
-  }
-  return defaults | changes
 
 
 def _random(model, seed=0):
@@ -77,56 +65,34 @@ def tiny(tmp_path):
   return _publish(tmp_path / "tiny.safetensors", _random(tiny_model()))
 
 
-def _shapes(arrays):
-  return {name: array.shape for name, array in arrays.items()}
+def _shapes(model):
+  return {entry.name: entry.there for entry in reference.layout(model)}
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_an_imported_model_does_what_the_reference_did(name, tmp_path):
   recording = parity.Recording(str(DATA / "parity" / f"{name}.npz"))
   recipe = parity.read_recipe(recording, "float32")
+  model = recipe.model
   arrays = {
     key.removeprefix("params/"): array
     for key, array in recording.arrays.items()
     if key.startswith("params/")
   }
-  path = _publish(tmp_path / "x.safetensors", arrays)
-  read = published.read_arrays(path)
-  # Only what shapes do not tell comes from the recording.
-  untold = ["family", "heads", "cycles", "latent_steps", "mixer", "positions"]
-  untold += ["puzzle_emb_len", "num_puzzle_ids"]
-  model = recipe.model
-  settings = _settings(
-    **{field: getattr(model, field) for field in untold},
-    dtype="float32",
-    width=8,
-    layers=7,
-    expansion=1.0,
-    inner_multiple=3,
-    registers=4,
-  )
+  read = published.read_arrays(_publish(tmp_path / "x.safetensors", arrays))
+  other = dataclasses.replace(model, layers=7, num_puzzle_ids=1)
   found = recognition.recognise(
-    _shapes(read), settings, model.seq_len, model.vocab_size
+    {name: array.shape for name, array in read.items()}, other
   )
-  seen = ModelConfig(
-    **settings | found, seq_len=model.seq_len, vocab_size=model.vocab_size
+  seen = dataclasses.replace(
+    other, **found, num_puzzle_ids=model.num_puzzle_ids
   )
-  # Other expansions, and another way to say a prefix, make the same model.
-  same = dict.fromkeys(("expansion", "inner_multiple", "puzzle_emb_len"), 1)
-  if seen.mixer == "attention":
-    assert seen.mlp_inner == model.mlp_inner
-  else:
-    assert seen.token_inner == model.token_inner
-  assert seen.length == model.length
-  assert dataclasses.replace(
-    seen, **same, puzzle_emb_ndim=1
-  ) == dataclasses.replace(model, **same, puzzle_emb_ndim=1)
-  params = published.to_params(read, seen)
+  assert seen == model
+  params = reference.params_from_reference(read, seen)
   back = reference.params_to_reference(params, seen)
   assert back.keys() == arrays.keys()
   for key, array in arrays.items():
     np.testing.assert_array_equal(back[key], array)
-  recipe = dataclasses.replace(recipe, model=seen)
   differences = [
     d
     for d in parity._replay_evaluation(recording, params, recipe)
@@ -149,7 +115,7 @@ def test_wrappers_and_buffers_are_seen_through(prefix, tmp_path):
   read = published.read_arrays(path)
   config, notes = published.complete_config(CONFIG, read)
   assert (config, notes) == (CONFIG, [])
-  params = published.to_params(read, config_lib.read(config).model)
+  params = reference.params_from_reference(read, config_lib.read(config).model)
   back = reference.params_to_reference(params, tiny_model())
   jax.tree.map(np.testing.assert_array_equal, back, arrays)
 
@@ -167,75 +133,82 @@ def test_wrappers_and_buffers_are_seen_through(prefix, tmp_path):
   + [
     dict(width=48, layers=3, heads=4, expansion=2.7, puzzle_emb_ndim=90,
          puzzle_emb_len=5, inner_multiple=1),
-    dict(width=512, heads=8, expansion=4.0, inner_multiple=256,
-         puzzle_emb_ndim=0),
-    dict(family="multi_latent", latent_steps=1, puzzle_emb_len=0),
+    dict(puzzle_emb_ndim=0),
+    dict(family="multi_latent", latent_steps=1),
+    dict(family="hrm", layers=1, answer_layers=2),
+    dict(family="hrm", layers=2, answer_layers=1, mixer="attention"),
   ],
 )  # fmt: skip
-def test_every_model_of_the_reference_is_recognised(changes):
+def test_the_size_of_every_model_of_the_reference_is_read(changes):
   model = tiny_model(**changes)
-  shapes = {entry.name: entry.there for entry in reference.layout(model)}
-  told = ("family", "heads", "cycles", "latent_steps", "mixer", "positions")
-  settings = _settings(**{name: getattr(model, name) for name in told})
-  settings["puzzle_emb_len"] = model.puzzle_emb_len
-  found = recognition.recognise(shapes, settings, 16, 6)
-  seen = ModelConfig(**settings | found, seq_len=16, vocab_size=6)
-  assert list(reference.layout(seen)) == list(reference.layout(model))
-  assert seen.length == model.length
+  other = dataclasses.replace(
+    model, width=model.heads * 20, layers=5, answer_layers=0,
+    num_puzzle_ids=7, puzzle_emb_ndim=8,
+  )  # fmt: skip
+  if "latent_steps" in model.kind.tied:
+    other = dataclasses.replace(other, latent_steps=9)
+  found = recognition.recognise(_shapes(model), other)
+  assert (
+    dataclasses.replace(other, **found, num_puzzle_ids=model.num_puzzle_ids)
+    == model
+  )
 
 
 def test_a_changed_config_is_told(tiny):
-  other = CONFIG | {
-    "model": CONFIG["model"]
-    | {"width": 32, "layers": 2, "expansion": 4.0, "puzzle_emb_ndim": 0}
+  other = CONFIG | {"model": CONFIG["model"] | {"width": 32, "layers": 2}}
+  config, notes = published.complete_config(other, published.read_arrays(tiny))
+  assert set(notes) == {
+    "width: 32 in the config, 16 in the file",
+    "layers: 2 in the config, 1 in the file",
   }
-  config, notes = published.complete_config(
-    other, published.read_arrays(tiny), ["puzzle_emb_len"]
-  )
-  assert "width: 32 in the config, 16 in the file" in notes
-  assert {note.split(":")[0] for note in notes} == {
-    "width", "layers", "expansion", "puzzle_emb_ndim",
-  }  # fmt: skip
-  assert config_lib.read(config).model.width == 16
+  assert config_lib.read(config).model == tiny_model()
 
 
-def test_rotary_tables_tell_heads_and_length():
-  model = tiny_model(mixer="attention", positions="rotary", puzzle_emb_len=3)
-  shapes = {entry.name: entry.there for entry in reference.layout(model)}
-  shapes["inner.rotary_emb.cos_cached"] = (19, 8)
-  settings = _settings(mixer="mlp", heads=7, puzzle_emb_len=16)
-  found = recognition.recognise(shapes, settings, 16, 6)
-  assert (found["heads"], found["positions"]) == (2, "rotary")
-  assert found["puzzle_emb_len"] == 3
+ATTENTION = {"mixer": "attention", "positions": "rotary"}
 
 
 @pytest.mark.parametrize(
-  ("changes", "settings", "flags"),
+  ("changes", "configured", "flags"),
   [
-    ({"mixer": "attention", "positions": "rotary"}, {},
-     ["heads", "positions"]),
-    ({"mixer": "attention", "positions": "learned"}, {}, ["heads"]),
+    ({"family": "hrm"}, {}, ["family=hrm (check cycles and latent_steps"]),
+    ({"family": "transformer"}, {"family": "hrm"}, ["family=transformer"]),
+    ({"family": "multi_latent"}, {}, ["family=multi_latent"]),
+    ({"mixer": "attention"}, {}, ["mixer=attention (check heads and pos"]),
+    ({}, ATTENTION, ["mixer=mlp", "positions=none"]),
     ({"mixer": "attention"}, {"mixer": "attention", "positions": "learned"},
-     ["positions"]),
-    ({"mixer": "attention"}, {"mixer": "attention", "puzzle_emb_ndim": 0},
-     ["puzzle_emb_len"]),
-    ({"family": "hrm"}, {}, ["cycles", "latent_steps"]),
-    ({"family": "multi_latent"}, {}, ["cycles"]),
-    ({}, {"family": "hrm"}, ["cycles", "latent_steps"]),
+     ["positions=rotary", "positions=none"]),
+    ({"puzzle_emb_len": 3}, {}, ["puzzle_emb_len=3"]),
+    ({}, {"puzzle_emb_ndim": 0, "mixer": "mlp"}, ["puzzle_emb_ndim=16"]),
+    (ATTENTION, ATTENTION | {"expansion": 4.0}, ["expansion=2.25"]),
+    ({"family": "hrm"} | ATTENTION, {}, []),
   ],
 )  # fmt: skip
-def test_what_shapes_leave_open_is_asked(changes, settings, flags):
-  model = tiny_model(**changes)
-  shapes = {entry.name: entry.there for entry in reference.layout(model)}
-  settings = _settings(**settings)
-  with pytest.raises(UserError, match="shapes do not tell") as asked:
-    recognition.recognise(shapes, settings, 16, 6)
-  named = re.findall(r"--config\.model\.(\w+)=", str(asked.value))
-  assert named == flags
-  # What was named by hand is taken.
-  settings |= {name: getattr(model, name) for name in flags}
-  found = recognition.recognise(shapes, settings, 16, 6, flags)
-  assert (settings | found)["cycles"] == settings["cycles"]
+def test_a_field_that_explains_the_difference_is_named(
+  changes, configured, flags
+):
+  with pytest.raises(UserError, match=r"array 'inner\.") as refused:
+    recognition.recognise(
+      _shapes(tiny_model(**changes)), tiny_model(**configured)
+    )
+  text = str(refused.value)
+  assert ("these describe it" in text) == bool(flags)
+  assert all(f"--config.model.{flag}" in text for flag in flags), text
+
+
+def test_a_prefix_that_nothing_tells_is_asked_for():
+  model = tiny_model(family="hrm", puzzle_emb_len=4, **ATTENTION)
+  with pytest.raises(
+    UserError, match=r"puzzle_emb_len=4: .* always has 1 pref"
+  ):
+    recognition.recognise(_shapes(model), model)
+  assert not recognition.recognise(_shapes(model), model, ["puzzle_emb_len"])
+
+
+def test_a_family_that_the_reference_lacks_is_refused():
+  with pytest.raises(UserError, match="family='feedforward': the reference"):
+    recognition.recognise(
+      _shapes(tiny_model()), tiny_model(family="feedforward")
+    )
 
 
 def _without(name):
@@ -254,17 +227,20 @@ LAYER = "inner.L_level.layers.0"
   [
     (_without("inner.embed_tokens.embedding_weight"), "weight' is missing"),
     (_without("inner.lm_head.weight"), r"lm_head.weight' is missing"),
-    (_without("inner.L_init"), "no model known here: initial latents H "),
+    (_without("inner.L_init"), "L_init' is missing"),
     (_without(f"{LAYER}.mlp.down_proj.weight"), "down_proj.weight' is missing"),
-    (_without(f"{LAYER}.mlp_t.gate_up_proj.weight"), "mlp_t.*missing|neither"),
+    (_without(f"{LAYER}.mlp_t.gate_up_proj.weight"), "mlp_t.*is missing"),
     (_with("inner.lm_head.weight", 6, 15), r"has shape \(6, 15\)"),
     (_with("inner.embed_tokens.embedding_weight", 11, 16), "reads 11 tokens"),
     (_with("inner.H_init", 15), r"H_init' has shape \(15,\)"),
-    (_with(f"{LAYER}.norm.weight", 16), "norm.weight' has no place"),
-    (_with("inner.L_level.layers.2.mlp.down_proj.weight", 1), "without a gap"),
-    (_with(f"{LAYER}.mlp.gate_up_proj.weight", 47, 16), "has 47 rows"),
-    (_with(f"{LAYER}.mlp.gate_up_proj.weight", 48), "shape .48.; expected"),
-    (_with(f"{LAYER}.mlp_t.gate_up_proj.weight", 48, 97), "reads 97 tokens|no"),
+    (
+      _with(f"{LAYER}.norm.weight", 16),
+      "norm.weight' of shape .* has no place",
+    ),
+    (_with("inner.L_level.layers.2.mlp.down_proj.weight", 1), "is missing"),
+    (_with(f"{LAYER}.mlp.gate_up_proj.weight", 47, 16), r"\(47, 16\)"),
+    (_with(f"{LAYER}.mlp.gate_up_proj.weight", 48), r"\(48,\); the model"),
+    (_with(f"{LAYER}.mlp_t.gate_up_proj.weight", 48, 97), r"\(48, 97\)"),
     (_with("model.inner.H_init", 16), "the same array of two models"),
     (lambda a: a.update({"inner.H_init": np.zeros(16, np.int32)}), "of int32"),
     (lambda a: a.update({"inner.H_init": np.full(16, np.inf)}), "not finite"),
@@ -277,7 +253,7 @@ def test_a_checkpoint_that_is_no_such_model_is_refused(edit, message, tmp_path):
   with pytest.raises(UserError, match=message):
     read = published.read_arrays(path)
     config, _ = published.complete_config(CONFIG, read)
-    published.to_params(read, config_lib.read(config).model)
+    reference.params_from_reference(read, config_lib.read(config).model)
 
 
 def test_bfloat16_is_read_as_it_is(tmp_path):
@@ -287,7 +263,7 @@ def test_bfloat16_is_read_as_it_is(tmp_path):
   }
   read = published.read_arrays(_publish(tmp_path / "x.safetensors", arrays))
   back = reference.params_to_reference(
-    published.to_params(read, tiny_model()), tiny_model()
+    reference.params_from_reference(read, tiny_model()), tiny_model()
   )
   for name, array in arrays.items():
     np.testing.assert_array_equal(back[name], array.astype(np.float32))
@@ -391,8 +367,10 @@ def test_damaged_names_are_refused(text, tmp_path):
 
 def _write_run(path, names=("<blank>",)):
   experiment = config_lib.read(CONFIG)
-  params = published.to_params(_random(tiny_model()), experiment.model)
-  published.write_run(path, CONFIG, {}, experiment, params, list(names))
+  params = reference.params_from_reference(
+    _random(tiny_model()), experiment.model
+  )
+  published.write_run(path, CONFIG, {}, params, list(names))
   return experiment, params
 
 
@@ -408,9 +386,9 @@ def test_training_starts_from_the_imported_weights(tmp_path):
     def say(self, message):
       assert "step 0" in message
 
-  program = fit.build(experiment)
+  program = loop.build(experiment)
   with checkpoint.Checkpoints(folder.checkpoints, 2) as checkpoints:
-    state = fit.restore_or_init(program, checkpoints, Nobody())
+    state = loop.restore_or_init(program, checkpoints, Nobody())
   fresh = train.state_from_params(params, program.recipe)
   jax.tree.map(np.testing.assert_array_equal, state, fresh)
   jax.tree.map(np.testing.assert_array_equal, state.averaged_params, params)

@@ -18,16 +18,14 @@ def test_every_chip_is_plausible():
     assert 10 < chip.peak_flops["bfloat16"] / chip.bandwidth < 1000, name
 
 
-def test_every_slice_is_of_a_chip_that_has_the_memory():
-  for name, one in chips.SLICES.items():
-    chip = chips.CHIPS[one.chip]
-    assert one.chip == name
+def test_every_tpu_has_the_memory_that_programs_may_use():
+  for name, chip in chips.TPUS.items():
     # The published size of the v5p's memory is 1 GiB short of what it has.
     spare = 2**30 if name == "v5p" else 0
-    assert one.usable_bytes * one.devices <= chip.memory_bytes + spare, name
-    assert one.usable_bytes * one.devices > 0.9 * chip.memory_bytes, name
+    usable = chip.usable_bytes * chip.devices
+    assert 0.9 * chip.memory_bytes < usable <= chip.memory_bytes + spare, name
     # Slower than the chip's own memory, and not by a unit that slipped.
-    assert chip.bandwidth / 50 < one.interconnect < chip.bandwidth, name
+    assert chip.bandwidth / 50 < chip.interconnect < chip.bandwidth, name
 
 
 def test_time_is_work_by_the_rate_that_is_reached():
@@ -46,7 +44,7 @@ def test_time_is_work_by_the_rate_that_is_reached():
     ("abacus!", "bfloat16", 0.4, r"chip='abacus!': must be one of .* cpu$"),
     ("v4", "float64", 0.4, "dtype='float64': .* bfloat16, float32"),
     ("v4", "bfloat16", 0.0, "utilisation=0.0"),
-    ("v4", "bfloat16", 40.0, "utilisation=40.0: must be a share"),
+    ("v4", "bfloat16", 40.0, "utilisation=40.0: must be a fraction"),
     ("v4", "bfloat16", float("nan"), "utilisation=nan"),
   ],
 )

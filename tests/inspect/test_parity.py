@@ -13,7 +13,7 @@ from trm_jax.inspect import parity
 
 RECORDINGS = (
   "trm_attention", "trm_mlp", "trm_learned_positions", "trm_single_latent",
-  "trm_six_latents", "hrm", "transformer",
+  "trm_six_latents", "hrm", "hrm_unequal", "transformer",
 )  # fmt: skip
 
 

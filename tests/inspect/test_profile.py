@@ -13,12 +13,13 @@ from jax.profiler import ProfileData
 from programs import TINY, run_in_forks
 
 from trm_jax.errors import UserError
-from trm_jax.inspect import hlo, trace
+from trm_jax.inspect import cost, trace
+from trm_jax.inspect.hlo import Module
 
 COMMANDS = {
   "train": "profile {tiny} --steps=3 --json",
   "evaluate": "profile {tiny} --what=evaluate --steps=1 --top=5",
-  "solve": "profile {tiny} --what=solve --steps=33 --json",
+  "solve": "profile {tiny} --what=solve --steps=5 --json",
   "no_steps": "profile {tiny} --steps=0",
   "no_such": "profile {tiny} --what=guess",
   "in_the_way": "profile {tiny} --out={folder}/file",
@@ -56,12 +57,14 @@ def test_a_report_accounts_for_all_that_ran(printed, name):
   report = _report(printed, name)
   assert report["devices"] == 2
   assert 0 < report["busy"] <= 1 + 1e-9
-  assert sum(p["share"] for p in report["parts"].values()) == pytest.approx(1)
-  shares = [row["share"] for row in report["operations"]]
+  assert sum(p["fraction"] for p in report["parts"].values()) == pytest.approx(
+    1
+  )
+  shares = [row["fraction"] for row in report["operations"]]
   assert shares == sorted(shares, reverse=True)
   assert len(shares) == 10
-  # Steps are those of whole dispatches: 2, or 32 at a time.
-  assert report["steps"] == {"train": 4, "solve": 64}[name]
+  # Steps are those of whole dispatches of 2, or of rounds of depth 4.
+  assert report["steps"] == {"train": 4, "solve": 8}[name]
   assert any("network.py" in line for r in report["operations"]
              for line in r["lines"])  # fmt: skip
   products = [r for r in report["operations"] if r["gflops_a_second"]]
@@ -74,8 +77,8 @@ def test_the_parts_of_training_are_told_apart(printed):
     "norms", "heads", "loss and metrics", "drawing puzzles", "optimizer",
     "puzzle table", "halting", "embedding",
   ):  # fmt: skip
-    assert parts[part]["share"] > 0, part
-  assert 0 < parts["norms"]["backward"] < parts["norms"]["share"]
+    assert parts[part]["fraction"] > 0, part
+  assert 0 < parts["norms"]["backward"] < parts["norms"]["fraction"]
   assert parts["drawing puzzles"]["backward"] == 0
 
 
@@ -141,14 +144,13 @@ def test_what_is_seen_to_run_is_what_the_text_says_runs(tmp_path):
       jax.block_until_ready(compiled(weights, x))
   [file] = tmp_path.glob("plugins/profile/*/*.xplane.pb")
   found = trace.read(file)
-  program = trace.Program(compiled.as_text())
-  flops = sum(
-    trace.find(o, [program]).flops * o.calls for o in found.operations
-  )
-  assert flops == 2 * hlo.Module(compiled.as_text()).count().flops
+  flops = sum(found.source(o).flops * o.calls for o in found.operations)
+  assert flops == 2 * cost.count(compiled).flops
   # Forward once, backward twice, but for what only leads to x.
   assert 2 * 59 <= flops / (2 * 64**3) <= 2 * 60
-  assert all(o.module == program.name for o in found.operations)
+  assert {o.module for o in found.operations} <= {
+    p.name for p in found.programs
+  }
 
 
 def _trained(weights, x):
@@ -161,17 +163,16 @@ def _trained(weights, x):
 
 def test_operations_know_their_scope_line_and_direction():
   shape = jax.ShapeDtypeStruct((64, 64), jnp.float32)
-  text = jax.jit(jax.grad(_trained)).lower(shape, shape).compile().as_text()
-  program = trace.Program(text)
+  compiled = jax.jit(jax.grad(_trained)).lower(shape, shape).compile()
+  program = Module.of(compiled)
   products = [
-    program[one.name]
-    for computation in hlo.Module(text).computations.values()
-    for one in computation.instructions.values()
+    trace.read_source(program, name)
+    for name, (_, one) in program.places.items()
     if one.opcode == "dot"
   ]
   first = _trained.__code__.co_firstlineno
   found = {
-    (one.part, one.is_backward, one.frames[0].line - first) for one in products
+    (one.part, one.backward, one.lines[0][1] - first) for one in products
   }
   # x is not differentiated, so "mixer" has one product on the way back.
   assert found == {
@@ -269,7 +270,7 @@ def test_a_gpu_is_read_from_its_streams():
   }
   assert found.busy == 1
   moved = [o for o in found.operations if not o.module]
-  assert [trace.find(o, []).part for o in moved] == ["copies"]
+  assert [found.source(o).part for o in moved] == ["copies"]
 
 
 @given(st.data())

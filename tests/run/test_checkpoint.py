@@ -203,10 +203,10 @@ def test_another_model_is_not_called_damaged(saved):
     for abstract, difference in (
       (
         wider,
-        r"weights/0 is float32\[16, 8\], not float32\[24, 8\]; weights/1",
+        r"weights/0: 'float32\[16, 8\]' there, 'float32\[24, 8\]' here; weig",
       ),
-      (more, r"ema is missing, not int32\[\]"),
-      (other, r"weights/1 is bfloat16\[16, 4\], not float32\[16, 4\]"),
+      (more, r"ema: '\(missing\)' there, 'int32\[\]' here"),
+      (other, r"weights/1: 'bfloat16\[16, 4\]' there, 'float32\[16, 4\]'"),
     ):
       with pytest.raises(UserError, match=rf"another model .*{difference}"):
         checkpoints.restore(3, abstract)

@@ -1,8 +1,6 @@
 """Several processes live, fail, stop and go on together."""
 
 import json
-import pathlib
-import re
 import shutil
 import signal
 import time
@@ -13,15 +11,18 @@ import pytest
 from process_pool import (
   ProcessPool,
   free_port,
+  timeless_rows,
   wait_for_checkpoint,
   wait_for_row,
 )
-from programs import TINY, restored
+from programs import TINY, TINY_ARC, restored
 
 from trm_jax.errors import UserError
-from trm_jax.run import processes
+from trm_jax.run import processes, supervisor
 
 STEPS, SAVED = 96, 32
+
+pytestmark = pytest.mark.hosts
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +40,19 @@ def flags(tmp_path_factory):
     f"--config.eval.every={STEPS}",
     f"--config.checkpoint.every={SAVED}",
     "--config.checkpoint.keep=100",
-    "--heartbeat_seconds=6",
   ]
 
 
 @pytest.fixture(scope="module")
-def whole(pool, flags, tmp_path_factory):
+def together(flags):
+  return [*flags, "--heartbeat_seconds=6"]
+
+
+@pytest.fixture(scope="module")
+def whole(pool, together, tmp_path_factory):
   """A run of two processes that nothing interrupted."""
   folder = tmp_path_factory.mktemp("whole") / "run"
-  workers = pool.start_several(2, "train", *flags, f"--workdir={folder}")
+  workers = pool.start_several(2, "train", *together, f"--workdir={folder}")
   for worker in workers:
     status, printed = worker.wait()
     assert status == 0, printed
@@ -56,21 +61,33 @@ def whole(pool, flags, tmp_path_factory):
   return folder
 
 
-def _rows(folder: pathlib.Path) -> list[dict]:
-  """Metric rows without what depends on the clock."""
-  rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-  return [
-    {k: v for k, v in row.items() if k not in ("seconds", "steps_per_second")}
-    for row in rows
-  ]
+def test_two_processes_equal_one(pool, tmp_path):
+  """Law 4 again, in ARC, whose copies vote across processes."""
+  flags, folders = TINY_ARC(tmp_path), [tmp_path / "one", tmp_path / "two"]
+  workers = [pool.start("train", *flags, f"--workdir={folders[0]}")]
+  assert workers[0].wait()[0] == 0, workers[0].printed()
+  workers += pool.start_several(2, "train", *flags, f"--workdir={folders[1]}")
+  assert [worker.wait()[0] for worker in workers] == [0, 0, 0]
+  (_, ours), (_, theirs) = map(restored, folders)
+  for part in ("params", "cursor"):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+      getattr(ours, part),
+      getattr(theirs, part),
+    )
+  np.testing.assert_array_equal(ours.carry.steps, theirs.carry.steps)
+  ours, theirs = map(timeless_rows, folders)
+  assert len(ours) == len(theirs)
+  assert ours[-1]["split"] == "test" and "pass@2" in ours[-1]
+  assert ours[-1] == pytest.approx(theirs[-1], abs=1e-4)
 
 
 def test_killed_then_preempted_a_run_ends_with_the_same_bits(
-  pool, flags, whole, tmp_path
+  pool, together, whole, tmp_path
 ):
   folder = tmp_path / "run"
-  flags = [*flags, f"--workdir={folder}"]
-  workers = pool.start_several(2, "train", *flags)
+  together = [*together, f"--workdir={folder}"]
+  workers = pool.start_several(2, "train", *together)
   wait_for_checkpoint(folder, SAVED, workers[0])
   workers[1].send(signal.SIGKILL)
   status, printed = workers[0].wait(30)
@@ -79,7 +96,7 @@ def test_killed_then_preempted_a_run_ends_with_the_same_bits(
   assert "same command" in printed
   assert "Check failure stack trace" not in printed
 
-  workers = pool.start_several(2, "train", *flags)
+  workers = pool.start_several(2, "train", *together)
   wait_for_row(folder, workers[0])
   workers[1].send(signal.SIGTERM)
   for worker in workers:
@@ -90,13 +107,11 @@ def test_killed_then_preempted_a_run_ends_with_the_same_bits(
   assert at % SAVED  # saved because of the signal
   assert f"everything is saved up to step {at}" in workers[0].printed()
 
-  workers = pool.start_several(2, "train", *flags)
+  workers = pool.start_several(2, "train", *together)
   assert [worker.wait()[0] for worker in workers] == [0, 0]
   assert f"resumed from the checkpoint of step {at}" in workers[0].printed()
-  (step, ours), (same, theirs) = restored(folder), restored(whole)
-  assert step == same == STEPS
-  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-  assert _rows(folder) == _rows(whole)
+  jax.tree.map(np.testing.assert_array_equal, restored(folder), restored(whole))
+  assert timeless_rows(folder) == timeless_rows(whole)
 
 
 def test_one_process_goes_on_with_what_two_began(pool, flags, whole, tmp_path):
@@ -115,17 +130,16 @@ def test_one_process_goes_on_with_what_two_began(pool, flags, whole, tmp_path):
     (ours.params.weights, ours.cursor),
     (theirs.params.weights, theirs.cursor),
   )
-  assert [row["step"] for row in _rows(folder)] == [
-    row["step"] for row in _rows(whole)
+  assert [row["step"] for row in timeless_rows(folder)] == [
+    row["step"] for row in timeless_rows(whole)
   ]
 
 
-def test_the_coordinator_is_missed_at_once(pool, flags, tmp_path):
-  slow = ["--config.data.num_train=1000000", "--config.data.num_test=1000000"]
-  slow += [f"--config.data.cache_dir={tmp_path}", f"--workdir={tmp_path}/run"]
-  # As in the config file: of a larger size, which cannot be exhausted.
-  flags = [f for f in flags if not re.search(r"data\.(size|givens)", f)]
-  workers = pool.start_several(2, "train", *flags, *slow)
+def test_the_coordinator_is_missed_at_once(pool, tmp_path):
+  large = ["--config=configs/demo.py", "--heartbeat_seconds=6"]
+  large += ["--config.data.num_train=1000000", f"--workdir={tmp_path}/run"]
+  large += [f"--config.data.cache_dir={tmp_path}"]
+  workers = pool.start_several(2, "train", *large)
   until = time.monotonic() + 60
   while "preparing the puzzles" not in workers[0].printed():
     assert time.monotonic() < until, workers[0].printed()
@@ -137,13 +151,13 @@ def test_the_coordinator_is_missed_at_once(pool, flags, tmp_path):
   assert "Check failure stack trace" not in printed
 
 
-def test_one_that_fails_ends_the_others_at_once(pool, flags, tmp_path):
+def test_one_that_fails_ends_the_others_at_once(pool, together, tmp_path):
   nowhere = ("--config.data.cache_dir=/proc/nowhere",)
   other = ("--config.optim.lr=0.5",)
   elsewhere = (f"--workdir={tmp_path}/elsewhere",)
   groups = [
     pool.start_several(
-      2, "train", *flags, f"--workdir={tmp_path}/{i}", last=last
+      2, "train", *together, f"--workdir={tmp_path}/{i}", last=last
     )
     for i, last in enumerate((nowhere, other, elsewhere))
   ]
@@ -160,51 +174,63 @@ def test_one_that_fails_ends_the_others_at_once(pool, flags, tmp_path):
   assert "process 1 does not see the folder" in apart[0][1]
 
 
-def test_who_waits_in_vain_is_told(pool, flags, tmp_path):
+def test_who_waits_in_vain_is_told(pool, together, tmp_path):
   place = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
-  flags = [*flags, f"--workdir={tmp_path}/run", "--join_seconds=1", *place]
-  alone = pool.start("train", *flags, "--process_id=1")
-  status, printed = alone.wait(60)
-  assert status == 2
-  assert "nobody answered in 1 s" in printed
-  status, printed = pool.start("train", *flags, "--process_id=0").wait(60)
-  assert status == processes.LOST, printed
-  assert "not all there in 1 s" in printed
+  together = [*together, f"--workdir={tmp_path}", "--join_seconds=1", *place]
+  for number in (1, 0):
+    worker = pool.start("train", *together, f"--process_id={number}")
+    status, printed = worker.wait(60)
+    assert status == processes.LOST, printed
+    assert "not all there in 1 s" in printed
 
 
-def test_evaluation_is_shared_and_rollouts_refuse(pool, whole):
-  workers = pool.start_several(
-    2, "evaluate", f"--workdir={whole}", "--depth=2,4"
-  )
-  for worker in workers:
+def test_every_form_of_evaluation_is_shared(pool, whole, tmp_path):
+  alone = tmp_path / "alone"
+  shutil.copytree(whole, alone)
+  rollouts = ["--depth=2,4", "--breadth=1,3", "--halt=q", "--views",
+              "--select=q,vote", "--calibrate=temperature"]  # fmt: skip
+  workers = [
+    pool.start_several(2, "evaluate", f"--workdir={whole}", "--depth=2,4"),
+    [pool.start("evaluate", f"--workdir={alone}", *rollouts)],
+  ]
+  for worker in (*workers[0], *workers[1]):
     status, printed = worker.wait()
     assert status == 0, printed
-  assert "wrote" in workers[0].printed()
-  assert "wrote" not in workers[1].printed()
+  assert "wrote" in workers[0][0].printed()
+  assert "wrote" not in workers[0][1].printed()
   found = json.loads((whole / "result.json").read_text())
-  assert [record["depth"] for record in found["depths"]] == [2, 4]
+  assert found["checkpoint"] == STEPS
+  assert [record["depth"] for record in found["records"]] == [2, 4]
   # The same puzzles as after training's last step, and the same answers.
-  (trained,) = [row for row in _rows(whole) if row["split"] == "test"]
-  shared = found["depths"][-1]
+  (trained,) = [row for row in timeless_rows(whole) if row["split"] == "test"]
+  shared = {k: v for k, v in found["records"][-1].items() if k in trained}
+  assert len(shared) > 8
   assert shared == pytest.approx({k: trained[k] for k in shared}, abs=1e-5)
-  refused = pool.start_several(
-    2, "evaluate", f"--workdir={whole}", "--breadth=2"
+  # Rollouts give what they give in one process.
+  several = pool.start_several(2, "evaluate", f"--workdir={whole}", *rollouts)
+  for worker in several:
+    status, printed = worker.wait()
+    assert status == 0, printed
+  assert "wrote" not in several[1].printed()
+  ours, theirs = (
+    json.loads((folder / "result.json").read_text())["records"]
+    for folder in (whole, alone)
   )
-  for worker in refused:
-    status, printed = worker.wait(60)
-    assert status == 2
-    assert "runs in one process" in printed
+  assert len(ours) == 8
+  for one, other in zip(ours, theirs, strict=True):
+    assert one == pytest.approx(other, abs=1e-5)
+  assert (whole / "calibration.json").exists()
 
 
-# What JAX says last, shortened; the first line is always there.
-LAST_WORDS = {
+# Explanation -> what JAX writes before it aborts, shortened.
+ABORTS = {
   "lost process 3, 11: no sign of life within 60 s": (
     "UNAVAILABLE: The following tasks are unhealthy (stopped sending "
     "heartbeats):\n3\n11\nThe tasks have crashed."
   ),
   "lost process 0, the coordinator": "UNAVAILABLE: Socket closed",
   "lost another process (INTERNAL: odd)": "absl::Status: INTERNAL: odd",
-  "joined with --process_id=1 as well": (
+  "joined with --process_id=1 too": (
     "absl::Status: ALREADY_EXISTS: newer\nRPC: /xla/RegisterTask"
   ),
   "were not all there in 300 s": (
@@ -216,29 +242,21 @@ LAST_WORDS = {
 }
 
 
-@pytest.mark.parametrize("told", LAST_WORDS)
-def test_last_words_are_explained(told):
-  place = processes.Place("10.0.0.1:8476", 2, 1)
-  line = processes.explain(LAST_WORDS[told], place)
+@pytest.mark.parametrize("told", ABORTS)
+def test_an_abort_is_explained(told):
+  line = supervisor.explain(ABORTS[told], 1, 300, 60)
   assert told in line
   assert "start all of them again with the same command" in line
   assert len(line.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-  "place, told",
-  [
-    (("10.0.0.1", 2, 0), "HOST:PORT"),
-    (("10.0.0.1:99999", 2, 0), "HOST:PORT"),
-    (("10.0.0.1:8476", 2, 2), "must be below --num_processes=2"),
-  ],
-)
-def test_impossible_places_are_refused(place, told):
-  with pytest.raises(UserError, match=told):
-    processes.Place(*place)
+@pytest.mark.parametrize("coordinator", ["10.0.0.1", "10.0.0.1:99999"])
+def test_an_impossible_address_is_refused(coordinator):
+  with pytest.raises(UserError, match="HOST:PORT"):
+    processes.Place(coordinator, 2, 0)
 
 
-def test_alone_there_is_nobody_to_wait_for(tmp_path):
+def test_a_single_process_waits_for_nobody(tmp_path):
   assert not processes.are_several()
   assert processes.is_leader()
   processes.barrier("anything")

@@ -3,6 +3,7 @@ import pathlib
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -84,7 +85,7 @@ def test_a_damaged_line_is_refused_by_number_and_kept(tmp_path, line):
 def test_files_that_cannot_be_written(tmp_path):
   file = tmp_path / "file"
   file.write_text("mine")
-  with pytest.raises(UserError, match=r"cannot write .*Not a directory"):
+  with pytest.raises(UserError, match=r"cannot write .*File exists"):
     Writer(file / "metrics.jsonl")
   with pytest.raises(UserError, match="cannot read"):
     list(read(tmp_path))
@@ -126,9 +127,9 @@ def test_the_newest_dispatch_is_left_on_the_device(monkeypatch):
   assert rows == [2, 4, 6]
 
 
-def test_a_row_averages_its_steps(monkeypatch):
+def test_a_row_averages_its_steps():
   rows = []
-  log = TrainingLog(4, lambda step, row: rows.append((step, row)))
+  log = TrainingLog(4, lambda step, found: rows.append((step, found[0])))
   log.push(2, _dispatch(loss=1.0, count=4.0, accuracy=4.0))
   log.push(4, _dispatch(loss=3.0, count=0.0, accuracy=0.0))
   log.flush()
@@ -145,7 +146,7 @@ def test_a_row_averages_its_steps(monkeypatch):
 
 def test_pauses_are_left_out_of_the_speed():
   rows = []
-  log = TrainingLog(2, lambda step, row: rows.append(row))
+  log = TrainingLog(2, lambda step, found: rows.append(found[0]))
   time.sleep(0.2)
   log.pause(0.15)
   log.push(2, _dispatch())
@@ -166,6 +167,24 @@ def test_the_first_step_that_is_not_finite_is_named(bad):
     log.flush()
   assert "config.optim.lr" in str(refusal.value)
   assert rows == [4]
+
+
+def test_members_have_rows_until_they_diverge():
+  rows, diverged = [], {}
+  log = TrainingLog(
+    4, lambda step, found: rows.append((step, sorted(found))),
+    lambda *event: rows.append(event), diverged,
+  )  # fmt: skip
+  both = jax.tree.map(lambda a: np.stack([a, a]), _dispatch(steps=4))
+  log.push(4, both)
+  spoilt = both | {"loss": np.array([[1, 1, 1, 1], [1, 1, np.nan, np.inf]])}
+  log.push(8, spoilt)
+  log.push(12, spoilt)
+  log.flush()
+  assert rows == [
+    (4, [0, 1]), (7, 1, "loss=nan"), (8, [0]), (12, [0])
+  ]  # fmt: skip
+  assert diverged == {1: 7}
 
 
 def test_tensorboard_gets_the_same_rows(tmp_path):

@@ -4,7 +4,8 @@ import pytest
 
 from trm_jax.errors import UserError
 from trm_jax.run import folder as run_folder
-from trm_jax.run.folder import RunFolder, write_json
+from trm_jax.run.files import read_optional, write_json
+from trm_jax.run.folder import RunFolder
 
 CONFIG = {
   "data": {"size": 4, "givens": (4, 8), "cache_dir": ""},
@@ -63,10 +64,16 @@ def test_another_config_is_refused_field_by_field(trained):
   assert "use another --workdir" in message
   assert "data.givens: [4, 8] there, [4, 9] here" in message
   assert "data.extra: '(missing)' there, 1 here" in message
-  assert "optim.lr: 0.001 there, '(missing)' here" in message
+  assert "optim.lr: 0.001 there, 0.0001 here" in message
   assert "size" not in message
   assert _contents(trained) == before
   _claim(trained)  # the refusal let go of the lock
+
+
+def test_a_field_that_was_left_out_had_its_default(trained):
+  _claim(trained, _changed("optim", ema=0.999) | {"mesh": {"model": 1}})
+  with pytest.raises(UserError, match=r"optim\.ema: 0\.999 there, 0\.9 here"):
+    _claim(trained, _changed("optim", ema=0.9))
 
 
 def test_checkpoints_alone_protect_a_run(tmp_path):
@@ -131,12 +138,12 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   path = tmp_path / "deep" / "result.json"
   write_json(path, {"exact": 0.5})
 
-  def half(self, text):
-    with self.open("w") as file:
-      file.write(text[:3])
+  def half(self, content):
+    with self.open("wb") as file:
+      file.write(content[:3])
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(run_folder.pathlib.Path, "write_text", half)
+  monkeypatch.setattr(type(path), "write_bytes", half)
   with pytest.raises(UserError, match=r"cannot write .*No space left"):
     write_json(path, {"exact": 0.75})
   assert json.loads(path.read_text()) == {"exact": 0.5}
@@ -168,10 +175,10 @@ def test_names_of_puzzles_may_change_before(tmp_path):
 
 def test_an_optional_file_may_be_missing_but_not_damaged(tmp_path):
   path = tmp_path / "some.json"
-  assert run_folder.read_optional(path) == {}
+  assert read_optional(path) == {}
   write_json(path, {"a": 1})
-  assert run_folder.read_optional(path) == {"a": 1}
+  assert read_optional(path) == {"a": 1}
   for text in ("", "[1]", "{", "[" * 100_000):
     path.write_text(text)
     with pytest.raises(UserError, match="is damaged"):
-      run_folder.read_optional(path)
+      read_optional(path)

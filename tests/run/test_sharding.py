@@ -15,17 +15,17 @@ from trm_jax.config import TrainConfig
 from trm_jax.core import optim
 from trm_jax.errors import UserError
 from trm_jax.run import sharding
-from trm_jax.train import loop as fit
+from trm_jax.train import program as trainer
 from trm_jax.train import step as train
 
 
-def _after_two_dispatches(recipe, table, mesh, parts):
+def _after_two_dispatches(recipe, table, mesh, microbatches):
   shapes = jax.eval_shape(lambda: train.init_state(recipe))
   placed = sharding.shardings(shapes, mesh)
   init = jax.jit(lambda: train.init_state(recipe), out_shardings=placed)
   steps = jax.jit(
     lambda state, table: train.train_steps(
-      state, table, recipe, spread=sharding.over_slots(mesh, parts)
+      state, table, recipe, split_slots=sharding.split_slots(mesh, microbatches)
     ),
     out_shardings=(placed, sharding.replicated(mesh)),
     donate_argnums=0,
@@ -38,16 +38,16 @@ def _after_two_dispatches(recipe, table, mesh, parts):
 
 
 @pytest.mark.parametrize(
-  ("data", "model", "parts"), [(8, 1, 1), (8, 1, 2), (2, 4, 4)]
+  ("data", "model", "microbatches"), [(8, 1, 1), (8, 1, 2), (2, 4, 4)]
 )
 def test_eight_devices_equal_one(
-  recipe, table, compiled_steps, data, model, parts
+  recipe, table, compiled_steps, data, model, microbatches
 ):
   state = train.init_state(recipe)
   for _ in range(2):
     state, _ = compiled_steps(state, table)
   mesh = sharding.make_mesh(data, model)
-  spread = _after_two_dispatches(recipe, table, mesh, parts)
+  spread = _after_two_dispatches(recipe, table, mesh, microbatches)
   latents = spread.carry.latents.y.sharding
   assert latents.spec[0] == "data"
   if model > 1:
@@ -70,10 +70,10 @@ def test_eight_devices_equal_one(
 
 
 @pytest.mark.parametrize(
-  ("family", "devices", "parts"), [("trm", 1, 4), ("hrm", 8, 2)]
+  ("family", "devices", "microbatches"), [("trm", 1, 4), ("hrm", 8, 2)]
 )
-def test_turns_change_neither_losses_nor_noise(
-  recipe, table, family, devices, parts
+def test_microbatches_change_neither_losses_nor_noise(
+  recipe, table, family, devices, microbatches
 ):
   """In float64, where only the order of sums differs."""
   model = dataclasses.replace(
@@ -82,16 +82,16 @@ def test_turns_change_neither_losses_nor_noise(
   )  # fmt: skip
   recipe = dataclasses.replace(recipe, model=model)
 
-  def learned(devices, parts):
+  def learned(devices, microbatches):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     with jax.enable_x64(True):
-      spread = sharding.over_slots(mesh, parts)
+      split = sharding.split_slots(mesh, microbatches)
       state = train.init_state(recipe)
       incoming, _ = train.draw_puzzles(state, table, recipe)
-      learn = jax.jit(lambda s, i: train.learn(s, i, recipe, spread))
+      learn = jax.jit(lambda s, i: train.learn(s, i, recipe, split))
       return learn(state, incoming)[1]
 
-  plain, found = learned(1, 1), learned(devices, parts)
+  plain, found = learned(1, 1), learned(devices, microbatches)
   assert found.gradients["lm_head"]["kernel"].dtype == jnp.float64
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10),
@@ -104,12 +104,14 @@ def test_turns_change_neither_losses_nor_noise(
 @given(
   share=st.integers(1, 400), devices=st.integers(1, 8), most=st.integers(0, 400)
 )
-def test_turns_are_equal_and_as_few_as_memory_allows(share, devices, most):
+def test_microbatches_are_equal_and_as_few_as_memory_allows(
+  share, devices, most
+):
   training = TrainConfig(batch_size=share * devices, microbatch=most)
-  parts = training.parts(devices)
-  assert share % parts == 0
-  assert not most or share // parts <= most
-  fewer = [k for k in range(1, parts) if share % k == 0]
+  microbatches = training.microbatches(devices)
+  assert share % microbatches == 0
+  assert not most or share // microbatches <= most
+  fewer = [k for k in range(1, microbatches) if share % k == 0]
   assert all(most and share // k > most for k in fewer)
 
 
@@ -225,9 +227,9 @@ def test_a_large_split_is_shared_by_the_devices(recipe, split, monkeypatch):
   split = dataclasses.replace(
     split, inputs=split.inputs[:37], labels=split.labels[:37]
   )
-  whole = fit.stage(split, mesh)
-  monkeypatch.setattr(fit, "_SHARED_FROM", 0)
-  shared = fit.stage(split, mesh)
+  whole = trainer.stage(split, mesh)
+  monkeypatch.setattr(trainer, "_SHARED_FROM", 0)
+  shared = trainer.stage(split, mesh)
   assert whole.inputs.sharding.is_fully_replicated
   assert shared.inputs.shape == (40, 16)
   assert shared.inputs.addressable_shards[0].data.shape == (5, 16)

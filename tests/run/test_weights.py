@@ -198,3 +198,11 @@ def test_a_failed_write_leaves_the_old_file(path, params, monkeypatch):
   assert [p.name for p in path.parent.iterdir()] == [path.name]
   with pytest.raises(UserError, match="cannot write"):
     save_weights(path / "below.safetensors", params, CONFIG, {})
+
+
+def test_other_values_than_were_written_are_refused(path):
+  content = bytearray(path.read_bytes())
+  content[-2] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(UserError, match="is damaged or was edited"):
+    load_weights(path)

@@ -94,9 +94,9 @@ def test_isotonic_maps_are_idempotent_and_honest_where_fitted(puzzles):
   again = calibration.fit(confidence, right, "isotonic")(confidence)
   np.testing.assert_allclose(again, confidence, atol=1e-9)
   # All that is off are the puzzles added beyond the ends.
-  error = calibration.expected_calibration_error(confidence, right)
+  error = calibration.reliability(confidence, right).error
   assert error <= 2 / len(q)
-  before = calibration.expected_calibration_error(special.expit(q), right)
+  before = calibration.reliability(special.expit(q), right).error
   assert error <= before + 2 / len(q)
 
 
@@ -242,13 +242,13 @@ def test_error_by_hand():
   right = [False, True, False, True, True, False]
   found = calibration.reliability(confidence, right)
   assert found.count.tolist() == [1, 2, 0, 0, 0, 0, 0, 0, 0, 3]
-  np.testing.assert_allclose(found.share[[0, 1, 9]], [0, 0.5, 2 / 3])
-  assert np.isnan(found.share[2:9]).all() and np.isnan(found.low[2:9]).all()
+  np.testing.assert_allclose(found.fraction[[0, 1, 9]], [0, 0.5, 2 / 3])
+  assert np.isnan(found.fraction[2:9]).all() and np.isnan(found.low[2:9]).all()
   expected = (1 * 0.05 + 2 * 0.35 + 3 * abs((0.95 + 1 + 0.999) / 3 - 2 / 3)) / 6
   assert found.error == pytest.approx(expected)
-  assert calibration.expected_calibration_error(
-    confidence, right, bins=1
-  ) == pytest.approx(abs(np.mean(confidence) - 0.5))
+  assert calibration.reliability(confidence, right, 1).error == pytest.approx(
+    abs(np.mean(confidence) - 0.5)
+  )
 
 
 def test_intervals_hold_the_share_and_shrink():
@@ -258,8 +258,8 @@ def test_intervals_hold_the_share_and_shrink():
     confidence = rng.random(count)
     found = calibration.reliability(confidence, rng.random(count) < confidence)
     held = found.count > 0
-    assert (found.low[held] <= found.share[held]).all()
-    assert (found.share[held] <= found.high[held]).all()
+    assert (found.low[held] <= found.fraction[held]).all()
+    assert (found.fraction[held] <= found.high[held]).all()
     widths.append(np.nanmean(found.high - found.low))
   assert widths[1] < widths[0] / 4
 
@@ -289,7 +289,7 @@ def test_what_was_fitted_is_not_what_is_judged():
   rng = np.random.default_rng(0)
   q, right = rng.normal(size=60), rng.random(60) < 0.5
   confidence = calibration.fit(q, right, "isotonic")(q)
-  fitted = calibration.expected_calibration_error(confidence, right)
+  fitted = calibration.reliability(confidence, right).error
   _, judged = calibration.evaluate_fit(q, right, "isotonic", seed=0)
   assert judged.error > 2 * fitted
   with pytest.raises(UserError, match="2 or more"):

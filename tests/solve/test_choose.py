@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trm_jax.solve.choose import Ballots
+from trm_jax.solve.choose import Answers
 from trm_jax.solve.solver import Rollouts
 
 
@@ -28,27 +28,27 @@ def test_every_way_of_choosing():
     steps=[[4, 2, 3, 2, 0]],  # the last was stopped, and has no say
     halted=[[0, 1, 1, 1, 0]],
   )
-  ballots = Ballots.of(found, 0, 5)
+  answers = Answers.of(found, 0, 5)
   solved = np.array([[True, False, True, False, True]])
-  assert ballots.choose("q").tolist() == [3]
-  assert ballots.choose("residual").tolist() == [2]
-  assert ballots.choose("vote").tolist() == [1]  # two of them
-  assert ballots.choose("first").tolist() == [3]  # as soon as 1, and surer
-  assert ballots.choose("solved", solved).tolist() == [0]
-  assert ballots.choose("solved", solved & False).tolist() == [3]
-  assert ballots.votes.tolist() == [[1, 2, 2, 1, 0]]
-  narrow = Ballots.of(found, 0, 1)
+  assert answers.choose("q").tolist() == [3]
+  assert answers.choose("residual").tolist() == [2]
+  assert answers.choose("vote").tolist() == [1]  # two of them
+  assert answers.choose("first").tolist() == [3]  # as soon as 1, and surer
+  assert answers.choose("solved", solved).tolist() == [0]
+  assert answers.choose("solved", solved & False).tolist() == [3]
+  assert answers.votes.tolist() == [[1, 2, 2, 1, 0]]
+  narrow = Answers.of(found, 0, 1)
   for select in ("q", "residual", "vote", "first"):
     assert narrow.choose(select).tolist() == [0]
 
 
 def test_without_a_halt_the_surest_is_first():
   found = _rollouts([[2, 3]], [[0.1, 0.2]], [[0, 0]], [[4, 4]], [[0, 0]])
-  assert Ballots.of(found, 0, 2).choose("first").tolist() == [1]
+  assert Answers.of(found, 0, 2).choose("first").tolist() == [1]
 
 
 def test_votes_tie_by_mean_confidence():
   found = _rollouts(
     [[2, 2, 3, 3]], [[3.0, -3.0, 1.0, 1.0]], [[0] * 4], [[4] * 4], [[0] * 4]
   )
-  assert Ballots.of(found, 0, 4).choose("vote").tolist() == [2]
+  assert Answers.of(found, 0, 4).choose("vote").tolist() == [2]

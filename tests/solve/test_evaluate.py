@@ -12,9 +12,11 @@ from conftest import tiny_model
 from trm_jax.core import halting, network, recursion
 from trm_jax.core.halting import Puzzles
 from trm_jax.data.arc import grids
-from trm_jax.data.task import Split
+from trm_jax.data.arc.symmetry import inverse
+from trm_jax.data.arc.task import arc_task
+from trm_jax.data.task import Split, show
 from trm_jax.run import sharding
-from trm_jax.solve import evaluate, vote
+from trm_jax.solve import evaluate, held_out, vote
 from trm_jax.train import step as train
 
 
@@ -86,15 +88,15 @@ def test_every_depth_equals_running_to_it(trained, split, recipe):
 
 
 def test_the_chosen_part_is_seeded_and_without_repeats():
-  rows = evaluate.choose_groups(1000, 50, seed=3)
-  np.testing.assert_array_equal(rows, evaluate.choose_groups(1000, 50, seed=3))
+  rows = held_out.choose_groups(1000, 50, seed=3)
+  np.testing.assert_array_equal(rows, held_out.choose_groups(1000, 50, seed=3))
   assert len(np.unique(rows)) == 50
-  assert np.any(rows != evaluate.choose_groups(1000, 50, seed=4))
+  assert np.any(rows != held_out.choose_groups(1000, 50, seed=4))
   np.testing.assert_array_equal(
-    evaluate.choose_groups(7, 0, seed=3), np.arange(7)
+    held_out.choose_groups(7, 0, seed=3), np.arange(7)
   )
   np.testing.assert_array_equal(
-    evaluate.choose_groups(7, 99, seed=3), np.arange(7)
+    held_out.choose_groups(7, 99, seed=3), np.arange(7)
   )
 
 
@@ -149,21 +151,19 @@ def arc_model(arc_split):
 def _evaluate(split, arc_model, ballots=None, batch_size=16):
   model, params = arc_model
   return evaluate.evaluate(
-    params, split, model, grids.task(SIZE), depth=DEPTH,
+    params, split, model, arc_task(SIZE), depth=DEPTH,
     batch_size=batch_size, mesh=sharding.make_mesh(), ballots=ballots,
   )  # fmt: skip
 
 
 def test_copies_vote_as_counted_by_hand(arc_split, arc_model):
   model, params = arc_model
-  task = grids.task(SIZE)
+  task = arc_task(SIZE)
   ballots = evaluate.new_ballots([DEPTH])
   records = _evaluate(arc_split, arc_model, ballots)
   examples, puzzles = arc_split.rows
   symmetries = arc_split.symmetries[puzzles]
-  shown = jax.vmap(task.view)(
-    jnp.asarray(arc_split.inputs[examples]), jnp.asarray(symmetries)
-  )
+  shown, _ = show(arc_split, examples, puzzles, task)
   answers, q_halt = evaluate.refine(
     params,
     Puzzles.of(shown, shown, arc_split.puzzle_ids[puzzles]),
@@ -173,7 +173,7 @@ def test_copies_vote_as_counted_by_hand(arc_split, arc_model):
   expected = collections.defaultdict(list)
   for row, example in enumerate(examples):
     grid = grids.decode(np.asarray(answers[-1, row]))
-    back = grids.inverse(symmetries[row])
+    back = inverse(symmetries[row])
     grid = np.asarray(back[1:])[grid]
     turn = [
       lambda g: g, np.rot90, lambda g: np.rot90(g, 2),
@@ -186,7 +186,7 @@ def test_copies_vote_as_counted_by_hand(arc_split, arc_model):
     )
     q = vote.confidences(np.asarray(q_halt[-1, row]))
     expected[asked].append((str(turn(grid).tolist()), float(q)))
-  _, pairs = vote.questions_of(arc_split, task.unview)
+  _, pairs = vote.questions_of(arc_split, task)
   assert len({pair.question for pair in pairs}) == len(expected) == 6
   several = 0
   for number, votes in enumerate(expected.values()):
@@ -210,20 +210,12 @@ def test_copies_vote_as_counted_by_hand(arc_split, arc_model):
 def test_copies_stored_as_shown_give_the_same(arc_split, arc_model):
   """As in the folders that the reference's builder writes."""
   examples, puzzles = arc_split.rows
-  view = jax.vmap(grids.task(SIZE).view)
-  shown = {
-    name: np.asarray(
-      view(
-        jnp.asarray(getattr(arc_split, name)[examples]),
-        jnp.asarray(arc_split.symmetries[puzzles]),
-      )
-    )
-    for name in ("inputs", "labels")
-  }
+  inputs, labels = show(arc_split, examples, puzzles, arc_task(SIZE))
   ends = np.cumsum(arc_split.num_examples)
   viewed = dataclasses.replace(
     arc_split,
-    **shown,
+    inputs=np.asarray(inputs),
+    labels=np.asarray(labels),
     first_example=(ends - arc_split.num_examples).astype(np.int32),
     is_viewed=True,
   )
@@ -256,7 +248,7 @@ def test_votes_of_two_checkpoints_add_up(arc_split, arc_model):
 
 def test_the_mean_embedding_is_of_the_trained_rows(arc_model):
   _, params = arc_model
-  mean = evaluate.with_mean_embedding(params, known=7).puzzle_table
+  mean = held_out.with_mean_embedding(params, known=7).puzzle_table
   np.testing.assert_allclose(
     mean[0], np.mean(params.puzzle_table[1:7], 0), rtol=1e-5
   )

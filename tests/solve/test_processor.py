@@ -289,14 +289,14 @@ def test_arc_tasks_without_an_embedding(arc_model):
   ("config", "message"),
   [
     ({"max_recursion_dept": 3}, r"did you mean 'max_recursion_depth'"),
-    ({"zzz": 3}, r"no field 'zzz': it has max_recursion_depth"),
-    ({3: 3}, r"no field 3"),
+    ({"zzz": 3}, r"no field 'zzz': it has alternatives_breadth"),
+    ({3: 3}, r"no field '3'"),
     ({"max_recursion_depth": "3"}, r"depth='3': must be int, not str"),
     ({"max_recursion_depth": 3.0}, r"must be int, not float"),
     ({"breadth": True}, r"breadth=True: must be int, not bool"),
     ({"early_stopping": 1}, r"early_stopping=1: must be bool"),
     ({"confidence_threshold": None}, r"must be float, not NoneType"),
-    ({"confidence_threshold": 1}, r"threshold=1: must be a probability"),
+    ({"confidence_threshold": 1}, r"threshold=1\.0: must be a probability"),
     ({"confidence_threshold": 0.0}, r"must be a probability"),
     ({"confidence_threshold": float("nan")}, r"must be a probability"),
     ({"max_recursion_depth": 0}, r"depth=0: must be from 1 to"),
@@ -361,11 +361,11 @@ def test_the_history_is_that_of_plain_recursion(refined, fixed):
     assert result.steps == 4 == len(result.reasoning_history)
     np.testing.assert_array_equal(result.history, answers[:, row])
     np.testing.assert_array_equal(result.tokens, answers[-1, row])
-    sure = special.expit(q_halt[:, row])
+    confidences = special.expit(q_halt[:, row])
     for number, step in enumerate(result.reasoning_history):
       assert step.step == number + 1
       assert step.answer == board.render(answers[number, row])
-      assert step.confidence == pytest.approx(sure[number], rel=1e-3)
+      assert step.confidence == pytest.approx(confidences[number], rel=1e-3)
     assert result.reasoning_history[-1].answer == result.answer
     assert result.reasoning_history[-1].confidence == result.confidence
     assert result.checked == board.solves(INPUTS[row], result.tokens, size=4)
@@ -416,7 +416,7 @@ def test_confidence_and_halting_are_calibrated(fixed):
 
 
 def test_confidence_that_nothing_deserves_never_halts():
-  """Three puzzles do not support it, and a model may be sure of all."""
+  """Three puzzles do not support it, and a model may be confidences of all."""
   calibration = {"kind": "temperature", "puzzles": 3, "temperature": 1.0}
   model = dataclasses.replace(MODEL, calibration=calibration)
   results = processor(model, confidence_threshold=0.9).reason(TEXTS)
@@ -452,7 +452,7 @@ def test_a_model_that_does_not_recur_takes_one_step():
   with pytest.raises(UserError, match=r"rollouts would be the same; set views"):
     processor(model, **config).reason(TEXTS[0], True)
   viewed = processor(model, **config, views=True).reason(TEXTS[0], True)
-  assert sum(one.share for one in viewed.alternatives) == pytest.approx(1)
+  assert sum(one.fraction for one in viewed.alternatives) == pytest.approx(1)
   assert result.answer in [one.answer for one in viewed.alternatives]
 
 
@@ -467,10 +467,10 @@ def several():
 
 def test_alternatives_are_the_answers_of_all_rollouts(several):
   for result in several:
-    shares = [one.share for one in result.alternatives]
-    assert sum(shares) == pytest.approx(1)
-    assert shares == sorted(shares, reverse=True)
-    assert all(share * 4 == round(share * 4) for share in shares)
+    fractions = [one.fraction for one in result.alternatives]
+    assert sum(fractions) == pytest.approx(1)
+    assert fractions == sorted(fractions, reverse=True)
+    assert all(fraction * 4 == round(fraction * 4) for fraction in fractions)
     answers = [one.answer for one in result.alternatives]
     assert len(set(answers)) == len(answers)
     assert result.answer in answers
@@ -480,7 +480,7 @@ def test_alternatives_are_the_answers_of_all_rollouts(several):
   assert any(len(result.alternatives) > 1 for result in several)
 
 
-def test_the_first_rollout_is_undisturbed(several, fixed):
+def test_the_first_rollout_is_plain(several, fixed):
   for result, plain in zip(several, fixed, strict=False):
     assert plain.answer in [one.answer for one in result.alternatives]
     assert result.flops == pytest.approx(4 * plain.flops)

@@ -17,15 +17,16 @@ from conftest import tiny_model
 from trm_jax.core import flops, network, recursion
 from trm_jax.core.halting import Outputs, Puzzles
 from trm_jax.core.network import FAMILIES, RECURSIVE
-from trm_jax.data.maze import grid as maze_grid
-from trm_jax.data.sudoku import board, generate
+from trm_jax.data.maze.task import maze_task
+from trm_jax.data.sudoku import generate
+from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.errors import UserError
-from trm_jax.solve import check, engine, evaluate, score
-from trm_jax.solve.choose import Ballots
+from trm_jax.solve import engine, evaluate, score
+from trm_jax.solve.choose import Answers
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Solver
 
-TASK = board.task(4)
+TASK = sudoku_task(4)
 DEPTH = 7
 ALL = range(1, DEPTH + 1)
 
@@ -170,8 +171,8 @@ def test_solutions_halt_where_a_task_has_rules(puzzles):
   even = (inputs == 1).sum(-1) % 2 == 0
   assert (steps == np.where(even, 1, 3)).all()
   assert 0 < even.sum() < len(even)
-  assert check.solved(inputs, labels, TASK).all()
-  assert not check.solved(inputs, inputs[:, None], TASK).any()
+  assert score.solved(inputs, labels, TASK).all()
+  assert not score.solved(inputs, inputs[:, None], TASK).any()
 
 
 @pytest.mark.parametrize(("slots", "devices"), [(5, 1), (64, 1), (7, 3)])
@@ -206,7 +207,7 @@ def test_rounds_change_nothing(puzzles, monkeypatch):
   inputs, _ = puzzles
   settings = dataclasses.replace(RULES["q"], breadth=2, cycle_noise=0.5)
   whole = _solver().solve(inputs, _ids(inputs), settings)
-  monkeypatch.setattr("trm_jax.solve.solver._ROOM", 10 * 2 * 16)
+  monkeypatch.setattr("trm_jax.solve.solver._MEMORY_BYTES", 10 * 2 * 16)
   told = []
   parts = _solver().solve(
     inputs, _ids(inputs), settings, on_progress=lambda *now: told.append(now)
@@ -217,7 +218,7 @@ def test_rounds_change_nothing(puzzles, monkeypatch):
   assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
-def test_only_the_first_rollout_is_undisturbed(puzzles):
+def test_all_rollouts_but_the_first_are_perturbed(puzzles):
   inputs, _ = puzzles
   solver = _solver()
   fixed = SolveConfig(depth=3)
@@ -246,7 +247,7 @@ def test_noise_reaches_every_family(family, puzzles):
 
 
 @pytest.mark.parametrize("family", RECURSIVE)
-def test_latents_are_disturbed_before_each_cycle(family):
+def test_latents_are_perturbed_before_each_cycle(family):
   """What is put in their place before the last cycle is all that it sees."""
   model = _model(family, cycles=3)
   params = _params(model)
@@ -260,9 +261,9 @@ def test_latents_are_disturbed_before_each_cycle(family):
       lambda new, old: jnp.where(cycle == last, new, old), other, latents
     )
 
-  def step(latents, model, disturb):
+  def step(latents, model, perturb):
     return recursion.supervision_step(
-      params.weights, latents, x, model, disturb=disturb
+      params.weights, latents, x, model, disturb=perturb
     )
 
   replaced = step(start, model, replace)
@@ -275,8 +276,8 @@ def test_noise_has_the_deviation_that_was_asked_for():
   latents = recursion.initial_latents(_params(model).initial, 5, model)
   keys = jax.random.split(jax.random.key(0), 5)
   plan = engine.Plan(model, TASK, 5, True, False, False, 1)
-  disturb = engine._disturbance(keys, 0.3, jnp.arange(5), plan)
-  noisy, later = disturb(latents, 0), disturb(latents, 1)
+  perturb = engine._perturbation(keys, 0.3, jnp.arange(5), plan)
+  noisy, later = perturb(latents, 0), perturb(latents, 1)
   for before, after, other in zip(
     *map(jax.tree.leaves, (latents, noisy, later)), strict=True
   ):
@@ -287,7 +288,7 @@ def test_noise_has_the_deviation_that_was_asked_for():
     assert (other[1:] != after[1:]).all()
 
 
-@pytest.mark.parametrize("task", [TASK, board.task(6), maze_grid.task(5)])
+@pytest.mark.parametrize("task", [TASK, sudoku_task(6), maze_task(5)])
 def test_views_are_undone(task):
   keys = jax.random.split(jax.random.key(1), 20)
   tokens = jax.random.randint(
@@ -295,10 +296,10 @@ def test_views_are_undone(task):
   )
   kinds = set()
   for key in keys:
-    symmetry = task.symmetries.sample(key)
-    shown = task.symmetries.show(symmetry, tokens)
+    symmetry = task.views.sample(key, None, None)
+    shown = task.views.apply(symmetry, tokens)
     kinds.add(tuple(shown.tolist()))
-    assert (task.symmetries.undo(symmetry, shown) == tokens).all()
+    assert (task.views.undo(symmetry, shown) == tokens).all()
   assert len(kinds) > 4
 
 
@@ -330,7 +331,7 @@ def test_siblings_of_the_first_stop_and_the_choice_stays(puzzles):
   pruned = solver.solve(inputs, _ids(inputs), settings)
   whole = solver.solve(inputs, _ids(inputs), settings, prune=False)
   assert pruned.spent < whole.spent
-  chosen = [Ballots.of(r, -1, 4).choose("first") for r in (pruned, whole)]
+  chosen = [Answers.of(r, -1, 4).choose("first") for r in (pruned, whole)]
   np.testing.assert_array_equal(*chosen)
   rows = np.arange(len(inputs))
   np.testing.assert_array_equal(
@@ -453,8 +454,8 @@ def test_the_grid_is_what_each_depth_and_breadth_would_give(puzzles):
       inputs, _ids(inputs),
       SolveConfig(depth=record["depth"], breadth=record["breadth"], **noise),
     )  # fmt: skip
-    ballots = Ballots.of(alone, 0, record["breadth"])
-    chosen = ballots.choose(record["select"])
+    standing = Answers.of(alone, 0, record["breadth"])
+    chosen = standing.choose(record["select"])
     right = (alone.answers[:, :, 0] == labels[:, None]).all(-1)
     rows = np.arange(len(inputs))
     assert record["exact_accuracy"] == right[rows, chosen].mean()

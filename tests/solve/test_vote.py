@@ -18,7 +18,7 @@ from trm_jax.errors import UserError
 from trm_jax.solve import vote
 
 DATA = pathlib.Path(__file__).parent.parent / "recorded" / "arc"
-UNVIEW = grids.task(30).unview
+TASK = grids.task(30)
 
 
 def read(name):
@@ -232,14 +232,14 @@ def test_submission():
   ballot.add(np.array([0, 0, 0, 1]), keys, np.ones(4), answers)
   pairs = [pair("a", 1, None), pair("b", 7, 3), pair("a", 0, None)]
   first, second, third = [[5]], [[1, 2], [3, 4]], [[6]]
-  assert vote.submission(ballot, pairs) == {
+  assert vote.submission(ballot, pairs, TASK) == {
     "a": [
       {"attempt_1": third, "attempt_2": third},
       {"attempt_1": first, "attempt_2": second},
     ],
     "b": [{"attempt_1": [[0]], "attempt_2": [[0]]}],
   }
-  assert vote.submission(ballot, pairs[2:], attempts=3)["a"] == [
+  assert vote.submission(ballot, pairs[2:], TASK, attempts=3)["a"] == [
     {"attempt_1": first, "attempt_2": second, "attempt_3": first}
   ]
 
@@ -249,11 +249,11 @@ def test_the_recorded_vote_has_the_recorded_scores(recorded, is_viewed):
   split = as_split(recorded)
   if not is_viewed:
     split = as_originals(split)
-  questions, pairs = vote.questions_of(split, UNVIEW)
+  questions, pairs = vote.questions_of(split, TASK)
   assert questions.dtype == np.int32
   _, puzzles = split.rows
   answers, keys = vote.unviewed(
-    recorded["preds"], split.symmetries[puzzles], UNVIEW
+    recorded["preds"], split.symmetries[puzzles], TASK
   )
   ballot = vote.Ballot()
   ballot.add(
@@ -263,7 +263,7 @@ def test_the_recorded_vote_has_the_recorded_scores(recorded, is_viewed):
   assert {f"ARC/pass@{k}": s for k, s in scores.items()} == read(
     "expected.json"
   )
-  assert vote.submission(ballot, pairs) == read("submission.json")
+  assert vote.submission(ballot, pairs, TASK) == read("submission.json")
 
 
 def test_a_question_is_a_task_and_an_input():
@@ -279,7 +279,7 @@ def test_a_question_is_a_task_and_an_input():
     symmetries=np.tile(grids.IDENTITY, (4, 1)),
     names=("one", "two"),
   )
-  questions, pairs = vote.questions_of(split, grids.task(3).unview)
+  questions, pairs = vote.questions_of(split, grids.task(3))
   assert questions.tolist() == [0, 1, 0, 0, 1, 0, 2, 2]
   keys = vote.as_keys(vote.fingerprints(np.stack([b, c]), np)).tolist()
   assert pairs == [
@@ -289,15 +289,8 @@ def test_a_question_is_a_task_and_an_input():
     pair("two", 2, None),
   ]
   nothing = split.take(np.zeros(0, int))
-  questions, pairs = vote.questions_of(nothing, grids.task(3).unview)
+  questions, pairs = vote.questions_of(nothing, grids.task(3))
   assert (len(questions), pairs) == (0, [])
-
-
-def test_parts_cover_all_rows_once():
-  parts = vote.parts(5000)
-  rows = [row for part in parts for row in range(5000)[part]]
-  assert rows == list(range(5000))
-  assert vote.parts(0) == []
 
 
 def test_the_program_scores_the_recorded_predictions(tmp_path):
@@ -428,8 +421,8 @@ def test_tasks_are_found(tmp_path):
 
 
 def test_tasks_of_both_layouts_are_the_same():
-  ours = predictions.read_tasks(DATA / "test_puzzles.json")
-  kaggle = predictions.read_tasks(DATA / "arc_evaluation_challenges.json")
+  ours = predictions.read_pairs(DATA / "test_puzzles.json")
+  kaggle = predictions.read_pairs(DATA / "arc_evaluation_challenges.json")
   assert ours.keys() == kaggle.keys()
   for name, pairs in ours.items():
     for one, other in zip(pairs, kaggle[name], strict=True):
@@ -441,19 +434,17 @@ def test_tasks_of_both_layouts_are_the_same():
   [
     ("{", "not JSON"),
     ("[" * 100_000, "not JSON"),
-    ("[]", "an object whose keys name tasks"),
-    ("{}", "an object whose keys name tasks"),
-    ('{"a": []}', "task 'a': expected 'test'"),
-    ('{"a": {"test": 3}}', "task 'a': expected 'test'"),
-    ('{"a": {"test": [{"output": [[1]]}]}}', "task 'a': expected 'test'"),
-    ('{"a": {"test": [{"input": [[1, 10]]}]}}', "task 'a': row 1.* holds 10"),
+    ("[]", "an object whose keys are the names"),
+    ("{}", "holds no task"),
+    ('{"a": []}', "task 'a': .*expected an object with 'train'"),
+    ('{"a": {"test": 3}}', "task 'a': 'train' is None"),
   ],
 )
 def test_bad_tasks_are_refused(tmp_path, text, problem):
   path = tmp_path / "test_puzzles.json"
   path.write_text(text)
   with pytest.raises(UserError, match=problem):
-    predictions.read_tasks(path)
+    predictions.read_pairs(path)
 
 
 def test_identifiers(tmp_path):

@@ -5,13 +5,14 @@ import copy
 import pytest
 
 from configs import depth
+from trm_jax.cli import configs
 from trm_jax.errors import UserError
 from trm_jax.study import grid
 from trm_jax.train import step as train
 
 
 def _config(variant="cpu"):
-  return depth.get_config(variant).to_dict()
+  return configs.load(f"depth:{variant}").to_dict()
 
 
 @pytest.mark.parametrize("variant", depth.VARIANTS)

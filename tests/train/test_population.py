@@ -1,5 +1,6 @@
-"""Populations: each member is what a run of its own would be."""
+"""Several seeds trained together: each is what a run of its own would be."""
 
+import contextlib
 import dataclasses
 import re
 
@@ -7,32 +8,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_model, with_train
+from conftest import with_train
 
 from trm_jax import config as config_lib
 from trm_jax.data.batches import Table
-from trm_jax.data.sudoku import board
 from trm_jax.errors import UserError
-from trm_jax.run import sharding
-from trm_jax.train import loop as fit
-from trm_jax.train import population
+from trm_jax.run import checkpoint, metrics, sharding
+from trm_jax.run.folder import RunFolder
+from trm_jax.train import loop
 from trm_jax.train import step as train
 
 SEEDS = (3, 0, 7, 1)
 
 
-class Silent:
-  """A watcher who counts."""
+class Told:
+  """Progress callbacks that remember."""
 
   def __init__(self):
-    self.steps = []
+    self.messages, self.rows = [], {}
 
   def say(self, message):
-    """Does not listen."""
+    """Remembers the message."""
+    self.messages.append(message)
 
   def advance(self, step, row):
-    """Remembers the step."""
-    self.steps.append(step)
+    """Remembers the row."""
+    self.rows[step] = row
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +55,11 @@ def experiment(recipe):
 
 @pytest.fixture(scope="module")
 def program(experiment):
-  return population.build(experiment, SEEDS)
+  return loop.build(experiment, SEEDS)
 
 
 def _steps(program, states, split, dispatches=2):
-  table = fit.stage(split, program.mesh)
+  table = loop.stage(split, program.mesh)
   for i in range(dispatches):
     choices = program.recipe.choices(4 * i, 4)
     states, metrics = program.dispatch(states, table, choices)
@@ -109,8 +110,8 @@ def test_devices_share_members_first_and_then_batches():
 def test_members_on_devices_of_their_own_send_each_other_nothing(
   experiment, split
 ):
-  program = population.build(experiment, range(8))
-  table = fit.stage(split, program.mesh)
+  program = loop.build(experiment, range(8))
+  table = loop.stage(split, program.mesh)
   lowered = program.dispatch.lower(
     program.abstract, table, program.recipe.choices(0, 4)
   )
@@ -152,61 +153,93 @@ def test_a_member_that_diverges_does_not_disturb_the_others(program, split):
 
 
 def _fit(experiment, split, folder, monkeypatch=None, stop_at=None):
-  held_out = split.take(np.arange(12))
+  held_out, folder = split.take(np.arange(12)), RunFolder(folder)
   if stop_at:
 
-    def asked(step):
-      return 15 if step >= stop_at else None
-
-    @fit.contextlib.contextmanager
+    @contextlib.contextmanager
     def signals():
-      yield asked
+      yield lambda step: 15 if step >= stop_at else None
 
-    monkeypatch.setattr(fit, "stop_signals", signals)
-    with pytest.raises(fit.Stopped) as stopped:
-      population.fit_population(
-        experiment, SEEDS, folder, split, held_out, Silent()
-      )
+    monkeypatch.setattr(loop, "stop_signals", signals)
+    with pytest.raises(loop.Stopped) as stopped:
+      loop.fit(experiment, folder, split, held_out, Told(), seeds=SEEDS)
     monkeypatch.undo()
     assert stopped.value.step == stop_at
-  members, seconds = population.fit_population(
-    experiment, SEEDS, folder, split, held_out, Silent()
+  told = Told()
+  members, seconds = loop.fit(
+    experiment, folder, split, held_out, told, seeds=SEEDS, tensorboard=True
   )
   assert seconds > 0
-  return members
+  return members, told
 
 
 @pytest.fixture(scope="module")
 def whole(experiment, split, tmp_path_factory):
-  """The members of a population that nothing befell."""
-  return _fit(experiment, split, tmp_path_factory.mktemp("whole"))
+  """An uninterrupted population: its folder, members and messages."""
+  folder = tmp_path_factory.mktemp("whole")
+  return folder, *_fit(experiment, split, folder)
+
+
+def test_members_have_all_that_a_single_run_has(experiment, whole):
+  folder, members, told = whole
+  rows = list(metrics.read(folder / "metrics.jsonl"))
+  for member in members:
+    trained = [r for r in rows if r["split"] == f"train/seed{member.seed}"]
+    tested = [r for r in rows if r["split"] == f"test/seed{member.seed}"]
+    assert [row["step"] for row in trained] == [4, 8, 12]
+    assert [row["exact_accuracy"] for row in tested] == [
+      record["exact_accuracy"] for record in member.learning
+    ]
+    assert [record["depth"] for record in member.records] == [1, 2]
+  losses = [r["loss"] for r in rows if r["step"] == 4 and "loss" in r]
+  assert told.rows[4]["loss"] == pytest.approx(np.mean(losses))
+  assert "mean of 4 seeds" in told.messages[-1]
+  assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+  # The best checkpoint is chosen by the mean of the members' scores.
+  means = {
+    step: np.mean([member.learning[i]["exact_accuracy"] for member in members])
+    for i, step in enumerate((4, 8, 12))
+  }
+  with checkpoint.Checkpoints(folder / "checkpoints") as checkpoints:
+    assert means[checkpoints.best] == max(means.values())
+
+
+def test_a_seed_alone_has_no_axis_of_members(experiment):
+  alone = dataclasses.replace(
+    experiment, train=dataclasses.replace(experiment.train, seed=3)
+  )
+  one, other = loop.build(alone), loop.build(experiment, [3])
+  assert one.abstract == other.abstract
+  assert one.abstract.step.shape == ()
+  assert one.mesh.axis_names == ("data", "model")
+  jax.tree.map(np.testing.assert_array_equal, one.init(), other.init())
 
 
 def test_a_diverged_member_stops_and_the_others_end_as_ever(
   experiment, split, whole, tmp_path, monkeypatch
 ):
-  build = population.build
+  build = loop.build
 
   def build_spoilt(*arguments):
     program = build(*arguments)
     return dataclasses.replace(program, init=lambda: _spoilt(program))
 
-  monkeypatch.setattr(population, "build", build_spoilt)
-  members = _fit(experiment, split, tmp_path)
+  monkeypatch.setattr(loop, "build", build_spoilt)
+  members, _ = _fit(experiment, split, tmp_path)
   assert [member.diverged_at for member in members] == [None, 1, None, None]
-  assert not members[1].learning
+  assert not members[1].learning and not members[1].records
   for i in (0, 2, 3):
-    assert members[i].learning == whole[i].learning
+    assert members[i].learning == whole[1][i].learning
     jax.tree.map(
-      np.testing.assert_array_equal, members[i].params, whole[i].params
+      np.testing.assert_array_equal, members[i].params, whole[1][i].params
     )
 
 
 def test_an_interrupted_population_goes_on_bit_for_bit(
   experiment, split, whole, tmp_path, monkeypatch
 ):
-  parts = _fit(experiment, split, tmp_path / "parts", monkeypatch, stop_at=8)
-  for a, b in zip(whole, parts, strict=True):
+  parts, _ = _fit(experiment, split, tmp_path, monkeypatch, stop_at=8)
+  for a, b in zip(whole[1], parts, strict=True):
     assert (a.seed, a.diverged_at) == (b.seed, b.diverged_at)
     assert a.learning == b.learning
     assert [row["step"] for row in a.learning] == [4, 8, 12]
@@ -217,17 +250,23 @@ def test_an_interrupted_population_goes_on_bit_for_bit(
 
 
 def test_divergence_is_dated_and_survives_a_restart(
-  experiment, split, tmp_path, monkeypatch
+  experiment, split, tmp_path
 ):
   """A learning rate that overflows float32 spoils every member."""
   wild = dataclasses.replace(
     experiment,
     optim=dataclasses.replace(experiment.optim, lr=1e38, weight_decay=1e3),
   )
-  members = _fit(wild, split, tmp_path)
+  members, _ = _fit(wild, split, tmp_path / "members")
   assert all(0 < member.diverged_at <= 12 for member in members)
-  again = _fit(wild, split, tmp_path)
+  again, _ = _fit(wild, split, tmp_path / "members")
   assert [m.diverged_at for m in again] == [m.diverged_at for m in members]
+  # A run of one seed ends by an error; in a study it is marked.
+  folder = RunFolder(tmp_path / "single")
+  with pytest.raises(UserError, match=r"at step \d+ .*smaller config.optim.lr"):
+    loop.fit(wild, folder, split, None, Told())
+  (member,), _ = loop.fit(wild, folder, split, None, Told(), seeds=[0])
+  assert 0 < member.diverged_at <= 12
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(experiment):
@@ -235,5 +274,4 @@ def test_a_batch_that_devices_cannot_share_is_refused(experiment):
     experiment, eval=dataclasses.replace(experiment.eval, batch_size=12)
   )
   with pytest.raises(UserError, match=r"eval\.batch_size=12: must be a mult"):
-    population.build(odd, SEEDS)
-  assert tiny_model().vocab_size == board.task(4).vocab_size
+    loop.build(odd, SEEDS)

@@ -1,18 +1,42 @@
-"""What every program here shares: short errors, flags and configs."""
+"""What the programs share: short errors, flags and configs.
+
+A program is a file experiments/NAME.py, run as `trm NAME`, or in a checkout as
+`python -m experiments.NAME`. Its docstring is its help: a line that says what
+it does, which `trm --help` lists, then its usage as `trm NAME --flag=...`. Then
+
+    from absl import flags
+
+    from trm_jax.cli import app
+
+    _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
+
+    def main(argv: list[str]):
+      from trm_jax.run.folder import RunFolder
+
+      app.no_arguments(argv)
+      ...
+
+    if __name__ == "__main__":
+      app.run(main)
+
+At its top it imports the standard library, absl's flags and this module, which
+is light. Whatever loads jax is imported in `main`, so that `--help` answers at
+once.
+"""
 
 import os
 import sys
 import traceback
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from absl import app as absl_app
 from absl import flags, logging
 from ml_collections import config_flags
 
+from trm_jax.cli import configs, shipped
 from trm_jax.errors import UserError
-from trm_jax.run import checkpoint, processes
 
 # Flags defined here belong to the program that asks for them: --help shows
 # the program's own flags only.
@@ -29,23 +53,15 @@ def run(main: Callable[[list[str]], int | None]):
     sys.unraisablehook = _pass_over_late_reads
     try:
       status = main(argv)
-      processes.leave()
+      if processes := _joined():
+        processes.leave()
       return status
     except UserError as error:
       return _fail(str(error))
     except KeyboardInterrupt:
       return _end_all("interrupted", 130)
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        processes.await_reason()
-        return _end_all_by(error)
-      return _fail(
-        "out of memory: try a smaller config.train.batch_size and "
-        "config.eval.batch_size, config.model.remat='full' or more devices. "
-        f"Cause: {str(error).splitlines()[0][:200]}"
-      )
     except Exception as error:
-      return _end_all_by(error)
+      return _end_by(error)
 
   absl_app.run(guarded, flags_parser=_parse_flags)
 
@@ -56,10 +72,13 @@ def say(message: str):
 
 
 def define_config() -> flags.FlagHolder:
-  """The flag `--config=FILE.py[:variant]` and its `--config.x.y=value`."""
+  """The flag `--config=NAME[:variant]` and its `--config.x.y=value`."""
   flag = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, FILE.py or FILE.py:variant."
-  )
+    "config", None,
+    "The experiment, NAME[:variant] or FILE.py[:variant]; `trm configs` "
+    "lists the names.",
+  )  # fmt: skip
+  flags.FLAGS["config"].parser = _ConfigParser()
   flags.declare_key_flag("config")
   return flag
 
@@ -93,6 +112,8 @@ def define_processes() -> Callable[[], None]:
   )
 
   def join_them():
+    from trm_jax.run import processes
+
     place = processes.Place(
       coordinator.value, num_processes.value, process_id.value,
       heartbeat.value, join.value,
@@ -113,6 +134,8 @@ def agree(config: Mapping[str, Any]):
 
   Each may keep its data elsewhere.
   """
+  from trm_jax.run import processes
+
   config = {name: dict(section) for name, section in config.items()}
   config.get("data", {}).pop("cache_dir", None)
   processes.agree({"config": config})
@@ -128,17 +151,9 @@ def define_skip_bad_rows() -> flags.FlagHolder[bool]:
 def config_values(flag: flags.FlagHolder) -> dict[str, Any]:
   """The resolved config as plain nested dicts."""
   if flag.value is None:
-    raise UserError(
-      "--config is missing: name a file such as configs/sudoku_extreme.py"
-    )
-  try:
-    return flag.value.to_dict()
-  except OSError as error:  # the file could not be loaded
-    raise UserError(_fault(error)) from error
-  except AttributeError as error:
-    raise UserError(
-      f"--config={_config_path()}: get_config() must return a ConfigDict"
-    ) from error
+    known = ", ".join(shipped.names("configs"))
+    raise UserError(f"--config is missing: name a FILE.py, or one of {known}")
+  return flag.value.to_dict()
 
 
 def config_overrides(name: str) -> dict[str, Any]:
@@ -170,6 +185,16 @@ def whole_numbers(text: str, flag: str) -> list[int]:
   return numbers
 
 
+class _ConfigParser(flags.ArgumentParser):
+  """Finds configs by name, and fills in what they leave out."""
+
+  def parse(self, argument: str) -> Any:
+    return configs.load(argument)
+
+  def flag_type(self) -> str:
+    return "config"
+
+
 def _pass_over_late_reads(unraisable: Any):
   """Keeps one known noise from the user, and shows all else as ever.
 
@@ -180,14 +205,34 @@ def _pass_over_late_reads(unraisable: Any):
     sys.__unraisablehook__(unraisable)
 
 
+def _joined() -> types.ModuleType | None:
+  """The module `processes` if this is one of several."""
+  processes = sys.modules.get("trm_jax.run.processes")
+  return processes if processes and processes.are_several() else None
+
+
 def _fail(message: str) -> int:
   return _end_all(f"error: {message}", 2)
 
 
-def _end_all_by(error: Exception) -> int:
-  """Ends by an error that nobody foresaw, which one process just raises."""
-  if not processes.are_several():
+def _end_by(error: Exception) -> int:
+  """Ends by an error that is not the user's: the only process just raises."""
+  import jax
+
+  is_device = isinstance(error, jax.errors.JaxRuntimeError)
+  if is_device and "RESOURCE_EXHAUSTED" in str(error):
+    return _fail(
+      "out of memory: try a smaller config.train.batch_size and "
+      "config.eval.batch_size, config.model.remat='full' or more devices. "
+      f"Cause: {str(error).splitlines()[0][:200]}"
+    )
+  processes = _joined()
+  if not processes:
     raise error
+  if is_device:
+    processes.await_reason()
+  from trm_jax.run import checkpoint
+
   traceback.print_exc()
   return _end_all(f"{type(error).__name__}: {checkpoint.first_line(error)}", 1)
 
@@ -195,8 +240,8 @@ def _end_all_by(error: Exception) -> int:
 def _end_all(message: str, status: int) -> int:
   """Says why this process ends, to all other processes too."""
   print(message, file=sys.stderr, flush=True)
-  if processes.are_several():
-    processes.tell_failure(message.removeprefix("error: "), status)
+  if processes := _joined():
+    processes.tell_failure(message.removeprefix("error: "))
     # An orderly end would wait for what the others no longer do.
     sys.stdout.flush()
     os._exit(status)
@@ -208,69 +253,39 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except SystemExit:  # --help was printed, which absl counts as a failure
     sys.exit(0)
-  except Exception as error:  # a config file is Python: it may raise anything
-    spec = sys.modules["__main__"].__spec__
-    program = f"-m {spec.name}" if spec else argv[0]
+  except Exception as error:  # overriding a field may raise anything
     status = _fail(_fault(error))
-    print(f"       see python {program} --help", file=sys.stderr)
+    print(f"       see {_program(argv[0])} --help", file=sys.stderr)
     sys.exit(status)
 
 
+def _program(name: str) -> str:
+  """How the user called this program."""
+  spec = sys.modules["__main__"].__spec__
+  if spec is None or spec.name == "__main__":
+    return name
+  return f"python -m {spec.name}"
+
+
 def _fault(error: BaseException) -> str:
-  """What is wrong with the flags, or with the config file, in a line."""
-  causes = [error]
-  while cause := causes[-1].__cause__ or causes[-1].__context__:
-    causes.append(cause)
-  for cause in causes:
-    place = _place_in_config(cause)
-    if place:
-      return f"{str(cause) or type(cause).__name__} ({place})"
-  text = str(error)
-  if "failure to load" in text:  # ml_collections tells of it on first use
-    path = _config_path()
-    if not os.path.isfile(path):
-      return f"--config={path}: there is no such file"
-    return f"--config={path}: {causes[-1]}"
-  if isinstance(error, SyntaxError):
-    return f"the config file is not Python: {text}"
-  if "Error whilst parsing config file" in text:
-    return f"--config={_config_path()}: {causes[-1]}"
-  if "get_config" in text:
-    return f"--config={_config_path()}: the file has no function get_config()"
+  """What is wrong with the flags, in a line."""
+  cause = error
+  while cause:
+    if isinstance(cause, UserError):
+      return str(cause)  # absl adds to it
+    cause = cause.__cause__ or cause.__context__
   if isinstance(error, (KeyError, AttributeError)):
-    return _unknown_field(str(error.args[0]))
-  return text.strip().splitlines()[0] if text else type(error).__name__
+    return _unknown_field(error)
+  return str(error).strip().splitlines()[0]
 
 
-def _unknown_field(text: str) -> str:
-  """Says which override names no field.
-
-  Args:
-    text: of ml_collections: the field in quotes, then perhaps a hint in a
-      second line.
-  """
-  name, *hint = text.splitlines()
+def _unknown_field(error: Any) -> str:
+  """Says which override names no field, in ml_collections' error."""
+  while isinstance(error, BaseException):
+    error = error.args[0]
+  name, *hint = str(error).splitlines()  # the field in quotes, then a hint
   name = name.strip("'\"")
   override = next(
     (a for a in sys.argv[1:] if name in a.split("=")[0].split(".")), "--config"
   )
-  hint = hint or ["Only fields that the config file sets can be changed."]
-  return f"{override}: the config has no field {name!r}. {hint[0]}"
-
-
-def _place_in_config(error: BaseException) -> str | None:
-  """Where in the config file an error arose, if it arose there."""
-  place = None
-  for frame, line in traceback.walk_tb(error.__traceback__):
-    if frame.f_globals.get("__name__") == "config_config":  # ml_collections'
-      place = f"{frame.f_code.co_filename}, line {line}"
-  return place
-
-
-def _config_path() -> str:
-  """The file of `--config`, as on the command line."""
-  for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-    name, _, value = argument.lstrip("-").partition("=")
-    if name == "config":
-      return (value or following).split(":")[0]
-  return ""
+  return " ".join([f"{override}: the config has no field {name!r}.", *hint])

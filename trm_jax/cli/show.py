@@ -16,22 +16,15 @@ from trm_jax.cli import app, report
 from trm_jax.config import Experiment
 from trm_jax.core.halting import Puzzles
 from trm_jax.data import datasets
-from trm_jax.data import folder as folder_lib
-from trm_jax.data.arc.settings import ArcData
-from trm_jax.data.maze import rows as maze_rows
-from trm_jax.data.maze.settings import MazeData
-from trm_jax.data.sudoku import rows as sudoku_rows
-from trm_jax.data.sudoku.settings import SudokuData
-from trm_jax.data.task import Split
+from trm_jax.data.task import Settings, Split
 from trm_jax.draw import pictures
 from trm_jax.draw import scenes as scenes_lib
 from trm_jax.draw.scenes import Scene
 from trm_jax.errors import UserError
 from trm_jax.run.folder import RunFolder
-from trm_jax.solve import evaluate
+from trm_jax.solve import evaluate, held_out
 
 _SECONDS = 0.7  # of a frame
-_GIVENS = {4: (5, 8), 6: (9, 12)}  # of generated puzzles, by size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +60,17 @@ class Request:
     if given and not self.workdir:
       flag = f"--{given[0]}={getattr(self, given[0])}"
       raise UserError(f"{flag}: needs a model; name a run with --workdir")
+    names = ", ".join(datasets.TASKS)
     if not self.task and not self.workdir:
-      raise UserError("--task is missing: sudoku, maze or arc; or --workdir")
-    if self.task == "arc" and not self.workdir and not self.data:
+      raise UserError(f"--task is missing: one of {names}; or --workdir")
+    if self.task and self.task not in datasets.TASKS:
+      raise UserError(f"--task={self.task}: must be one of {names}")
+    generates = hasattr(datasets.TASKS.get(self.task or ""), "num_test")
+    if self.task and not (self.workdir or self.data or generates):
       raise UserError(
-        "--data is missing: name a folder of ARC tasks, a file "
-        "..._challenges.json, or a folder in the reference's layout"
+        f"--data is missing: puzzles of {self.task} are not generated; name a "
+        "folder of tasks, a file ..._challenges.json, or a folder in the "
+        "reference's layout"
       )
     if self.size and self.workdir:
       raise UserError(f"--size={self.size}: the run knows it; leave it out")
@@ -94,7 +92,7 @@ def draw(request: Request):
   experiment = _read(folder, request) if folder else None
   with tempfile.TemporaryDirectory() as scratch:
     data = experiment.data if experiment else _fresh_data(request, scratch)
-    data = report.choose_data(data, request.data, request.skip_bad_rows)
+    data = held_out.choose_data(data, request.data, request.skip_bad_rows)
     split = _choose(data, request)
     scenes = scenes_lib.scenes_of(
       split, data.task, examples=_load_examples(data, request.split),
@@ -126,33 +124,22 @@ def _read(folder: RunFolder, request: Request) -> Experiment:
   return experiment
 
 
-def _fresh_data(request: Request, scratch: str) -> config_lib.Data:
+def _fresh_data(request: Request, scratch: str) -> Settings:
   """Data without a run: some generated puzzles, or the ARC source."""
-  shared = {"seed": request.seed, "cache_dir": scratch}
-  if request.task == "arc":
-    size = request.size or ArcData.size
-    return ArcData(
-      test=request.data, size=size, num_aug=request.copies, **shared
-    )
-  shared |= {"train": "", "test": "", request.split: "generate"}
-  shared |= {f"num_{request.split}": request.puzzles}
-  if request.task == "maze":
-    size = request.size or MazeData.size
-    length = max(2, min(size**2 // 8, MazeData.min_length))
-    return MazeData(size=size, min_length=length, **shared)
-  size = request.size or SudokuData.size
-  givens = _GIVENS.get(size, SudokuData.givens)
-  return SudokuData(size=size, givens=givens, **shared)
+  return datasets.TASKS[str(request.task)].few(
+    size=request.size, split=request.split, count=request.puzzles,
+    copies=request.copies, source=request.data, seed=request.seed,
+    cache_dir=scratch,
+  )  # fmt: skip
 
 
-def _choose(data: config_lib.Data, request: Request) -> Split:
+def _choose(data: Settings, request: Request) -> Split:
   """The puzzles to draw; those without a name are called by their place."""
-  if not isinstance(data, ArcData):
-    if request.name:
-      raise UserError("--name: only ARC tasks have names; choose by --seed")
-    path = os.path.expanduser(request.data)
-    if os.path.isfile(path):
-      return _choose_rows(data, path, request)
+  path = os.path.expanduser(request.data)
+  if request.name and not data.task.parse_names:
+    raise UserError("--name: only ARC tasks have names; choose by --seed")
+  if data.task.dataset.read_rows and os.path.isfile(path):
+    return _choose_rows(data, path, request)
   # What a run keeps may take a while to make; other data is small.
   say = app.say if request.workdir else lambda message: None
   for note in datasets.prepare(data, say):
@@ -161,27 +148,21 @@ def _choose(data: config_lib.Data, request: Request) -> Split:
     split = datasets.load(data, request.split)
     return split.take(_places(split.names, request))
   count = datasets.num_groups(data, request.split)
-  groups = evaluate.choose_groups(count, request.puzzles, request.seed)
+  groups = held_out.choose_groups(count, request.puzzles, request.seed)
   split = datasets.load(data, request.split, groups)
   places = tuple(f"{request.split} puzzle {group}" for group in groups)
   return dataclasses.replace(split, names=split.names or places)
 
 
-def _choose_rows(
-  data: SudokuData | MazeData, path: str, request: Request
-) -> Split:
+def _choose_rows(data: Settings, path: str, request: Request) -> Split:
   """Rows of a file; a dataset would search all for second solutions first."""
   if request.split == "train":
     raise UserError("--split=train: a file is no run's training data")
-  if isinstance(data, MazeData):
-    rows = maze_rows.read_csv(path, data.size, data.skip_bad_rows)
-  else:
-    rows = sudoku_rows.read_csv(
-      path, data.size, data.skip_bad_rows, check_unique=False
-    )
+  assert data.task.dataset.read_rows
+  rows = data.task.dataset.read_rows(data, path)
   if rows.skipped:
     app.say(f"note: {len(rows.skipped):,} bad rows of {path} were left out")
-  groups = evaluate.choose_groups(len(rows), request.puzzles, request.seed)
+  groups = held_out.choose_groups(len(rows), request.puzzles, request.seed)
   rows = rows.take(groups)
   lines = tuple(f"line {line}" for line in rows.lines)
   split = Split.of_rows(rows.inputs, rows.labels)
@@ -200,11 +181,11 @@ def _places(names: Sequence[str], request: Request) -> np.ndarray:
   return np.array([names.index(name) for name in request.name])
 
 
-def _load_examples(data: config_lib.Data, split: str) -> Split | None:
+def _load_examples(data: Settings, split: str) -> Split | None:
   """The solved examples that define an ARC task, where they are known."""
-  if not isinstance(data, ArcData) or split == "train":
+  if not data.task.copies or split == "train":
     return None
-  if data.path and "train" not in folder_lib.metadata(data.path).splits:
+  if data.path and not datasets.has_split(data, "train"):
     return None
   return datasets.load(data, "train")
 
@@ -225,7 +206,7 @@ def _answer(
   names = datasets.identifiers(experiment.data)
   originals = split.take(np.arange(len(split)), copies=1)
   originals = datasets.match_ids(originals, names, known, request.puzzle_id)
-  step, params = report.restore(
+  step, params = held_out.restore(
     folder, experiment, request.checkpoint, request.puzzle_id
   )
   questions = jnp.asarray(scenes_lib.questions(scenes))

@@ -1,68 +1,108 @@
-"""The flags by which programs say how puzzles are to be solved."""
+"""The flags of programs that solve puzzles or test a run on them."""
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from absl import flags
-from rich.progress import Progress
 
+from trm_jax.cli import app
 from trm_jax.errors import UserError
 from trm_jax.solve.rules import HALTS, SELECTS, SolveConfig
 
-# They belong to the program that asks for them, see `cli`.
+# They belong to the program that asks for them, see `app`.
 flags.disclaim_key_flags()
 
 _DEFAULTS = SolveConfig()
+# As `datasets.UNSEEN`, which takes long to import.
+UNSEEN = ("error", "blank", "mean")
+
+
+class RunFlags(NamedTuple):
+  """The flags that name a run and the puzzles to test it on."""
+
+  workdir: flags.FlagHolder
+  checkpoint: flags.FlagHolder
+  data: flags.FlagHolder
+  puzzles: flags.FlagHolder
+  puzzle_id: flags.FlagHolder
+  skip_bad_rows: flags.FlagHolder
+
+  def load(self, split: str = "test", copies: int = -1) -> tuple[Any, Any, Any]:
+    """The run's folder, its experiment and the puzzles."""
+    from trm_jax.run.folder import RunFolder
+    from trm_jax.solve import held_out
+
+    folder = RunFolder(self.workdir.value)
+    experiment, puzzles = held_out.load_held_out(
+      folder, self.data.value, split, puzzles=self.puzzles.value, copies=copies,
+      unseen=self.puzzle_id.value, skip_bad_rows=self.skip_bad_rows.value,
+      say=app.say,
+    )  # fmt: skip
+    return folder, experiment, puzzles
+
+
+def define_run() -> RunFlags:
+  """Defines the flags that name a run and the puzzles to test it on."""
+  return RunFlags(
+    workdir=flags.DEFINE_string("workdir", "", "Folder of the run."),
+    checkpoint=flags.DEFINE_string(
+      "checkpoint", "best", "best, last or a step."
+    ),
+    data=flags.DEFINE_string(
+      "data", "", "Test on this csv file, ARC source or reference folder."
+    ),
+    puzzles=flags.DEFINE_integer(
+      "puzzles", None, "Test puzzles; 0 for all. As in training by default.",
+      lower_bound=0,
+    ),
+    puzzle_id=define_puzzle_id(),
+    skip_bad_rows=app.define_skip_bad_rows(),
+  )  # fmt: skip
+
+
+def define_puzzle_id() -> flags.FlagHolder:
+  """The flag `--puzzle_id`."""
+  return flags.DEFINE_enum(
+    "puzzle_id", "error", UNSEEN,
+    "The embedding of ARC tasks that the run was not trained on.",
+  )  # fmt: skip
 
 
 def define() -> Callable[..., SolveConfig]:
-  """Defines them for a program.
+  """Defines a flag for each field of `SolveConfig` but depth and breadth.
 
   Returns:
     A function that reads them after parsing; it takes the fields that the
-    program knows by flags of its own.
+    program has flags of its own for.
   """
-  fields = {
+  help_of = {
+    "threshold": "--halt=q: the halting logit to exceed; training halts by 0.",
+    "patience": "--halt=unchanged: steps for which the answer must stand.",
+    "tolerance": "--halt=residual: the relative change of y to fall below.",
+    "initial_noise": "Standard deviation of the noise on the initial y and z "
+    "of all rollouts but the first.",
+    "cycle_noise": "The same, before each cycle.",
+    "views": "All rollouts but the first see the puzzle under a random "
+    "symmetry.",
+    "flops": "FLOPs that a puzzle may cost; 0 for any.",
+    "seconds": "When these are over, what runs halts, and what waits gets one "
+    "step.",
+    "seed": "Of the noise and the views.",
+  }
+  kinds = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+  }
+  fields: dict[str, flags.FlagHolder] = {
     "halt": flags.DEFINE_list(
       "halt", ["fixed"],
       f"Halt before the depth, by any of {', '.join(HALTS)}; or fixed.",
-    ),
-    "threshold": flags.DEFINE_float(
-      "threshold", _DEFAULTS.threshold,
-      "--halt=q: the halting logit to exceed; training halts by 0.",
-    ),
-    "patience": flags.DEFINE_integer(
-      "patience", _DEFAULTS.patience,
-      "--halt=unchanged: steps for which the answer must stand.",
-    ),
-    "tolerance": flags.DEFINE_float(
-      "tolerance", _DEFAULTS.tolerance,
-      "--halt=residual: the relative change of y to fall below.",
-    ),
-    "initial_noise": flags.DEFINE_float(
-      "initial_noise", _DEFAULTS.initial_noise,
-      "Deviation of the noise on the initial y and z of all rollouts but the "
-      "first.",
-    ),
-    "cycle_noise": flags.DEFINE_float(
-      "cycle_noise", _DEFAULTS.cycle_noise, "The same, before each cycle."
-    ),
-    "views": flags.DEFINE_bool(
-      "views", _DEFAULTS.views,
-      "All rollouts but the first see the puzzle under a random symmetry.",
-    ),
-    "flops": flags.DEFINE_float(
-      "flops", _DEFAULTS.flops, "FLOPs that a puzzle may cost; 0 for any."
-    ),
-    "seconds": flags.DEFINE_float(
-      "seconds", _DEFAULTS.seconds,
-      "When these are over, what runs halts, and what waits gets one step.",
-    ),
-    "seed": flags.DEFINE_integer(
-      "seed", _DEFAULTS.seed, "Of the noise and the views."
-    ),
+    )
   }  # fmt: skip
+  for name, text in help_of.items():
+    default = getattr(_DEFAULTS, name)
+    fields[name] = kinds[type(default)](name, default, text)
 
   def read(**own: Any) -> SolveConfig:
     values = {name: flag.value for name, flag in fields.items()} | own
@@ -77,26 +117,7 @@ def define() -> Callable[..., SolveConfig]:
 
 
 def check_selects(names: list[str]):
-  """Refuses ways of choosing that there are not."""
+  """Refuses unknown selection rules."""
   for name in names:
     if name not in SELECTS:
       raise UserError(f"--select={name}: must be some of {', '.join(SELECTS)}")
-
-
-def describe_halting(settings: SolveConfig) -> str:
-  """A rule in some words."""
-  words = {
-    "q": f"q > {settings.threshold:g}",
-    "unchanged": f"unchanged for {settings.patience}",
-    "residual": f"residual < {settings.tolerance:g}",
-    "solved": "solved",
-  }
-  return " or ".join(words[name] for name in settings.halt) or "fixed"
-
-
-@contextlib.contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-  """A bar, and the function to move it: `(done, total)`."""
-  with Progress(transient=True) as progress:
-    bar = progress.add_task(what, total=None)
-    yield lambda done, total: progress.update(bar, completed=done, total=total)

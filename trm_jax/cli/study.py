@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from rich.table import Table
 
 from trm_jax.cli import app, progress, report
 from trm_jax.core import flops, network
@@ -18,11 +19,12 @@ from trm_jax.errors import UserError
 from trm_jax.inspect import chips
 from trm_jax.run import processes
 from trm_jax.run.folder import RunFolder
+from trm_jax.solve import held_out as held_out_lib
 from trm_jax.study import figures, grid, page, results, sweep
 from trm_jax.study.grid import Setting, StudyConfig
 from trm_jax.study.results import Trial
 from trm_jax.train import loop as fit
-from trm_jax.train import population
+from trm_jax.train.program import build
 
 
 def give_members_cores():
@@ -70,7 +72,7 @@ def run(
     _print_plan(study, settings, work, *estimate_on)
     return 0
   for one in settings:  # refuses what the devices cannot do, before training
-    population.build(one.experiment, study.seeds)
+    build(one.experiment, study.seeds)
   if processes.is_leader():
     place.claim(config, overrides or {})
   try:
@@ -102,8 +104,8 @@ def _compute(
   if not work and not shallow:
     return
   with processes.leader_first("data"):
-    experiment, names = report.prepare({}, first.experiment, app.say)
-  training, held_out = report.load_splits(experiment)
+    experiment, names = held_out_lib.prepare({}, first.experiment, app.say)
+  training, held_out = held_out_lib.load_splits(experiment)
   if held_out is None:
     raise UserError("config.data.test is empty: a study needs test puzzles")
   for number, part in enumerate(work, start=1):
@@ -154,7 +156,12 @@ def _print_plan(
     f"FLOPs a puzzle, depth {depth}", f"time on one {chip}",
   )  # fmt: skip
   title = f"{len(settings)} settings x {len(study.seeds)} seeds"
-  report.print_table(heads, rows, title)
+  table = Table(*heads, title=title)
+  for column in table.columns[1:]:
+    column.justify = "right"
+  for row in rows:
+    table.add_row(*row)
+  report.print_table(table)
   print(
     f"to train: {sum(part.training_flops for part in work):.2e} FLOPs, with "
     f"all tests {_duration(total)} on one {chip} at {utilisation:.0%} of its "

@@ -1,11 +1,11 @@
-"""Attention: its layer, and the ways to compute it.
+"""Attention: its layer and its implementations.
 
-  blocks  plain JAX, for every platform: some queries at a time
+  blocks  plain JAX, for every platform: a block of queries at a time
   splash  the kernel for TPUs that JAX ships: scores stay in fast memory
-  cudnn   the same of NVIDIA, in half precision only
+  cudnn   NVIDIA's kernel, half precision only
 
-They compute the same up to round-off. None but "blocks" with all queries at
-once has the L x L matrix of scores in memory.
+They compute the same up to round-off. Only "blocks" with all queries at once
+holds the L x L matrix of scores in memory.
 """
 
 import math
@@ -20,11 +20,11 @@ from jax.sharding import PartitionSpec as P
 
 from trm_jax.core import layers
 
-# The way -> the platform whose kernel it is; None for any platform.
+# Implementation -> the platform of its kernel; None for any platform.
 PLATFORMS = {"blocks": None, "splash": "tpu", "cudnn": "gpu"}
 
-# Tokens that lie side by side in a TPU, and at most in one block of splash:
-# its scores, some of which are in fast memory at once, are the square of that.
+# Tokens in a lane of a TPU, and the most in one block of splash, whose scores
+# (its square) must fit in fast memory.
 _LANES, _MOST = 128, 1024
 
 
@@ -34,13 +34,13 @@ class Attention(nn.Module):
   Attributes:
     heads: H.
     param_dtype: dtype the weights are stored in.
-    way: see `attend`.
+    implementation: see `attend`.
     query_block: see `attend`.
   """
 
   heads: int
   param_dtype: jnp.dtype = jnp.float32
-  way: str = "blocks"
+  implementation: str = "blocks"
   query_block: int = 0
 
   @nn.compact
@@ -58,7 +58,10 @@ class Attention(nn.Module):
       "out", init, (self.heads, head_dim, width), self.param_dtype
     )
     q, k, v = project(h, qkv, rotary)
-    return attend(q, k, v, out, way=self.way, query_block=self.query_block)
+    return attend(
+      q, k, v, out,
+      implementation=self.implementation, query_block=self.query_block,
+    )  # fmt: skip
 
 
 def project(
@@ -90,7 +93,7 @@ def attend(
   v: jax.Array,
   out: jax.Array,
   visible: jax.Array | None = None,
-  way: str = "blocks",
+  implementation: str = "blocks",
   query_block: int = 0,
 ) -> jax.Array:
   """Softmax attention and its output projection.
@@ -101,17 +104,19 @@ def attend(
     v: `[B, M, H, K]`.
     out: weights, `[H, K, D]`.
     visible: bool `[N, M]`, which keys a query sees; `None` for all.
-    way: one of `PLATFORMS`. A kernel wants N = M and all keys visible.
-    query_block: of "blocks": at most so many queries at once, whose scores are
-      never in memory together with those of others, nor kept for the gradient;
-      0 for all at once. The same numbers are computed.
+    implementation: one of `PLATFORMS`. A kernel wants N = M and all keys
+      visible.
+    query_block: for "blocks": queries at a time, whose scores alone are then
+      in memory and are not kept for the gradient; 0 for all. The result is
+      the same.
 
   Returns:
     `[B, N, D]`. Scores and their softmax are at least float32.
   """
-  if way != "blocks":
-    assert visible is None and q.shape == k.shape, "kernels see everything"
-    mixed = _on_each_device({"splash": _splash, "cudnn": _cudnn}[way], q, k, v)
+  if implementation != "blocks":
+    assert visible is None and q.shape == k.shape, "kernels see all keys"
+    kernel = {"splash": _splash, "cudnn": _cudnn}[implementation]
+    mixed = _on_each_device(kernel, q, k, v)
   elif query_block and query_block < q.shape[1]:
     assert visible is None, "blocks of queries see all keys"
     mixed = _mix_in_blocks(q, k, v, query_block)
@@ -132,12 +137,12 @@ def _mix(q, k, v, visible=None):
 
 
 def _mix_in_blocks(q, k, v, query_block: int):
-  """`_mix`, one block of queries after the other."""
+  """`_mix`, one block of queries at a time."""
   batch, length, heads, head_dim = q.shape
   count = -(-length // query_block)
   size = -(-length // count)  # equal blocks need the least padding
-  room = ((0, 0), (0, count * size - length), (0, 0), (0, 0))
-  blocks = jnp.pad(q, room).reshape(batch, count, size, heads, head_dim)
+  padding = ((0, 0), (0, count * size - length), (0, 0), (0, 0))
+  blocks = jnp.pad(q, padding).reshape(batch, count, size, heads, head_dim)
   mixed = jax.lax.map(
     jax.checkpoint(lambda block: _mix(block, k, v)), jnp.moveaxis(blocks, 1, 0)
   )
@@ -149,11 +154,10 @@ def _mix_in_blocks(q, k, v, query_block: int):
 def _on_each_device(
   mix: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array
 ) -> jax.Array:
-  """Runs a kernel on each device's part, for the compiler cannot divide it.
+  """Runs a kernel on each device's part, which the compiler cannot do.
 
-  Axes of the mesh that is in force are left to the compiler unless an outer
-  `shard_map` has taken them. "model" shares heads and the others the batch;
-  an axis that does not divide its dimension shares nothing.
+  Over the axes of the current mesh that no outer `shard_map` has taken: "model"
+  shards heads and the others the batch, where they divide them.
   """
   mesh = jax.sharding.get_abstract_mesh()
   kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
@@ -179,10 +183,10 @@ def _on_each_device(
 def _splash(q, k, v):
   """`_mix` by the TPU's kernel, on one device.
 
-  The kernel does not scale queries, and wants whole lanes of tokens: those that
-  are added are a segment of their own, which nobody else attends to.
+  The kernel does not scale queries, and wants whole lanes of tokens: padding
+  tokens are a segment of their own.
   """
-  # Here, for it takes a second to import, and not every platform can.
+  # Imported here: it takes a second, and fails on some platforms.
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as kernel,
   )
@@ -194,9 +198,9 @@ def _splash(q, k, v):
   count = -(-length // _MOST)
   size = -(-length // (count * _LANES)) * _LANES
   padded = count * size
-  room = ((0, 0), (0, 0), (0, padded - length), (0, 0))
+  padding = ((0, 0), (0, 0), (0, padded - length), (0, 0))
   scaled = q / math.sqrt(head_dim)
-  arrays = (jnp.pad(jnp.swapaxes(a, 1, 2), room) for a in (scaled, k, v))
+  arrays = (jnp.pad(jnp.swapaxes(a, 1, 2), padding) for a in (scaled, k, v))
   queries = size // 2 if size % (2 * _LANES) == 0 else size
   run = kernel.make_splash_mha_single_device(
     masks.MultiHeadMask([masks.FullMask((padded, padded))] * heads),

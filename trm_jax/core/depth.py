@@ -30,8 +30,8 @@ class DepthConfig:
       throughout, "curriculum" one stage after another, "random" a stage drawn
       anew for every step.
     stages: pairs (T, n). Evaluation is always at the model's own.
-    until: for "curriculum", the shares of training at which each stage but
-      the last ends.
+    until: for "curriculum", the fractions of training at which each stage
+      but the last ends.
     seed: of "random".
   """
 
@@ -55,11 +55,11 @@ class DepthConfig:
         raise ValueError(f"stages={self.stages}: T and n must be at least 1")
     ends = len(self.stages) - 1 if self.schedule == "curriculum" else 0
     rising = list(self.until) == sorted(set(self.until))
-    inside = all(0 < share < 1 for share in self.until)
+    inside = all(0 < end < 1 for end in self.until)
     if len(self.until) != ends or not rising or not inside:
       raise ValueError(
         f"until={self.until}: a {self.schedule!r} schedule of "
-        f"{len(self.stages)} stages needs {ends} rising shares in (0, 1)"
+        f"{len(self.stages)} stages needs {ends} rising fractions in (0, 1)"
       )
     if self.seed < 0:
       raise ValueError(f"seed={self.seed}: must not be negative")

@@ -6,6 +6,7 @@ first step fills every slot.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,16 +129,22 @@ def refill(carry: Carry, incoming: Puzzles, initial: Latents) -> Carry:
   Returns:
     The carry to take a step from; `halted` still tells who was refilled.
   """
-
-  def where_halted(new, old):
-    mask = carry.halted.reshape((-1,) + (1,) * (old.ndim - 1))
-    return jnp.where(mask, new, old)
-
-  return carry.replace(
-    latents=jax.tree.map(where_halted, initial, carry.latents),
-    steps=where_halted(jnp.zeros_like(carry.steps), carry.steps),
-    puzzles=jax.tree.map(where_halted, incoming, carry.puzzles),
+  latents, steps, puzzles = select_rows(
+    carry.halted,
+    (initial, jnp.zeros_like(carry.steps), incoming),
+    (carry.latents, carry.steps, carry.puzzles),
   )
+  return carry.replace(latents=latents, steps=steps, puzzles=puzzles)
+
+
+def select_rows(mask: jax.Array, new: Any, old: Any) -> Any:
+  """Rows of `new` where a mask `[B]` is set, else of `old`."""
+
+  def select(new, old):
+    rows = mask.reshape((-1,) + (1,) * (old.ndim - 1))
+    return jnp.where(rows, new, old)
+
+  return jax.tree.map(select, new, old)
 
 
 def supervise(

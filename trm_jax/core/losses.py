@@ -45,7 +45,7 @@ def token_loss(
     logits: `[B, S, V]`.
     labels: int32 `[B, S]`, tokens.
     kind: "stablemax" or "softmax".
-    smoothing: the share of each target that is spread evenly over all V
+    smoothing: the fraction of each target that is spread evenly over all V
       tokens ("Rethinking the Inception Architecture", arXiv 1512.00567).
 
     labelled: bool `[B, S]`, which labels count; by default those but PAD.
@@ -89,14 +89,14 @@ def score(
     labelled: bool `[..., S]`, which labels count; by default those but PAD.
 
   Returns:
-    `cell_accuracy` float32 `[...]`, the share of labelled tokens that are
-    right, and `exact` bool `[...]`, whether all are.
+    `cell_accuracy` float32 `[...]`, the fraction of labelled tokens that
+    are right, and `exact` bool `[...]`, whether all are.
   """
   labelled = is_labelled(labels) if labelled is None else labelled
   count = jnp.sum(labelled, axis=-1, dtype=jnp.int32)
   right = jnp.sum((predictions == labels) & labelled, axis=-1, dtype=jnp.int32)
-  share = right.astype(jnp.float32) / jnp.maximum(count, 1)
-  return {"cell_accuracy": share, "exact": right == count}
+  accuracy = right.astype(jnp.float32) / jnp.maximum(count, 1)
+  return {"cell_accuracy": accuracy, "exact": right == count}
 
 
 def step_weights(steps: jax.Array, decay: float, max_steps: int) -> jax.Array:
@@ -128,7 +128,7 @@ def losses_and_metrics(
   *,
   smoothing: float = 0.0,
   weights: jax.Array | None = None,
-  judges: bool = True,
+  has_halting_head: bool = True,
   labelled: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of one supervision step, summed over the batch, and metrics.
@@ -141,7 +141,7 @@ def losses_and_metrics(
     kind: token loss, "stablemax" or "softmax".
     smoothing: of the labels, see `token_loss`.
     weights: of each slot's token loss, `[B]`; `None` for 1.
-    judges: whether the model has halting heads to train.
+    has_halting_head: whether there are halting heads to train.
     labelled: bool `[B, S]`, which labels count; by default those but PAD.
 
   Returns:
@@ -161,7 +161,7 @@ def losses_and_metrics(
     token_losses = weights * token_losses
   loss = jnp.sum(token_losses)
   targets = {}
-  if judges:
+  if has_halting_head:
     targets["q_halt"] = exact
   if outputs.target_continue is not None:
     targets["q_continue"] = outputs.target_continue

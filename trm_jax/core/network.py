@@ -59,9 +59,8 @@ class ModelConfig:
     rope_theta: base of the rotary frequencies.
     puzzle_emb_ndim: E; 0 means no puzzle embedding and no prefix.
     puzzle_emb_len: P; 0 means `ceil(E / D)`.
-    registers: P learned prefix tokens for a model without puzzle embeddings,
-      room to compute in ("Vision Transformers Need Registers",
-      arXiv 2309.16588).
+    registers: P learned prefix tokens for a model without puzzle embeddings
+      ("Vision Transformers Need Registers", arXiv 2309.16588).
     cycles: T, of which only the last carries gradient; read by families that
       have cycles.
     latent_steps: n, updates of `z` in a cycle; read by the same families.
@@ -71,16 +70,15 @@ class ModelConfig:
     path_noise: deviation of the noise added, in training, to whatever the
       network returns; 0.01 there.
     norm_eps: epsilon of `rms_norm`.
-    attention: how attention is computed, one of `attention.PLATFORMS`:
-      "blocks" anywhere, "splash" by a TPU's kernel, "cudnn" by NVIDIA's, which
-      wants bfloat16. It decides speed and memory; results are the same up to
-      round-off. A decoder always takes "blocks".
-    query_block: of "blocks": at most so many queries at a time, so that the
-      L x L matrix of scores is never whole in memory; 0 for all at once. A
-      decoder ignores it.
-    remat: what the backward pass keeps: "full" only what enters each pass
-      (least memory, and as fast as any: what is kept must be written and
-      read), "dots" also the matrix products, "none" everything.
+    attention: implementation of attention, one of `attention.PLATFORMS`:
+      "blocks" anywhere, "splash" on TPUs, "cudnn" on NVIDIA's GPUs in bfloat16.
+      It decides speed and memory; results are the same up to round-off. A
+      decoder always takes "blocks".
+    query_block: for "blocks": queries at a time, so that the L x L matrix of
+      scores is never whole in memory; 0 for all. A decoder ignores it.
+    remat: what the backward pass keeps: "full" only the input of each pass
+      (least memory, and as fast as the others), "dots" also the matrix
+      products, "none" everything.
     dtype: dtype of the activations.
     param_dtype: dtype of the weights.
 
@@ -326,7 +324,7 @@ def _init_latents(y_key, z_key, config: ModelConfig) -> Latents:
 
 
 def portable(config: ModelConfig, platform: str | None = None) -> ModelConfig:
-  """The same model for where its attention's kernel may not be.
+  """The same model for a platform that may lack its attention kernel.
 
   Args:
     config: the model.
@@ -334,7 +332,7 @@ def portable(config: ModelConfig, platform: str | None = None) -> ModelConfig:
       anywhere, and where the compiler divides the work between devices.
 
   Returns:
-    The config; with attention "blocks", if the kernel is not the platform's.
+    The config, with attention "blocks" if the platform has no such kernel.
   """
   if config.kernel_platform in (None, platform):
     return config
@@ -342,7 +340,7 @@ def portable(config: ModelConfig, platform: str | None = None) -> ModelConfig:
 
 
 def shapes(config: ModelConfig) -> Params:
-  """What `init` returns, as `jax.ShapeDtypeStruct`s, without the work."""
+  """What `init` returns, as `jax.ShapeDtypeStruct`s, not computed."""
   return jax.eval_shape(lambda: init(jax.random.key(0), config))
 
 
@@ -371,8 +369,8 @@ def embed(
       rows = weights["embed"]["registers"].astype(x.dtype)[None]
       rows = jnp.broadcast_to(rows, (batch, *rows.shape[1:]))
     else:
-      room = config.prefix * config.width - config.puzzle_emb_ndim
-      rows = jnp.pad(puzzle_rows.astype(x.dtype), ((0, 0), (0, room)))
+      missing = config.prefix * config.width - config.puzzle_emb_ndim
+      rows = jnp.pad(puzzle_rows.astype(x.dtype), ((0, 0), (0, missing)))
     prefix = rows.reshape(batch, config.prefix, config.width)
     x = jnp.concatenate([prefix, x], axis=1)  # [B, L, D]
   return place(weights, x, 0, config)
@@ -381,7 +379,7 @@ def embed(
 def embed_tokens(
   weights: Weights, tokens: jax.Array, config: ModelConfig
 ) -> jax.Array:
-  """Looks tokens up: int `[B, N]` to `[B, N, D]`, neither placed nor scaled."""
+  """Looks tokens up: int `[B, N]` to `[B, N, D]`, unscaled."""
   return weights["embed"]["tokens"].astype(config.dtype)[tokens]
 
 
@@ -394,7 +392,7 @@ def place(
   Args:
     weights: `Params.weights`.
     x: `[B, N, D]`, embedded tokens.
-    first: integer [], the place of the first of them in the sequence.
+    first: integer [], the position of the first of them.
     config: the model.
 
   Returns:

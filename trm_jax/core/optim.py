@@ -13,9 +13,8 @@ from optax.contrib import MuonDimensionNumbers
 KINDS = ("adam_atan2", "muon")
 SCHEDULES = ("constant", "cosine")
 
-# Muon's matrices: where they are, and by name which axes a matrix sums over and
-# which it gives; any other axis counts matrices.
-_MATRIX_ROOMS = {"blocks", "answer_blocks"}
+# Muon's matrices in the blocks: name -> the axes of inputs and of outputs; any
+# other axis counts matrices.
 _MATRIX_AXES = {
   "gate_up": MuonDimensionNumbers(0, 2),  # [D, 2, F]
   "down": MuonDimensionNumbers(0, 1),  # [F, D]
@@ -41,7 +40,7 @@ class OptimConfig:
     beta2: decay of AdamATan2's second moment.
     warmup_steps: optimizer steps of linear warm-up.
     schedule: "constant", or "cosine" down to `lr * lr_min_ratio`.
-    lr_min_ratio: final learning rate of "cosine" as a share of `lr`.
+    lr_min_ratio: final learning rate of "cosine" as a fraction of `lr`.
     puzzle_lr: learning rate of the puzzle table, under the same schedule.
     puzzle_weight_decay: decoupled decay of touched rows.
     ema: decay of the moving average of the weights.
@@ -69,7 +68,7 @@ class OptimConfig:
         raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
     if not 0 <= self.lr_min_ratio <= 1:
       raise ValueError(
-        f"lr_min_ratio={self.lr_min_ratio}: must be a share in [0, 1]"
+        f"lr_min_ratio={self.lr_min_ratio}: must be a fraction in [0, 1]"
       )
     for name, allowed in (("kind", KINDS), ("schedule", SCHEDULES)):
       if getattr(self, name) not in allowed:
@@ -83,8 +82,8 @@ def warmup_schedule(
 ) -> optax.Schedule:
   """Linear warm-up to `peak`, then constant or cosine.
 
-  The first step already moves: step t (from 0) of W warm-up steps has rate
-  `peak * (t + 1) / W`, as the reference counts.
+  Step t (from 0) of W warm-up steps has rate `peak * (t + 1) / W`, as in the
+  reference.
 
   Args:
     peak: learning rate after warm-up.
@@ -195,7 +194,7 @@ def weights_optimizer(
   muon = optax.contrib.muon(
     schedule,
     weight_decay=config.weight_decay,
-    # Called with what the partition leaves it, which is matrices alone.
+    # Called with the matrices alone, by the partition below.
     muon_weight_dimension_numbers=lambda weights: jax.tree.map_with_path(
       lambda path, _: _matrix_axes(path), weights
     ),
@@ -211,10 +210,9 @@ def weights_optimizer(
 
 def _matrix_axes(path: tuple) -> MuonDimensionNumbers | None:
   """The axes of a matrix that Muon updates; None for any other weight."""
-  *rooms, name = jax.tree_util.keystr(path, simple=True, separator="/").split(
-    "/"
-  )
-  return _MATRIX_AXES.get(name) if _MATRIX_ROOMS & {*rooms} else None
+  names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+  is_in_block = any(name.startswith("block_") for name in names)
+  return _MATRIX_AXES.get(names[-1]) if is_in_block else None
 
 
 def sign_sgd_rows(

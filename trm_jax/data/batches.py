@@ -19,6 +19,7 @@ import numpy as np
 from flax import struct
 from jax.typing import ArrayLike
 
+from trm_jax.core.hashing import mix
 from trm_jax.data.task import Split
 
 _ROUNDS = 8
@@ -154,8 +155,8 @@ def take(
   else:
     group, place = _find(cursor, ahead, seed, table)
   # Three draws that share no bits with the shuffle, nor with each other.
-  base = _mix(jnp.asarray(seed, jnp.uint32) ^ jnp.uint32(0x5BD1E995))
-  noise = _mix(_mix(base ^ ahead.epoch) + group.astype(jnp.uint32))
+  base = mix(jnp.asarray(seed, jnp.uint32) ^ jnp.uint32(0x5BD1E995))
+  noise = mix(mix(base ^ ahead.epoch) + group.astype(jnp.uint32))
   first = jnp.asarray(table.first_puzzle)[group]
   copies = jnp.asarray(table.first_puzzle)[group + 1] - first
   puzzle = first + _below(noise, copies)
@@ -165,7 +166,7 @@ def take(
     rows=jnp.asarray(table.first_example)[puzzle] + place,
     puzzles=puzzle,
     epochs=ahead.epoch,
-    anchored=place == _below(_mix(noise + jnp.uint32(1)), count),
+    anchored=place == _below(mix(noise + jnp.uint32(1)), count),
   )
 
 
@@ -228,7 +229,7 @@ def shuffled_row(
   position, epoch = jnp.broadcast_arrays(
     jnp.asarray(position, jnp.uint32), jnp.asarray(epoch, jnp.uint32)
   )
-  key = _mix(_mix(jnp.asarray(seed, jnp.uint32)) ^ epoch)
+  key = mix(mix(jnp.asarray(seed, jnp.uint32)) ^ epoch)
   side = math.isqrt(num_rows - 1) + 1
   permute = functools.partial(_permute_square, key=key, side=side)
   row = jax.lax.while_loop(
@@ -245,15 +246,6 @@ def _permute_square(point, key, side):
   left, right = point // side, point % side
   for turn in range(_ROUNDS):
     # The key enters anew each round; the odd constant keeps rounds apart.
-    noise = _mix(right ^ _mix(key + jnp.uint32(0x9E3779B9 * turn & 0xFFFFFFFF)))
+    noise = mix(right ^ mix(key + jnp.uint32(0x9E3779B9 * turn & 0xFFFFFFFF)))
     left, right = right, (left + noise % side) % side
   return left * side + right
-
-
-def _mix(bits):
-  """Scatters the bits of a uint32: the finaliser of MurmurHash3."""
-  bits ^= bits >> 16
-  bits *= jnp.uint32(0x85EBCA6B)
-  bits ^= bits >> 13
-  bits *= jnp.uint32(0xC2B2AE35)
-  return bits ^ bits >> 16

@@ -1,52 +1,152 @@
 """Checks of settings; each names the field, its value and what was expected."""
 
+import json
+import os
+import reprlib
+import types
+import typing
 from typing import Any
 
 from trm_jax.errors import UserError
 
 
-def require_text(settings: Any, *names: str) -> None:
-  """Raises a `UserError` unless these fields are text."""
+def convert_fields(settings: Any) -> None:
+  """Checks the types of a frozen dataclass's fields, see `convert`."""
+  for name, hint in typing.get_type_hints(type(settings)).items():
+    value = convert(name, getattr(settings, name), hint)
+    object.__setattr__(settings, name, value)
+
+
+def convert(where: str, value: Any, hint: Any) -> Any:
+  """Checks a value's type; an int may stand for a float, a list for a tuple.
+
+  Args:
+    where: what the value is called in messages.
+    value: the value.
+    hint: the type, or a union of types.
+
+  Returns:
+    The value, of exactly that type.
+
+  Raises:
+    UserError: it is of another type.
+  """
+  is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+  options = typing.get_args(hint) if is_union else (hint,)
+  for option in options:
+    if option is type(None) and value is None:
+      return None
+    if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
+      parts = typing.get_args(option)
+      if parts[-1] is Ellipsis:
+        parts = (parts[0],) * len(value)
+      if len(parts) == len(value):
+        return tuple(
+          convert(f"{where}[{i}]", part, parts[i])
+          for i, part in enumerate(value)
+        )
+    if option is float and type(value) is int:
+      return float(value)
+    if isinstance(option, type) and type(value) is option:
+      return value
+  expected = " or ".join(
+    str(o) if typing.get_args(o) else getattr(o, "__name__", str(o))
+    for o in options
+  )
+  raise UserError(
+    f"{where}={value!r}: must be {expected}, not {type(value).__name__}"
+  )
+
+
+def require_whole(
+  settings: Any, *names: str, least: int = 1, most: int = 2**31 - 1
+) -> None:
+  """Raises a `UserError` unless whole numbers are within their bounds."""
   for name in names:
     value = getattr(settings, name)
-    if not isinstance(value, str):
-      raise UserError(f"{name}: {value!r} is not text; expected a path.")
+    if not least <= value <= most:
+      bounds = f"{least} or more" if most == 2**31 - 1 else f"{least} to {most}"
+      raise UserError(f"{name}={value!r}: must be {bounds}")
 
 
-def require_flag(settings: Any, *names: str) -> None:
-  """Raises a `UserError` unless these fields are True or False."""
+def require_range(settings: Any, name: str, least: float, most: float) -> None:
+  """Raises a `UserError` unless two numbers are in order, within bounds."""
+  low, high = getattr(settings, name)
+  if not least <= low <= high <= most:
+    raise UserError(
+      f"{name}={(low, high)}: must be two numbers from {least} to {most}, the "
+      "lower first"
+    )
+
+
+def require_choice(settings: Any, name: str, allowed: tuple[str, ...]) -> None:
+  """Raises a `UserError` unless a field has one of the values."""
+  value = getattr(settings, name)
+  if value not in allowed:
+    raise UserError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
+
+
+def require_multiple(settings: Any, *names: str, of: str) -> None:
+  """Raises a `UserError` unless fields are multiples of another field."""
+  divisor = getattr(settings, of)
   for name in names:
     value = getattr(settings, name)
-    if not isinstance(value, bool):
-      raise UserError(f"{name}: {value!r}; expected True or False.")
-
-
-def require_whole(settings: Any, *names: str, least: int) -> None:
-  """Raises a `UserError` unless these fields are whole numbers, not too low."""
-  for name in names:
-    value = getattr(settings, name)
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    if not is_number or not least <= value < 2**31:
-      raise UserError(
-        f"{name}: {value!r}; expected a whole number of {least} or more."
-      )
+    if value % divisor:
+      raise UserError(f"{name}={value}: must be a multiple of {of}={divisor}")
 
 
 def require_source(settings: Any, hub_size: int) -> None:
   """Raises a `UserError` unless a split has a source that fits the size.
 
   Args:
-    settings: has `train`, `test` and `size`.
+    settings: has `train`, `test`, `path` and `size`.
     hub_size: the size of the puzzles that "hub" stands for.
   """
+  if settings.path:
+    return
   if not settings.train and not settings.test:
     raise UserError(
       "train, test: both are empty; give at least one of them a csv path, "
-      "'generate' or 'hub'."
+      "'generate' or 'hub'"
     )
   if "hub" in (settings.train, settings.test) and settings.size != hub_size:
     raise UserError(
-      f"size: {settings.size}, but the puzzles of the hub are "
+      f"size={settings.size}: the puzzles of the hub are "
       f"{hub_size}x{hub_size}; use size={hub_size}, or set train and test to "
-      f"'generate' or to csv paths."
+      f"'generate' or to csv paths"
     )
+
+
+def read_json(path: str | os.PathLike, wanted: str) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    UserError: it cannot be read, is not JSON, or an object has a key twice, of
+      which a parser keeps the last.
+  """
+  try:
+    with open(path, "rb") as file:
+      return json.loads(file.read(), object_pairs_hook=_object)
+  except OSError as error:
+    raise UserError(
+      f"{path}: cannot be read ({error.strerror}); expected {wanted}. Check "
+      f"the path."
+    ) from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(
+      f"{path}: not JSON ({error}); expected {wanted}. Copy it again."
+    ) from error
+
+
+def _object(items: list[tuple]) -> dict:
+  content = dict(items)
+  if len(content) < len(items):
+    keys = [key for key, _ in items]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f"the key {shorten(twice)} stands twice in an object")
+  return content
+
+
+def shorten(value: Any) -> str:
+  """A value from a file, short enough for a message."""
+  return reprlib.repr(value)

@@ -8,7 +8,6 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 
@@ -16,12 +15,11 @@ from trm_jax.errors import UserError
 
 COLUMNS = ("source", "question", "answer", "rating")
 
+_LONGEST_HEADER = 1000
 _BLOCK = 65_536  # lines parsed together: bounds the memory of a huge file
 
 _RATING = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?")
 _ARRAYS = ("inputs", "labels", "ratings", "sources", "lines")
-
-_Rows = TypeVar("_Rows", bound="Rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Rows:
   def __len__(self) -> int:
     return len(self.inputs)
 
-  def take(self: _Rows, index: np.ndarray) -> _Rows:
+  def take(self, index: np.ndarray) -> "Rows":
     """Selects rows by number or by mask."""
     return dataclasses.replace(
       self, **{name: getattr(self, name)[index] for name in _ARRAYS}
@@ -58,7 +56,7 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """How a task family writes its grids, and what makes a row bad.
+  """How a task writes its grids, and what makes a row bad.
 
   Attributes:
     length: characters in a grid, L.
@@ -99,8 +97,8 @@ def read(path: str | os.PathLike, form: Format, skip_bad_rows: bool) -> Rows:
   """
   path = os.fspath(path)
   blocks, faults = [], []
-  for records, lines in _blocks(path):
-    block, block_faults = _check(path, form, records, lines)
+  for texts, lines in _blocks(path):
+    block, block_faults = _check(path, form, texts, lines)
     _refuse(block_faults, skip_bad_rows)
     blocks.append(block)
     faults += block_faults
@@ -121,9 +119,7 @@ def read(path: str | os.PathLike, form: Format, skip_bad_rows: bool) -> Rows:
   return rows
 
 
-def drop(
-  rows: _Rows, bad: np.ndarray, fault: str, skip_bad_rows: bool
-) -> _Rows:
+def drop(rows: Rows, bad: np.ndarray, fault: str, skip_bad_rows: bool) -> Rows:
   """Leaves out rows for a fault that was found after reading.
 
   Args:
@@ -161,26 +157,44 @@ def _refuse_empty(rows: Rows):
     )
 
 
-def _blocks(path: str) -> Iterator[tuple[Sequence[list[str]], Sequence[int]]]:
-  """Yields records and their line numbers, a block at a time."""
+def split(line: str) -> list[str]:
+  """The columns of one line.
+
+  A line is parsed by itself, so that a quote cannot swallow those below it.
+
+  Raises:
+    UserError: it is not a row of a csv file.
+  """
+  try:
+    return next(csv.reader([line], strict=True), [])
+  except csv.Error as error:
+    raise UserError(f"not a row of a csv file ({error})") from error
+
+
+def header_of(line: str) -> tuple[str, ...]:
+  """The names of columns, if a line is the header of a csv file."""
+  return tuple(name.strip(' "').lower() for name in line.split(","))
+
+
+def _blocks(path: str) -> Iterator[tuple[Sequence[str], Sequence[int]]]:
+  """Yields lines and their numbers, a block at a time."""
   opener = gzip.open if path.endswith(".gz") else open
   try:
     with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-      reader = csv.reader(file)
-      header = next(reader, [])
-      if tuple(name.strip().lower() for name in header) != COLUMNS:
+      header = file.readline(_LONGEST_HEADER).rstrip("\r\n")
+      if header_of(header) != COLUMNS:
         raise UserError(
-          f"{path}, line 1: the header is {','.join(header)[:80]!r}; expected "
+          f"{path}, line 1: the header is {header[:80]!r}; expected "
           f"{','.join(COLUMNS)!r}. Add or rename the columns."
         )
-      numbered = ((row, reader.line_num) for row in reader if row)
+      numbered = (
+        (line, number)
+        for number, line in enumerate(file, 2)
+        if line.strip("\r\n")
+      )
       while block := list(itertools.islice(numbered, _BLOCK)):
-        records, lines = zip(*block, strict=True)
-        yield records, lines
-  except csv.Error as error:
-    raise UserError(
-      f"{path}, line {reader.line_num}: {error}; expected a csv file."
-    ) from error
+        lines, numbers = zip(*block, strict=True)
+        yield lines, numbers
   except UnicodeDecodeError as error:
     raise UserError(
       f"{path}: not UTF-8 text ({error}); expected a csv file. A gzip file "
@@ -199,12 +213,18 @@ def _blocks(path: str) -> Iterator[tuple[Sequence[list[str]], Sequence[int]]]:
 
 
 def _check(
-  path: str, form: Format, records: Sequence, lines: Sequence[int]
+  path: str, form: Format, texts: Sequence[str], lines: Sequence[int]
 ) -> tuple[Rows, list[str]]:
-  """Turns records into arrays; returns the good rows and the faults."""
+  """Turns lines into arrays; returns the good rows and the faults."""
+  records = []
   faults = {}  # index of the record -> what is wrong with it
-  for index, record in enumerate(records):
-    fault = _fault_in_text(record, form)
+  for index, text in enumerate(texts):
+    try:
+      records.append(split(text))
+      fault = _fault_in_text(records[-1], form)
+    except UserError as error:
+      records.append([])
+      fault = str(error)
     if fault:
       faults[index] = fault
   read = [index for index in range(len(records)) if index not in faults]
@@ -234,10 +254,9 @@ def _check(
     for row in np.flatnonzero(mask & good):
       faults[int(read[row])] = describe(int(row))
     good &= ~mask
-  texts = [
+  return rows.take(good), [
     f"{path}, line {lines[index]}: {faults[index]}" for index in sorted(faults)
   ]
-  return rows.take(good), texts
 
 
 def _fault_in_text(record: Sequence[str], form: Format) -> str | None:

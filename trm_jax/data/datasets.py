@@ -1,4 +1,4 @@
-"""The door to all data: a config's settings -> splits in host memory."""
+"""All tasks, and the way to their data: settings -> splits in memory."""
 
 import dataclasses
 import os
@@ -7,53 +7,68 @@ from collections.abc import Callable
 import numpy as np
 
 from trm_jax.data import folder
-from trm_jax.data.arc import builder as arc
-from trm_jax.data.arc.settings import ArcData
-from trm_jax.data.maze import builder as maze
-from trm_jax.data.maze.settings import MazeData
-from trm_jax.data.sudoku import builder as sudoku
-from trm_jax.data.sudoku.settings import SudokuData
-from trm_jax.data.task import Split
+from trm_jax.data.arc.task import ArcData
+from trm_jax.data.maze.task import MazeData
+from trm_jax.data.sudoku.task import SudokuData
+from trm_jax.data.task import Settings, Split
 from trm_jax.errors import UserError
 
-_BUILDERS = {SudokuData: sudoku, MazeData: maze, ArcData: arc}
+TASKS: dict[str, type] = {}  # name -> the class of its settings
 UNSEEN = ("error", "blank", "mean")
 
 
-def prepare(settings, say: Callable[[str], None]) -> list[str]:
+def register(name: str, settings: type) -> None:
+  """Adds a task, so that a config may name it as `data.task`.
+
+  Args:
+    name: as in `Task.name`.
+    settings: a frozen dataclass, as `task.Settings` describes it.
+  """
+  if TASKS.setdefault(name, settings) is not settings:
+    raise ValueError(f"{name}: a task of this name is registered already")
+
+
+register("sudoku", SudokuData)
+register("maze", MazeData)
+register("arc", ArcData)
+
+
+def prepare(settings: Settings, say: Callable[[str], None]) -> list[str]:
   """Makes the dataset, if it is not there yet, or checks its folder.
 
   Args:
     settings: the `data` section of an experiment.
-    say: told in a sentence, before it starts, of work that may take a minute.
+    say: called with a sentence before work that may take a minute.
 
   Returns:
-    Sentences that its users should read: what was left out and why.
+    Sentences that users should read: what was left out and why.
 
   Raises:
     UserError: the dataset cannot be prepared.
   """
   if settings.path:
-    folder.check_fits(settings.path, settings.task)
+    folder.metadata(settings.path, settings.task)
     return []
-  return _BUILDERS[type(settings)].prepare(settings, say)
+  return settings.task.dataset.prepare(settings, say)
 
 
-def has_test(settings) -> bool:
-  """Whether the dataset has a test split."""
+def has_split(settings: Settings, split: str) -> bool:
+  """Whether the dataset has a training or a test split."""
   if settings.path:
-    return "test" in folder.metadata(settings.path).splits
-  return bool(settings.test)
+    return split in folder.metadata(settings.path).splits
+  return bool(getattr(settings, split))
 
 
-def num_groups(settings, split: str) -> int:
+def num_groups(settings: Settings, split: str) -> int:
   """Counts the groups of a split; see `task.Split`."""
   if settings.path:
-    return len(folder.read(settings.path, split))
-  return _BUILDERS[type(settings)].num_groups(settings, split)
+    return len(folder.read(settings.path, split, settings.task))
+  return settings.task.dataset.num_groups(settings, split)
 
 
-def load(settings, split: str, groups: np.ndarray | None = None) -> Split:
+def load(
+  settings: Settings, split: str, groups: np.ndarray | None = None
+) -> Split:
   """Puts a split into host memory; a folder's arrays are memory-mapped.
 
   Args:
@@ -61,27 +76,24 @@ def load(settings, split: str, groups: np.ndarray | None = None) -> Split:
     split: "train" or "test".
     groups: integers [N], the groups to load; None loads all.
 
-  Returns:
-    The split.
-
   Raises:
     UserError: the dataset cannot be prepared or read, or has no such split.
   """
   if settings.path:
-    whole = folder.read(settings.path, split)
+    whole = folder.read(settings.path, split, settings.task)
     return whole if groups is None else whole.take(groups)
-  return _BUILDERS[type(settings)].load(settings, split, groups)
+  return settings.task.dataset.load(settings, split, groups)
 
 
-def identifiers(settings) -> list[str]:
+def identifiers(settings: Settings) -> list[str]:
   """The name of each puzzle id; id 0 is blank."""
   if settings.path:
     return folder.identifiers(settings.path)
-  return _BUILDERS[type(settings)].identifiers(settings)
+  return settings.task.dataset.identifiers(settings)
 
 
 def tested_on(settings, source: str):
-  """The settings of the same task family with another test split.
+  """The settings of the same task with another test split.
 
   Args:
     settings: the `data` section of an experiment.
@@ -94,9 +106,8 @@ def tested_on(settings, source: str):
     return dataclasses.replace(settings, path=source)
   # Generated puzzles must avoid those of training; a file stands alone.
   train = settings.train if source == "generate" else ""
-  changes = {"path": "", "train": train, "test": source}
-  if isinstance(settings, ArcData):
-    changes["only"] = ""
+  changes = dict.fromkeys(settings.task.dataset.selects, "")
+  changes |= {"path": "", "train": train, "test": source}
   return dataclasses.replace(settings, **changes)
 
 

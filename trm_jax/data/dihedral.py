@@ -7,10 +7,19 @@ other diagonal.
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from trm_jax.data.task import Symmetry
 
 # The number of the symmetry that undoes each one.
 DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
+
+DIHEDRAL_NAMES = (
+  "as it is", "turned 90° left", "turned 180°", "turned 90° right",
+  "mirrored left-right", "mirrored top-bottom", "transposed", "anti-transposed",
+)  # fmt: skip
 
 
 @functools.cache
@@ -33,18 +42,20 @@ def dihedral_cells(size: int) -> np.ndarray:
   return table
 
 
-def copies(grids: np.ndarray, size: int) -> np.ndarray:
-  """Makes the eight images of each grid.
+def symmetry(size: int) -> Symmetry:
+  """The record of these symmetries; a value is a number from 0 to 7."""
 
-  Args:
-    grids: [N, size * size].
-    size: cells along one side of a grid.
+  def apply(number, tokens):
+    return tokens[jnp.asarray(dihedral_cells(size))[number]]
 
-  Returns:
-    [8 * N, size * size], the images of a grid after one another, in the order
-    of their numbers.
-  """
-  return grids[:, dihedral_cells(size)].reshape(-1, size * size)
+  return Symmetry(
+    sample=lambda key, inputs, labels: jax.random.randint(key, (), 0, 8),
+    apply=apply,
+    undo=lambda number, tokens: apply(
+      jnp.asarray(DIHEDRAL_INVERSE)[number], tokens
+    ),
+    count=8,
+  )
 
 
 def canonical(grid: np.ndarray, size: int) -> bytes:

@@ -1,7 +1,7 @@
 """Datasets in the folder layout of the reference's builders.
 
     PATH/identifiers.json                the name of each puzzle id
-    PATH/train/dataset.json              sizes, and the sets there are: "all"
+    PATH/train/dataset.json              sizes, and the name of the set: "all"
     PATH/train/all__inputs.npy           [N, S], questions
     PATH/train/all__labels.npy           [N, S], answers
     PATH/train/all__puzzle_indices.npy   [Q + 1], examples of each puzzle
@@ -13,7 +13,6 @@ from `puzzle_indices[q]` to `puzzle_indices[q + 1] - 1`.
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -22,13 +21,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from trm_jax.data.arc import grids
-from trm_jax.data.arc import names as names_lib
-from trm_jax.data.task import Split, Task
+from trm_jax.data.checks import read_json, shorten
+from trm_jax.data.task import BLANK, Split, Task
 from trm_jax.errors import UserError
 
 SPLITS = ("train", "test")
-BLANK = "<blank>"
 
 _ARRAYS = (
   "inputs",
@@ -37,8 +34,19 @@ _ARRAYS = (
   "group_indices",
   "puzzle_identifiers",
 )
-_ARC_VOCABULARY = grids.FIRST_COLOUR + grids.NUM_COLOURS
 _CHUNK = 1 << 22  # tokens checked or written at a time
+
+# The least and the greatest value of whole numbers in a dataset.json. Here
+# tokens are uint8, and puzzle ids int32.
+_BOUNDS = {
+  "pad_id": (0, 0),
+  "blank_identifier_id": (0, 0),
+  "vocab_size": (2, 256),
+  "seq_len": (1, 2**31 - 1),
+  "num_puzzle_identifiers": (1, 2**31 - 1),
+  "total_groups": (1, 2**31 - 1),
+  "total_puzzles": (1, 2**31 - 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,46 +66,43 @@ class Metadata:
   splits: tuple[str, ...]
 
 
-def metadata(path: str | os.PathLike) -> Metadata:
+def metadata(path: str | os.PathLike, task: Task | None = None) -> Metadata:
   """Reads what a folder says of itself.
 
   Args:
     path: the folder.
+    task: refuses a folder that was made for another task.
 
   Returns:
     The description that its splits share.
 
   Raises:
-    UserError: it is no such folder, a dataset.json is malformed, or those of
-      two splits contradict each other.
+    UserError: it is no such folder or of another task, a dataset.json is
+      malformed, or those of two splits contradict each other.
   """
   root = _root(path)
   splits = _splits(root)
   headers = [_header(root, split) for split in splits]
-  for header in headers[1:]:
-    for name in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
-      values = [getattr(each, name) for each in (headers[0], header)]
-      if values[0] != values[1]:
-        raise UserError(
-          f"{header.path}: {name} is {values[1]}, but {values[0]} in "
-          f"{headers[0].path}; build the splits together"
-        )
-  return Metadata(
-    seq_len=headers[0].seq_len,
-    vocab_size=headers[0].vocab_size,
-    num_puzzle_ids=headers[0].num_puzzle_identifiers,
-    splits=splits,
-  )
+  first, last = headers[0], headers[-1]
+  for name in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
+    values = getattr(first, name), getattr(last, name)
+    if values[0] != values[1]:
+      raise UserError(
+        f"{last.path}: {name} is {values[1]}, but {values[0]} in "
+        f"{first.path}; build the splits together"
+      )
+  found = first.seq_len, first.vocab_size
+  if task and found != (task.seq_len, task.vocab_size):
+    raise UserError(
+      f"{path}: seq_len is {first.seq_len} and vocab_size {first.vocab_size}, "
+      f"but {task.name} has {task.seq_len} and {task.vocab_size}; choose "
+      f"another folder, or the task that it was made for"
+    )
+  return Metadata(*found, first.num_puzzle_identifiers, splits)
 
 
 def identifiers(path: str | os.PathLike) -> list[str]:
-  """Reads the name of each puzzle id.
-
-  Args:
-    path: the folder.
-
-  Returns:
-    The names, by id; `["<blank>"]` where no puzzle is known by name.
+  """Reads the name of each puzzle id; `["<blank>"]` where none has a name.
 
   Raises:
     UserError: as `metadata`, or the names are malformed, or fewer or more than
@@ -106,44 +111,25 @@ def identifiers(path: str | os.PathLike) -> list[str]:
   return _identifiers(_root(path), metadata(path).num_puzzle_ids)
 
 
-def check_fits(path: str | os.PathLike, task: Task) -> None:
-  """Refuses a folder that was made for another task.
-
-  Args:
-    path: the folder.
-    task: what its puzzles should be.
-
-  Raises:
-    UserError: as `metadata`, or the length or the vocabulary differ.
-  """
-  found = metadata(path)
-  wanted = (task.seq_len, task.vocab_size)
-  if (found.seq_len, found.vocab_size) != wanted:
-    raise UserError(
-      f"{path}: seq_len is {found.seq_len} and vocab_size {found.vocab_size}, "
-      f"but {task.name} has {task.seq_len} and {task.vocab_size}; choose "
-      f"another folder, or the task that it was made for"
-    )
-
-
-def read(path: str | os.PathLike, split: str) -> Split:
+def read(path: str | os.PathLike, split: str, task: Task) -> Split:
   """Opens a split, after checking all of it.
 
   Tokens stay on the disk, mapped into memory, where the folder stores them as
-  uint8 and in one set; otherwise they are converted.
+  uint8; otherwise they are converted.
 
   Args:
     path: the folder.
     split: "train" or "test".
+    task: its task.
 
   Returns:
-    The split: its examples are stored as their puzzles show them. Groups of
-    ARC, known by its vocabulary, bear the name of their task, and its puzzles
-    the symmetry that their own name tells.
+    The split: its examples are stored as their puzzles show them. Where the
+    names of puzzles tell (`Task.parse_names`), groups have names and puzzles
+    symmetries.
 
   Raises:
-    UserError: a file is missing, damaged, or holds what the layout does not
-      allow.
+    UserError: a file is missing, damaged, or holds what the layout or the task
+      does not allow.
   """
   root = _root(path)
   if split not in _splits(root):
@@ -152,26 +138,16 @@ def read(path: str | os.PathLike, split: str) -> Split:
       f"put dataset.json, {_file_names('all')} in {root / split}"
     )
   header = _header(root, split)
-  _check_complete(header)
-  parts = [_read_set(header, name) for name in header.sets]
-  whole = parts[0] if len(parts) == 1 else _concatenate(parts)
+  whole = _read_arrays(header)
   names = _identifiers(root, header.num_puzzle_identifiers)
-  if header.vocab_size != _ARC_VOCABULARY or names == [BLANK]:
+  if not task.parse_names or names == [BLANK]:
     return whole
-  symmetries, groups = _symmetries(root, whole, names)
+  symmetries, groups = _symmetries(root, whole, names, task)
   return dataclasses.replace(whole, symmetries=symmetries, names=groups)
 
 
 def chunks(count: int, width: int) -> Iterator[slice]:
-  """Cuts an array into parts that fit into memory.
-
-  Args:
-    count: rows of the array.
-    width: tokens of each row.
-
-  Yields:
-    The rows of each part.
-  """
+  """Cuts `count` rows of `width` tokens into parts that fit into memory."""
   step = max(1, _CHUNK // width)
   for begin in range(0, count, step):
     yield slice(begin, min(begin + step, count))
@@ -185,21 +161,14 @@ class _Header:
   seq_len: int
   vocab_size: int
   num_puzzle_identifiers: int
-  labels_all: bool
-  sets: tuple[str, ...]
+  least_label: int
+  set: str
 
-
-# The least and the greatest value of whole numbers in a dataset.json. Here
-# tokens are uint8, and puzzle ids int32.
-_BOUNDS = {
-  "pad_id": (0, 0),
-  "blank_identifier_id": (0, 0),
-  "vocab_size": (2, 256),
-  "seq_len": (1, math.inf),
-  "num_puzzle_identifiers": (1, 2**31 - 1),
-  "total_groups": (1, math.inf),
-  "total_puzzles": (1, math.inf),
-}
+  @property
+  def files(self) -> dict[str, pathlib.Path]:
+    return {
+      name: self.path.parent / f"{self.set}__{name}.npy" for name in _ARRAYS
+    }
 
 
 def _root(path) -> pathlib.Path:
@@ -224,91 +193,77 @@ def _splits(root: pathlib.Path) -> tuple[str, ...]:
   return splits
 
 
+def _file_names(name: str) -> str:
+  return ", ".join(f"{name}__{array}.npy" for array in _ARRAYS)
+
+
 def _header(root: pathlib.Path, split: str) -> _Header:
   path = root / split / "dataset.json"
-  fields = _read_json(path)
+  fields = read_json(path, "the sizes of a split")
   if not isinstance(fields, dict):
     raise UserError(
-      f"{path}: holds {_short(fields)}; expected an object of fields"
+      f"{path}: holds {shorten(fields)}; expected an object of fields"
     )
   fields.setdefault("total_puzzles", 1)  # older builders do not write it
   for name in (*_BOUNDS, "ignore_label_id", "mean_puzzle_examples", "sets"):
     if name not in fields:
       raise UserError(f"{path}: {name} is missing; build the folder again")
+
+  def require(name, is_right, expected):
+    if not is_right:
+      value = shorten(fields[name])
+      raise UserError(f"{path}: {name} is {value}; expected {expected}")
+
+  def is_whole(value, least, most):
+    return type(value) is int and least <= value <= most
+
   for name, (least, most) in _BOUNDS.items():
-    _check_whole(path, name, fields[name], least, most)
+    expected = f"a whole number from {least} to {most}"
+    if least == most:
+      expected = f"{least}: other layouts cannot be read"
+    require(name, is_whole(fields[name], least, most), expected)
   mean = fields["mean_puzzle_examples"]
-  if type(mean) not in (int, float) or not 0 <= mean < math.inf:
-    raise UserError(
-      f"{path}: mean_puzzle_examples is {_short(mean)}; expected a number, 0 "
-      f"or more"
-    )
-  if fields["ignore_label_id"] is not None:
-    _check_whole(path, "ignore_label_id", fields["ignore_label_id"], 0, 0)
+  is_mean = type(mean) in (int, float) and 0 <= mean < math.inf
+  require("mean_puzzle_examples", is_mean, "a number, 0 or more")
+  ignored, sets = fields["ignore_label_id"], fields["sets"]
+  is_zero = ignored is None or is_whole(ignored, 0, 0)
+  require("ignore_label_id", is_zero, "0: other layouts cannot be read")
+  # The name becomes part of file names.
+  is_name = (
+    isinstance(sets, list)
+    and len(sets) == 1
+    and isinstance(sets[0], str)
+    and re.fullmatch(r"\w[\w.-]*", sets[0])
+  )
+  require("sets", is_name, 'a list of one name, such as ["all"]')
   return _Header(
     path=path,
     seq_len=fields["seq_len"],
     vocab_size=fields["vocab_size"],
     num_puzzle_identifiers=fields["num_puzzle_identifiers"],
-    labels_all=fields["ignore_label_id"] is None,
-    sets=_sets(path, fields["sets"]),
+    least_label=int(ignored is None),
+    set=sets[0],
   )
 
 
-def _check_whole(path, name, value, least, most):
-  if type(value) is int and least <= value <= most:
-    return
-  if least == most:
-    expected = f"{least}: other layouts cannot be read"
-  elif most == math.inf:
-    expected = f"a whole number, {least} or more"
-  else:
-    expected = f"a whole number from {least} to {most}"
-  raise UserError(f"{path}: {name} is {_short(value)}; expected {expected}")
-
-
-def _sets(path, sets) -> tuple[str, ...]:
-  """Checks the names of sets, which become parts of file names."""
-  if not isinstance(sets, list) or not sets:
+def _read_arrays(header: _Header) -> Split:
+  """Opens the arrays of a split and checks them, the small ones first."""
+  files = header.files
+  missing = [file.name for file in files.values() if not os.path.exists(file)]
+  if missing:
     raise UserError(
-      f"{path}: sets is {_short(sets)}; expected a list of names, such as "
-      f'["all"]'
+      f"{header.path.parent}: {', '.join(missing)} missing; the set "
+      f"{header.set!r} needs {_file_names(header.set)}"
     )
-  for name in sets:
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+  arrays = {}
+  for name, file in files.items():
+    arrays[name] = _open(file)
+    rank = 2 if name in ("inputs", "labels") else 1
+    if name != "labels" and arrays[name].ndim != rank:
       raise UserError(
-        f"{path}: sets holds {_short(name)}; expected a name of letters, "
-        f"digits, '_', '-' and '.', and neither of the last two in front"
+        f"{file}: shape {arrays[name].shape}; expected an array of rank {rank}"
       )
-  if len(set(sets)) != len(sets):
-    raise UserError(f"{path}: sets is {_short(sets)}; expected each name once")
-  return tuple(sets)
-
-
-def _file_names(name: str) -> str:
-  return ", ".join(f"{name}__{array}.npy" for array in _ARRAYS)
-
-
-def _check_complete(header: _Header):
-  folder = header.path.parent
-  for name in header.sets:
-    files = [folder / f"{name}__{array}.npy" for array in _ARRAYS]
-    missing = [file.name for file in files if not os.path.exists(file)]
-    if missing:
-      raise UserError(
-        f"{folder}: {', '.join(missing)} missing; the set {name!r} needs "
-        f"{_file_names(name)}"
-      )
-
-
-def _read_set(header: _Header, name: str) -> Split:
-  """Opens the arrays of one set and checks them, the small ones first."""
-  files = {
-    array: header.path.parent / f"{name}__{array}.npy" for array in _ARRAYS
-  }
-  arrays = {array: _open(file) for array, file in files.items()}
   inputs, labels = arrays["inputs"], arrays["labels"]
-  _check_rank(files["inputs"], inputs, 2)
   if inputs.shape[1] != header.seq_len:
     raise UserError(
       f"{files['inputs']}: {inputs.shape[1]} tokens a puzzle; expected "
@@ -325,22 +280,29 @@ def _read_set(header: _Header, name: str) -> Split:
     len(inputs),
     f"the examples in {files['inputs'].name}",
   )
+  num_puzzles = len(first_example) - 1
   first_puzzle = _bounds(
     files["group_indices"],
     arrays["group_indices"],
-    len(first_example) - 1,
+    num_puzzles,
     f"the puzzles in {files['puzzle_indices'].name}",
   )
-  puzzle_ids = _puzzle_ids(
-    files["puzzle_identifiers"],
-    arrays["puzzle_identifiers"],
-    len(first_example) - 1,
-    header.num_puzzle_identifiers,
-  )
+  file, ids = files["puzzle_identifiers"], arrays["puzzle_identifiers"]
+  if len(ids) != num_puzzles:
+    raise UserError(
+      f"{file}: {len(ids)} numbers; expected {num_puzzles}, one for each puzzle"
+    )
+  bad = np.flatnonzero((ids < 0) | (ids >= header.num_puzzle_identifiers))
+  if len(bad):
+    raise UserError(
+      f"{file}: puzzle {bad[0]} has {ids[bad[0]]}; expected 0 to "
+      f"{header.num_puzzle_identifiers - 1}, below num_puzzle_identifiers in "
+      "dataset.json"
+    )
   return Split(
     inputs=_tokens(files["inputs"], inputs, 0, header),
-    labels=_tokens(files["labels"], labels, int(header.labels_all), header),
-    puzzle_ids=puzzle_ids,
+    labels=_tokens(files["labels"], labels, header.least_label, header),
+    puzzle_ids=np.asarray(ids, np.int32),
     first_puzzle=first_puzzle,
     first_example=first_example[:-1],
     num_examples=np.diff(first_example),
@@ -370,16 +332,8 @@ def _open(path: pathlib.Path) -> np.ndarray:
   return array
 
 
-def _check_rank(path, array, rank):
-  if array.ndim != rank:
-    raise UserError(
-      f"{path}: shape {array.shape}; expected an array of rank {rank}"
-    )
-
-
 def _bounds(path, array, end: int, what: str) -> np.ndarray:
   """Checks indices; returns them as int32."""
-  _check_rank(path, array, 1)
   bounds = np.array(array)
   if len(bounds) < 2:
     raise UserError(
@@ -402,22 +356,6 @@ def _bounds(path, array, end: int, what: str) -> np.ndarray:
   return bounds.astype(np.int32)
 
 
-def _puzzle_ids(path, array, count: int, num_ids: int) -> np.ndarray:
-  _check_rank(path, array, 1)
-  if len(array) != count:
-    raise UserError(
-      f"{path}: {len(array)} numbers; expected {count}, one for each puzzle"
-    )
-  ids = np.array(array)
-  bad = np.flatnonzero((ids < 0) | (ids >= num_ids))
-  if len(bad):
-    raise UserError(
-      f"{path}: puzzle {bad[0]} has {ids[bad[0]]}; expected 0 to "
-      f"{num_ids - 1}, below num_puzzle_identifiers in dataset.json"
-    )
-  return ids.astype(np.int32)
-
-
 def _tokens(path, array, least: int, header: _Header) -> np.ndarray:
   """Checks every token; returns them as uint8, mapped if they were that."""
   is_bytes = array.dtype == np.uint8
@@ -438,28 +376,17 @@ def _tokens(path, array, least: int, header: _Header) -> np.ndarray:
   return tokens
 
 
-def _concatenate(parts: list[Split]) -> Split:
-  """Puts sets one behind the other."""
-  examples = np.cumsum([0] + [len(part.inputs) for part in parts])
-  puzzles = np.cumsum([0] + [len(part.puzzle_ids) for part in parts])
-
-  def joined(name):
-    return np.concatenate([getattr(part, name) for part in parts])
-
-  return Split(
-    inputs=joined("inputs"),
-    labels=joined("labels"),
-    puzzle_ids=joined("puzzle_ids"),
-    first_puzzle=np.concatenate(
-      [[0]]
-      + [part.first_puzzle[1:] + puzzles[i] for i, part in enumerate(parts)]
-    ).astype(np.int32),
-    first_example=np.concatenate(
-      [part.first_example + examples[i] for i, part in enumerate(parts)]
-    ).astype(np.int32),
-    num_examples=joined("num_examples"),
-    is_viewed=True,
-  )
+def read_names(path: pathlib.Path) -> list[str]:
+  """Reads an identifiers.json, a list of names."""
+  names = read_json(path, "the names of puzzle ids")
+  if not isinstance(names, list) or not all(
+    isinstance(name, str) for name in names
+  ):
+    raise UserError(
+      f"{path}: {shorten(names)}; expected a list of names, that of each "
+      f"puzzle id"
+    )
+  return names
 
 
 def _identifiers(root: pathlib.Path, num_ids: int) -> list[str]:
@@ -467,14 +394,7 @@ def _identifiers(root: pathlib.Path, num_ids: int) -> list[str]:
   path = root / "identifiers.json"
   if num_ids == 1 and not os.path.exists(path):
     return [BLANK]
-  names = _read_json(path)
-  if not isinstance(names, list) or not all(
-    isinstance(name, str) for name in names
-  ):
-    raise UserError(
-      f"{path}: holds {_short(names)}; expected a list of names, that of each "
-      f"puzzle id"
-    )
+  names = read_names(path)
   if all(name == BLANK for name in names):
     return [BLANK]
   if len(names) != num_ids:
@@ -486,14 +406,9 @@ def _identifiers(root: pathlib.Path, num_ids: int) -> list[str]:
 
 
 def _symmetries(
-  root: pathlib.Path, split: Split, names: list[str]
+  root: pathlib.Path, split: Split, names: list[str], task: Task
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-  """Takes apart the names of ARC puzzles.
-
-  Returns:
-    uint8 [Q, K], the symmetry of each puzzle.
-    [G], the task of each group.
-  """
+  """The symmetry of each puzzle, uint8 [Q, K], and the name of each group."""
   path = root / "identifiers.json"
   names = [names[puzzle_id] for puzzle_id in split.puzzle_ids.tolist()]
   if BLANK in names:
@@ -502,34 +417,17 @@ def _symmetries(
       f"{split.puzzle_ids[names.index(BLANK)]}, whose name is {BLANK!r}; "
       f"expected the name of a task or of a copy"
     )
+  assert task.parse_names
   try:
-    tasks, symmetries = names_lib.parse_names(names)
+    originals, symmetries = task.parse_names(names)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
-  groups = tuple(tasks[puzzle] for puzzle in split.first_puzzle[:-1])
+  groups = tuple(originals[puzzle] for puzzle in split.first_puzzle[:-1])
   of_group = np.repeat(np.arange(len(groups)), np.diff(split.first_puzzle))
   for puzzle, group in enumerate(of_group.tolist()):
-    if tasks[puzzle] != groups[group]:
+    if originals[puzzle] != groups[group]:
       raise UserError(
         f"{path}: a group of puzzles holds {names[puzzle]!r}, but begins with "
         f"task {groups[group]!r}; expected one task and its copies"
       )
   return symmetries, groups
-
-
-def _read_json(path: pathlib.Path):
-  try:
-    return json.loads(path.read_text("utf-8"))
-  except OSError as error:
-    raise UserError(
-      f"{path}: cannot be read ({error.strerror}); it belongs to the layout"
-    ) from error
-  except (ValueError, RecursionError) as error:
-    raise UserError(
-      f"{path}: not JSON ({error}); copy it again, or build the folder again"
-    ) from error
-
-
-def _short(value) -> str:
-  text = repr(value)
-  return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,15 +1,16 @@
 """Writes datasets in the layout of the reference's builders, see `folder`."""
 
+import contextlib
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from trm_jax.data import folder
-from trm_jax.data.task import Split
+from trm_jax.data.task import Split, Task, show
 from trm_jax.errors import UserError
 
 
@@ -17,8 +18,7 @@ def write(
   path: str | os.PathLike,
   splits: Mapping[str, Split],
   identifiers: Sequence[str],
-  vocab_size: int,
-  view: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+  task: Task,
 ) -> None:
   """Writes a folder that `folder.read` and the reference can read.
 
@@ -29,24 +29,18 @@ def write(
     path: the folder to make. It may exist if it is empty.
     splits: by name, "train" or "test".
     identifiers: the name of each puzzle id, id 0 being "<blank>".
-    vocab_size: token values, the padding token 0 included.
-    view: `(tokens uint8 [N, S], symmetries uint8 [N, K]) -> tokens [N, S]`,
-      `Task.view` over rows. Needed for splits with copies whose examples are
-      stored as originals, for the layout stores every copy. The reference's
-      builder also moves training grids of ARC about; this does not.
+    task: their task. The layout stores every copy as it shows its puzzle. The
+      reference's builder also moves training grids of ARC about; this does
+      not.
 
   Raises:
     UserError: the folder holds something or cannot be written, or a split is
       empty or does not pass the checks.
-    ValueError: `view` is needed, but missing.
   """
   target = pathlib.Path(path).expanduser().resolve()
   for name, split in splits.items():
     if not len(split):
       raise UserError(f"{name}: a split without puzzles; leave it out")
-    has_copies = split.symmetries is not None and not split.is_viewed
-    if has_copies and view is None:
-      raise ValueError(f"{name}: its copies need a view to be written")
   try:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
       raise UserError(
@@ -61,11 +55,11 @@ def write(
       root.mkdir()
       for name, split in splits.items():
         (root / name).mkdir()
-        _write_split(root / name, split, len(identifiers), vocab_size, view)
+        _write_split(root / name, split, len(identifiers), task)
       _write_json(root / "identifiers.json", list(identifiers))
       for name in splits:
-        folder.read(root, name)
-      folder.metadata(root)
+        folder.read(root, name, task)
+      folder.metadata(root, task)
       root.rename(target)
   except OSError as error:
     raise UserError(
@@ -74,20 +68,21 @@ def write(
     ) from error
 
 
-def _write_split(path, split: Split, num_ids: int, vocab_size: int, view):
+def _write_split(path, split: Split, num_ids: int, task: Task):
   examples, puzzles = split.rows
-  symmetries = None if split.is_viewed else split.symmetries
-  for name in ("inputs", "labels"):
-    tokens = getattr(split, name)
-    shape = (len(examples), tokens.shape[1])
-    # A stream, not a map: when the disk is full it says so.
-    with open(path / f"all__{name}.npy", "wb") as file:
-      header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+  shape = (len(examples), split.inputs.shape[1])
+  header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+  with contextlib.ExitStack() as stack:
+    # Streams, not maps: when the disk is full they say so.
+    files = [
+      stack.enter_context(open(path / f"all__{name}.npy", "wb"))
+      for name in ("inputs", "labels")
+    ]
+    for file in files:
       np.lib.format.write_array_header_1_0(file, header)
-      for rows in folder.chunks(*shape):
-        chunk = tokens[examples[rows]]
-        if symmetries is not None:
-          chunk = view(chunk, symmetries[puzzles[rows]])
+    for rows in folder.chunks(*shape):
+      shown = show(split, examples[rows], puzzles[rows], task)
+      for file, chunk in zip(files, shown, strict=True):
         file.write(np.asarray(chunk, np.uint8).tobytes())
   bounds = np.concatenate([[0], np.cumsum(split.num_examples)])
   indices = {
@@ -103,7 +98,7 @@ def _write_split(path, split: Split, num_ids: int, vocab_size: int, view):
       "pad_id": 0,
       "ignore_label_id": 0,
       "blank_identifier_id": 0,
-      "vocab_size": vocab_size,
+      "vocab_size": task.vocab_size,
       "seq_len": split.inputs.shape[1],
       "num_puzzle_identifiers": num_ids,
       "total_groups": len(split),

@@ -3,10 +3,6 @@
 They are prepared once (see `records`), then staged in host memory. A dataset
 is named after the settings and the bytes of its csv files: edit a file or
 change the seed, and another is made beside it.
-
-The settings are the `data` section of a config. Whatever the family of tasks,
-they have `size`, `train`, `test`, `subsample`, `min_rating`, `seed`,
-`skip_bad_rows` and `cache_dir`.
 """
 
 import dataclasses
@@ -22,172 +18,246 @@ import tensorflow_datasets as tfds
 from absl import logging
 from huggingface_hub.errors import HfHubHTTPError
 
-from trm_jax.data import records
-from trm_jax.data.csv_rows import Rows
+from trm_jax.data import csv_rows, records
+from trm_jax.data.csv_rows import Format, Rows
 from trm_jax.data.records import Say
-from trm_jax.data.task import Split
+from trm_jax.data.task import Dataset, Split
 from trm_jax.errors import UserError
 
 _SPLITS = ("train", "test")
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-  """What a task family knows of its datasets.
+class SlowCheck:
+  """A check that is too slow for the rows of a large file.
+
+  Small files are checked whole, of large ones the rows that were chosen.
 
   Attributes:
-    name: the family's name, as in "sudoku".
+    is_bad: `Rows -> bool [N]`.
+    fault: what is wrong with the rows that it finds.
+    most_rows: rows that are checked; of more, `unchecked` is noted.
+    unchecked: what a note says of them.
+  """
+
+  is_bad: Callable[[Rows], np.ndarray]
+  fault: str
+  most_rows: int
+  unchecked: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Puzzles:
+  """How the datasets of a task with square boards are made.
+
+  Its settings have `size`, `train`, `test`, `subsample`, `min_rating`, `seed`,
+  `num_train`, `skip_bad_rows` and `cache_dir`.
+
+  Attributes:
+    name: the task's name.
     version: change it with anything that changes the content for the same
       settings: the generator, the subsampling or the tokens.
     repository: the dataset of the Hugging Face hub behind the source "hub",
       with its files train.csv and test.csv.
-    read: `(settings, path) -> Rows`, reads and checks a csv file.
+    hub_rows: rows of its train.csv.
+    csv_format: `size -> Format`, of csv files.
     generate: `(settings, split, train, say) -> (inputs, labels, ratings)`,
       makes puzzles; those of the split "test" are like none of `train`, the
       Rows of the training split or None.
     generator_fields: the settings that `generate` alone reads.
     wait: what may take how long, said before a dataset is made.
-    confirm: `(settings, Rows) -> (Rows, notes)`, checks that are too slow for
-      a whole file, made on the rows chosen from it.
+    slow_check: a further check of the rows of files.
   """
 
   name: str
   version: int
   repository: str
-  read: Callable[[Any, str], Rows]
+  hub_rows: int
+  csv_format: Callable[[int], Format]
   generate: Callable[
     [Any, str, Rows | None, Say], tuple[np.ndarray, np.ndarray, np.ndarray]
   ]
   generator_fields: tuple[str, ...]
   wait: str
-  confirm: Callable[[Any, Any], tuple[Rows, list[str]]] | None = None
+  slow_check: SlowCheck | None = None
 
-
-def prepare(family: Family, settings: Any, say: Say) -> list[str]:
-  """Makes a dataset, if it is not there yet.
-
-  Args:
-    family: the task family.
-    settings: what the dataset is made of.
-    say: told in a sentence, before it starts, of work that may take a minute.
-
-  Returns:
-    Sentences that its users should read: how many rows of a file were left
-    out and why, and what was not checked.
-
-  Raises:
-    UserError: the dataset cannot be prepared.
-  """
-  return records.notes(_prepare(family, settings, say))
-
-
-def num_groups(family: Family, settings: Any, split: str) -> int:
-  """Counts the puzzles of a split; the dataset is prepared if need be.
-
-  Args:
-    family: the task family.
-    settings: what the dataset is made of.
-    split: "train" or "test".
-
-  Returns:
-    The number of puzzles, each of which is a group.
-
-  Raises:
-    UserError: the dataset cannot be prepared, or has no such split.
-  """
-  _check_split(settings, split)
-  return records.count(_prepare(family, settings, logging.info), split)
-
-
-def load(
-  family: Family,
-  settings: Any,
-  split: str,
-  groups: np.ndarray | None = None,
-) -> Split:
-  """Stages a split in host memory; the dataset is prepared if need be.
-
-  Args:
-    family: the task family.
-    settings: what the dataset is made of.
-    split: "train" or "test".
-    groups: integers [N], the puzzles to stage; None stages all of them.
-
-  Returns:
-    The split, with tokens uint8 [N, L].
-
-  Raises:
-    UserError: the dataset cannot be prepared, or has no such split.
-  """
-  _check_split(settings, split)
-  builder = _prepare(family, settings, logging.info)
-  count = records.count(builder, split) if groups is None else len(groups)
-  shape = (count, settings.size * settings.size)
-  inputs, labels = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
-  for row, record in enumerate(records.read(builder, split, groups)):
-    inputs[row] = _grid(record["inputs"])
-    labels[row] = _grid(record["labels"])
-  return Split.of_rows(inputs, labels)
-
-
-def _grid(feature) -> np.ndarray:
-  return np.frombuffer(feature.bytes_list.value[0], np.uint8)
-
-
-def _check_split(settings: Any, split: str):
-  given = [name for name in _SPLITS if getattr(settings, name)]
-  if split not in given:
-    raise UserError(
-      f"split: {split!r}, but the dataset has only {given}; set the option "
-      f"{split!r} to a csv path, 'generate' or 'hub'."
+  @property
+  def dataset(self) -> Dataset:
+    """The functions of a `Task`."""
+    return Dataset(
+      load=self.load,
+      num_groups=self.num_groups,
+      prepare=self.prepare,
+      expected_size=self.expected_size,
+      read_rows=self.read_rows,
     )
 
+  def prepare(self, settings: Any, say: Say = logging.info) -> list[str]:
+    """Makes a dataset, if it is not there yet; see `task.Dataset`."""
+    return records.notes(self._builder(settings, say))
 
-def _prepare(family: Family, settings: Any, say: Say) -> records.Records:
-  """Returns the prepared dataset, making it if it is not there yet."""
-  files = _files(family, settings)
-  grid = tfds.features.Tensor(
-    shape=(settings.size * settings.size,),
-    dtype=np.uint8,
-    encoding=tfds.features.Encoding.BYTES,
-  )
-  config = records.RecordsConfig(
-    name=_content_name(family, settings, files),
-    description=f"{family.name} {settings.size}x{settings.size}",
-    features={
-      "inputs": grid,
-      "labels": grid,
-      "rating": np.int32,
-      "source": tfds.features.Text(),
-    },
-    make=lambda: _make(family, settings, files, say),
-  )
-  announcement = _what_is_prepared(family, files)
-  return records.prepare(config, settings.cache_dir, say, announcement)
+  def num_groups(self, settings: Any, split: str) -> int:
+    """Counts the puzzles of a split."""
+    self._check_split(settings, split)
+    return records.count(self._builder(settings), split)
+
+  def load(
+    self, settings: Any, split: str, groups: np.ndarray | None = None
+  ) -> Split:
+    """Stages a split in host memory; the dataset is prepared if need be."""
+    self._check_split(settings, split)
+    builder = self._builder(settings)
+    count = records.count(builder, split) if groups is None else len(groups)
+    tokens = np.empty((2, count, settings.size**2), np.uint8)
+    for row, record in enumerate(records.read(builder, split, groups)):
+      for part, name in enumerate(("inputs", "labels")):
+        grid = record[name].bytes_list.value[0]
+        tokens[part, row] = np.frombuffer(grid, np.uint8)
+    return Split.of_rows(*tokens)
+
+  def expected_size(self, settings: Any) -> tuple[int, int, int]:
+    """Rows, copies and puzzle ids, as far as the settings tell."""
+    known = {"generate": settings.num_train, "hub": self.hub_rows}
+    rows = known.get(settings.train, 1024)
+    return min(rows, settings.subsample or rows), 1, 1
+
+  def read_rows(self, settings: Any, path: str) -> Rows:
+    """Reads and checks a csv file."""
+    form = self.csv_format(settings.size)
+    return csv_rows.read(path, form, settings.skip_bad_rows)
+
+  def _check_split(self, settings: Any, split: str):
+    given = [name for name in _SPLITS if getattr(settings, name)]
+    if split not in given:
+      raise UserError(
+        f"split: {split!r}, but the dataset has only {given}; set the option "
+        f"{split!r} to a csv path, 'generate' or 'hub'."
+      )
+
+  def _builder(self, settings: Any, say: Say = logging.info) -> records.Records:
+    """The prepared dataset, made if it is not there yet."""
+    files = self._files(settings)
+    grid = tfds.features.Tensor(
+      shape=(settings.size**2,),
+      dtype=np.uint8,
+      encoding=tfds.features.Encoding.BYTES,
+    )
+    config = records.RecordsConfig(
+      name=self._content_name(settings, files),
+      description=f"{self.name} {settings.size}x{settings.size}",
+      features={
+        "inputs": grid,
+        "labels": grid,
+        "rating": np.int32,
+        "source": tfds.features.Text(),
+      },
+      make=lambda: self._make(settings, files, say),
+    )
+    sources = ", ".join(
+      f"{split} generated" if source == "generate" else f"{split} from {source}"
+      for split, source in files.items()
+    )
+    announcement = f"preparing the puzzles, once ({sources}); {self.wait}"
+    return records.prepare(config, settings.cache_dir, say, announcement)
+
+  def _make(
+    self, settings: Any, files: dict[str, str], say: Say
+  ) -> tuple[records.Splits, list[str]]:
+    """Reads or generates the records of each split, with notes on them."""
+    splits: dict[str, Rows] = {}
+    notes = []
+    for split, source in files.items():  # train comes first
+      if source == "generate":
+        made = self.generate(settings, split, splits.get("train"), say)
+        splits[split] = Rows(
+          "generate",
+          *made,
+          sources=np.full(len(made[0]), "generated", object),
+          lines=np.arange(len(made[0])),
+        )
+      else:
+        splits[split], more = self._selected(settings, split, source)
+        notes += more
+    return {split: _records(rows) for split, rows in splits.items()}, notes
+
+  def _selected(
+    self, settings: Any, split: str, path: str
+  ) -> tuple[Rows, list[str]]:
+    """Reads a csv file and chooses the rows of a split; adds notes on them."""
+    skip, slow = settings.skip_bad_rows, self.slow_check
+    rows = self.read_rows(settings, path)
+    count = len(rows) + len(rows.skipped)
+    if slow and len(rows) <= slow.most_rows:
+      rows, slow = (
+        csv_rows.drop(rows, slow.is_bad(rows), slow.fault, skip),
+        None,
+      )
+    hardest = rows.ratings.max()
+    rows = rows.take(rows.ratings >= settings.min_rating)
+    if not len(rows):
+      raise UserError(
+        f"min_rating: {settings.min_rating}, but no row of {path} is rated "
+        f"above {hardest}; lower it."
+      )
+    if split == "train" and settings.subsample:
+      if settings.subsample > len(rows):
+        raise UserError(
+          f"subsample: {settings.subsample}, but {path} has {len(rows)} rows "
+          f"rated {settings.min_rating} or more; ask for fewer, or 0 for all."
+        )
+      rng = np.random.default_rng(settings.seed)
+      chosen = rng.choice(len(rows), settings.subsample, replace=False)
+      rows = rows.take(np.sort(chosen))
+    notes = []
+    if slow and len(rows) <= slow.most_rows:
+      rows = csv_rows.drop(rows, slow.is_bad(rows), slow.fault, skip)
+    elif slow:
+      notes.append(f"{path}: {len(rows):,} rows {slow.unchecked}.")
+    if rows.skipped:
+      notes.append(
+        f"{path}: {len(rows.skipped):,} bad rows of {count:,} were left out. "
+        f"The first: {' | '.join(rows.skipped[:3])}"
+      )
+    for note in notes:
+      logging.warning("%s", note)
+    return rows, notes
+
+  def _files(self, settings: Any) -> dict[str, str]:
+    """The file of each split that has a source, or "generate"."""
+    files = {}
+    for split in _SPLITS:
+      source = getattr(settings, split)
+      if source == "hub":
+        files[split] = _download(self.repository, f"{split}.csv", split)
+      elif source:
+        files[split] = os.path.expanduser(source)
+    return files
+
+  def _content_name(self, settings: Any, files: dict[str, str]) -> str:
+    """Names the dataset after all that decides its content."""
+    content = dataclasses.asdict(settings)
+    unread = ["cache_dir", "path"]
+    if "generate" not in files.values():
+      unread += self.generator_fields
+    for name in unread:
+      del content[name]
+    wanted = "a csv file of puzzles, 'generate' or 'hub'"
+    for split in _SPLITS:
+      source = files.get(split, "")
+      if source not in ("", "generate"):
+        source = records.digest(source, wanted)
+      content[split] = source
+    content["version"] = self.version
+    text = json.dumps(content, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{self.name}-{settings.size}x{settings.size}-{digest}"
 
 
-def _what_is_prepared(family: Family, files: dict[str, str]) -> str:
-  sources = [
-    f"{split} generated" if source == "generate" else f"{split} from {source}"
-    for split, source in files.items()
-  ]
-  return f"preparing the puzzles, once ({', '.join(sources)}); {family.wait}"
-
-
-def _make(
-  family: Family, settings: Any, files: dict[str, str], say: Say
-) -> tuple[records.Splits, list[str]]:
-  """Reads or generates the records of each split, with notes on them."""
-  splits = {}
-  notes = []
-  for split, source in files.items():  # train comes first
-    if source == "generate":
-      train = splits.get("train")
-      splits[split] = _generated(family, settings, split, train, say)
-    else:
-      splits[split], more = _selected(family, settings, split, source)
-      notes += more
-  return {split: _records(rows) for split, rows in splits.items()}, notes
+def few_generated(split: str, count: int, settings: dict) -> dict[str, Any]:
+  """The settings of `Settings.few` where puzzles are generated."""
+  made = {name: settings[name] for name in ("seed", "cache_dir")}
+  made |= {"train": "", "test": "", split: "generate"}
+  return made | {f"num_{split}": count}
 
 
 def _records(rows: Rows) -> Iterator[dict]:
@@ -198,70 +268,6 @@ def _records(rows: Rows) -> Iterator[dict]:
       "rating": rows.ratings[row],
       "source": rows.sources[row],
     }
-
-
-def _generated(
-  family: Family, settings: Any, split: str, train: Rows | None, say: Say
-) -> Rows:
-  inputs, labels, ratings = family.generate(settings, split, train, say)
-  count = len(inputs)
-  return Rows(
-    path="generate",
-    inputs=inputs,
-    labels=labels,
-    ratings=ratings,
-    sources=np.full(count, "generated", object),
-    lines=np.arange(count),
-  )
-
-
-def _selected(
-  family: Family, settings: Any, split: str, path: str
-) -> tuple[Rows, list[str]]:
-  """Reads a csv file and chooses the rows of a split; adds notes on them."""
-  rows = family.read(settings, path)
-  count = len(rows) + len(rows.skipped)
-  hardest = rows.ratings.max()
-  rows = rows.take(rows.ratings >= settings.min_rating)
-  if not len(rows):
-    raise UserError(
-      f"min_rating: {settings.min_rating}, but no row of {path} is rated above "
-      f"{hardest}; lower it."
-    )
-  if split == "train" and settings.subsample:
-    if settings.subsample > len(rows):
-      raise UserError(
-        f"subsample: {settings.subsample}, but {path} has {len(rows)} rows "
-        f"rated {settings.min_rating} or more; ask for fewer, or 0 for all."
-      )
-    rng = np.random.default_rng(settings.seed)
-    chosen = rng.choice(len(rows), settings.subsample, replace=False)
-    rows = rows.take(np.sort(chosen))
-  notes = []
-  if family.confirm:
-    rows, notes = family.confirm(settings, rows)
-  if rows.skipped:
-    notes.append(
-      f"{path}: {len(rows.skipped):,} bad rows of {count:,} were left out. "
-      f"The first: {' | '.join(rows.skipped[:3])}"
-    )
-  for note in notes:
-    logging.warning("%s", note)
-  return rows, notes
-
-
-def _files(family: Family, settings: Any) -> dict[str, str]:
-  """Finds the file of each split that has a source, or "generate"."""
-  files = {}
-  for split in _SPLITS:
-    source = getattr(settings, split)
-    if source == "hub":
-      files[split] = _download(family.repository, f"{split}.csv", split)
-    elif source == "generate":
-      files[split] = source
-    elif source:
-      files[split] = os.path.expanduser(source)
-  return files
 
 
 def _download(repository: str, filename: str, option: str) -> str:
@@ -277,24 +283,3 @@ def _download(repository: str, filename: str, option: str) -> str:
       f"datasets/{repository} and set {option} to its path; or set {option} "
       f"to 'generate'."
     ) from error
-
-
-def _content_name(family: Family, settings: Any, files: dict[str, str]) -> str:
-  """Names the dataset after all that decides its content."""
-  content = dataclasses.asdict(settings)
-  unread = ["cache_dir", "path"]
-  if "generate" not in files.values():
-    unread += family.generator_fields
-  for name in unread:
-    del content[name]
-  for split in _SPLITS:
-    source = files.get(split, "")
-    content[split] = (
-      source
-      if source in ("", "generate")
-      else records.digest(source, "a csv file of puzzles, 'generate' or 'hub'")
-    )
-  content["version"] = family.version
-  text = json.dumps(content, sort_keys=True)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-  return f"{family.name}-{settings.size}x{settings.size}-{digest}"

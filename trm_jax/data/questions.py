@@ -1,49 +1,32 @@
-"""Reads puzzles to solve, each in the form that people keep its task in.
+"""Reads puzzles to solve from a file, in the form that its task is kept in.
 
-    sudoku  a puzzle a line; empty lines and lines that begin with # are skipped
-    maze    a maze a line, or as many lines as it has rows, with an empty line
-            or nothing between mazes
-    arc     a task's json, or a competition's challenges (id -> task)
+By default that is text: a puzzle a line, and empty lines and comments are
+skipped; or, where a task is written in rows (`Task.in_rows`), as many lines as
+a puzzle has rows. Text may be csv as well, if its header has a column
+`question`; there may be a column `answer`. A task with another form reads it
+itself (`Task.read`).
 
-Sudoku and mazes may be csv as well, if the header has a column `question`;
-there may be a column `answer`. What is no puzzle is reported and the others
-are read all the same. Nothing of what is read is trusted.
+What is no puzzle is reported, and the others are read all the same. Nothing of
+what is read is trusted.
 """
 
-import csv
 import dataclasses
-import functools
 import itertools
-import json
 import math
-import pathlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import jax
 import numpy as np
 
-from trm_jax.data.arc import grids
-from trm_jax.data.maze import grid as maze_grid
-from trm_jax.data.maze import paths
-from trm_jax.data.sudoku import board, geometry
-from trm_jax.data.task import Task
+from trm_jax.data import csv_rows
+from trm_jax.data.task import Task, judge
 from trm_jax.errors import UserError
 
 _LONGEST = 1_000_000  # bytes of a line
 _MOST = 1_000_000_000  # bytes in all
-_MOST_JSON = 100_000_000  # parsed, it takes many times the memory
 _MOST_FAULTS = 10_000
-_CHUNK = 4096  # answers judged together: bounds the memory
 _EXCERPT = 60  # characters
 _MESSAGE = 300
-_NAME = 200
-
-_FORMS = {
-  "sudoku": "one Sudoku a line",
-  "maze": "mazes of text, a line each or an empty line between them",
-  "arc": "the json of an ARC task, or of a competition's challenges",
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,6 +61,14 @@ class Fault:
   text: str
   message: str
 
+  @classmethod
+  def of(cls, line: int, text: str, error: UserError | str) -> "Fault":
+    """A fault with as much of the text and the message as can be shown."""
+    message = str(error)
+    if len(message) > _MESSAGE:
+      message = message[:_MESSAGE] + "..."
+    return cls(line, excerpt(text), message)
+
 
 def read(stream: BinaryIO, task: Task, name: str) -> list[Question | Fault]:
   """Reads all puzzles, in order.
@@ -98,8 +89,8 @@ def read(stream: BinaryIO, task: Task, name: str) -> list[Question | Fault]:
     UserError: there is nothing to read, too much of it, or it is json that
       holds no tasks.
   """
-  if task.name == "arc":
-    questions = _arc(stream, task, name)
+  if task.read:
+    questions = task.read(stream, task, name)
   else:
     questions = _text(_lines(stream, name), task)
   found, faults = [], 0
@@ -111,25 +102,19 @@ def read(stream: BinaryIO, task: Task, name: str) -> list[Question | Fault]:
         first = next(item for item in found if isinstance(item, Fault))
         raise UserError(
           f"{name}: more than {_MOST_FAULTS:,} lines are no puzzle; expected "
-          f"{_FORMS[task.name]}. Line {first.line}: {first.message}"
+          f"{task.form}. Line {first.line}: {first.message}"
         )
   except OSError as error:
     raise UserError(
       f"{name}: cannot be read ({error.strerror or error}); check the path."
     ) from error
   if not found:
-    raise UserError(f"{name}: holds no puzzle; expected {_FORMS[task.name]}.")
+    raise UserError(f"{name}: holds no puzzle; expected {task.form}.")
   return _judge(found, task)
 
 
-def _fault(line: int, text: str, error: UserError | str) -> Fault:
-  message = str(error)
-  if len(message) > _MESSAGE:
-    message = message[:_MESSAGE] + "..."
-  return Fault(line, _excerpt(text), message)
-
-
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
+  """The beginning of a text, in printable characters."""
   shown = "".join(c if c.isprintable() else "?" for c in text[:_EXCERPT])
   return shown + "..." * (len(text) > _EXCERPT)
 
@@ -158,18 +143,18 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[_Line]:
       begin = begin.removeprefix(b"\xef\xbb\xbf")
     if len(begin) > _LONGEST:
       text = begin[:_LONGEST].decode(errors="replace")
-      yield _fault(number, text, f"the line has more than {_LONGEST:,} bytes")
+      yield Fault.of(number, text, f"the line has more than {_LONGEST:,} bytes")
       continue
     try:
       yield number, begin.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
       text = begin.decode(errors="replace")
-      yield _fault(number, text, f"the line is not UTF-8 text ({error})")
+      yield Fault.of(number, text, f"the line is not UTF-8 text ({error})")
 
 
 def _text(lines: Iterator[_Line], task: Task) -> Iterator[Question | Fault]:
-  if task.name == "sudoku":
-    lines = (line for line in lines if not _is_comment(line))
+  if task.comment:
+    lines = (line for line in lines if not _is_comment(line, task.comment))
   first = next((line for line in lines if not _is_empty(line)), None)
   if first is None:
     return
@@ -182,7 +167,7 @@ def _text(lines: Iterator[_Line], task: Task) -> Iterator[Question | Fault]:
         yield _of_row(*line, columns, task)
     return
   lines = itertools.chain([first], lines)
-  if task.name == "maze":
+  if task.in_rows:
     lines = _grouped(lines, task.seq_len)
   for line in lines:
     yield line if isinstance(line, Fault) else _of_text(*line, task)
@@ -192,16 +177,16 @@ def _is_empty(line: _Line) -> bool:
   return not isinstance(line, Fault) and not line[1]
 
 
-def _is_comment(line: _Line) -> bool:
+def _is_comment(line: _Line, mark: str) -> bool:
   if isinstance(line, Fault):
     return False
   text = line[1].strip()
-  return not text or text[0] == "#"
+  return not text or text.startswith(mark)
 
 
 def _header(text: str) -> dict[str, int] | None:
   """Where the columns of a csv file are, if this is its first line."""
-  columns = [column.strip().lower() for column in text.split(",")]
+  columns = csv_rows.header_of(text)
   if "question" not in columns:
     return None
   return {column: place for place, column in enumerate(columns)}
@@ -232,141 +217,49 @@ def _of_text(line: int, text: str, task: Task) -> Question | Fault:
   try:
     return Question(_parse(text, task), None, f"line {line}", line)
   except UserError as error:
-    return _fault(line, text, error)
+    return Fault.of(line, text, error)
 
 
 def _of_row(
   line: int, text: str, columns: dict[str, int], task: Task
 ) -> Question | Fault:
   try:
-    row = next(csv.reader([text], strict=True))
-  except csv.Error as error:
-    return _fault(line, text, f"no row of a csv file ({error})")
-  if len(row) != len(columns):
-    return _fault(
-      line, text,
-      f"{len(row)} columns; expected {len(columns)}, as in the header",
-    )  # fmt: skip
-  answer = row[columns["answer"]] if "answer" in columns else ""
-  try:
+    row = csv_rows.split(text)
+    if len(row) != len(columns):
+      raise UserError(
+        f"{len(row)} columns; expected {len(columns)}, as in the header"
+      )
+    answer = row[columns["answer"]] if "answer" in columns else ""
     tokens = _parse(row[columns["question"]], task)
     label = task.parse(answer) if answer else None
   except UserError as error:
-    return _fault(line, text, error)
+    return Fault.of(line, text, error)
   return Question(tokens, label, f"line {line}", line)
 
 
 def _parse(text: str, task: Task) -> np.ndarray:
   tokens = task.parse(text)
-  if task.name == "sudoku":
-    _check_givens(tokens)
-  elif task.name == "maze":
-    if (tokens == maze_grid.PATH).any():
-      raise UserError("the maze holds 'o', a path; expected the bare maze.")
-    paths.shortest_path(tokens)  # complains if there is none
+  if task.check:
+    task.check(tokens)
   return tokens
-
-
-def _check_givens(tokens: np.ndarray) -> None:
-  """Raises a `UserError` if a unit has a digit twice."""
-  size = math.isqrt(len(tokens))
-  cells = np.sort(tokens[geometry.units(size)], axis=-1)
-  twice = (cells[:, 1:] == cells[:, :-1]) & (cells[:, 1:] > board.BLANK)
-  if twice.any():
-    unit, place = np.argwhere(twice)[0].tolist()
-    kind = ("row", "column", "box")[unit // size]
-    digit = board.render(cells[unit, [place]])
-    raise UserError(
-      f"{kind} {unit % size + 1} has two {digit}s, so there is no solution."
-    )
 
 
 def _judge(found: list[Question | Fault], task: Task) -> list[Question | Fault]:
   """Turns puzzles whose given answers do not solve them into faults."""
-  if task.is_solution is None:
-    return found
   labelled = [
     (place, item, item.label)
     for place, item in enumerate(found)
     if isinstance(item, Question) and item.label is not None
   ]
-  for begin in range(0, len(labelled), _CHUNK):
-    part = labelled[begin : begin + _CHUNK]
-    inputs = np.stack([question.tokens for _, question, _ in part])
-    labels = np.stack([label for _, _, label in part])
-    is_right = np.asarray(_is_solution(inputs, labels, task))
-    for row in np.flatnonzero(~is_right):
-      place, question, label = part[row]
-      found[place] = _fault(
-        question.line,
-        task.render(question.tokens),
-        f"the answer {_excerpt(task.render(label))} does not solve it",
-      )
-  return found
-
-
-@functools.partial(jax.jit, static_argnames="task")
-def _is_solution(inputs, labels, task):
-  return task.is_solution(inputs, labels)
-
-
-# ARC.
-
-
-def _arc(stream: BinaryIO, task: Task, name: str) -> Iterator[Question | Fault]:
-  size = math.isqrt(task.seq_len)
-  for called, content in _arc_tasks(stream, name).items():
-    where = f"task {_excerpt(called)!r}"
-    if not called.isprintable() or len(called) > _NAME:
-      yield _fault(
-        0, called,
-        f"{where}: not a name; expected at most {_NAME} printable characters",
-      )  # fmt: skip
-      continue
-    pairs = content.get("test") if isinstance(content, dict) else None
-    if not isinstance(pairs, list) or not pairs:
-      yield _fault(
-        0, called, f"{where}: expected an object with a list 'test' of pairs"
-      )
-      continue
-    for number, pair in enumerate(pairs):
-      try:
-        tokens, label = _arc_pair(pair, size)
-      except UserError as error:
-        yield _fault(
-          0, f"{called}_{number}", f"{where}, test pair {number + 1}: {error}"
-        )
-      else:
-        yield Question(tokens, label, f"{called}_{number}", 0)
-
-
-def _arc_tasks(stream: BinaryIO, name: str) -> dict[str, Any]:
-  """Name -> what should be a task."""
-  text = stream.read(_MOST_JSON + 1)
-  if len(text) > _MOST_JSON:
-    raise UserError(
-      f"{name}: more than {_MOST_JSON:,} bytes of json; split it into smaller "
-      "files."
+  if task.is_solution is None or not labelled:
+    return found
+  inputs = np.stack([question.tokens for _, question, _ in labelled])
+  labels = np.stack([label for _, _, label in labelled])
+  for row in np.flatnonzero(~judge(inputs, labels, task)):
+    place, question, label = labelled[row]
+    found[place] = Fault.of(
+      question.line,
+      task.render(question.tokens),
+      f"the answer {excerpt(task.render(label))} does not solve it",
     )
-  if not text.strip():
-    return {}
-  try:
-    content = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise UserError(
-      f"{name}: not valid json ({error}); expected {_FORMS['arc']}."
-    ) from error
-  if not isinstance(content, dict):
-    raise UserError(f"{name}: holds no object; expected {_FORMS['arc']}.")
-  if isinstance(content.get("test"), list):
-    return {pathlib.PurePath(name).stem: content}
-  return content
-
-
-def _arc_pair(pair: Any, size: int) -> tuple[np.ndarray, np.ndarray | None]:
-  if not isinstance(pair, dict):
-    raise UserError("expected an object with 'input', and 'output' if known.")
-  question = grids.encode(grids.as_grid(pair.get("input")), size)
-  if "output" not in pair:
-    return question, None
-  return question, grids.encode(grids.as_grid(pair["output"]), size)
+  return found

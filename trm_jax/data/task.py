@@ -1,9 +1,23 @@
-"""What the rest of the project needs to know of a task family."""
+"""The record of a task: all that the rest of the package asks about it.
+
+A task lives in one folder and is registered by one line of `datasets`.
+"""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
 
+import jax
 import numpy as np
+
+from trm_jax.errors import UserError
+
+BLANK = "<blank>"  # the name of puzzle id 0
+
+# Answers judged together: bounds the memory.
+_CHUNK = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +40,9 @@ class Split:
       are made on the device share the examples of their original.
     num_examples: int32 [Q], how many follow it, 1 or more.
     symmetries: uint8 [Q, K], how each puzzle differs from its group's
-      original, as `Task.view` takes it; None where there are no copies.
-    is_viewed: whether examples are stored as the symmetry of their puzzle
-      shows them. Otherwise they are stored as originals, and `Task.view` must
-      be applied.
+      original, as `Task.copies` takes it; None where there are no copies.
+    is_viewed: whether examples are stored as their puzzle shows them.
+      Otherwise they are stored as originals; see `show`.
     names: what each group is called, or nothing.
   """
 
@@ -45,15 +58,7 @@ class Split:
 
   @classmethod
   def of_rows(cls, inputs: np.ndarray, labels: np.ndarray) -> "Split":
-    """A split in which each row is a puzzle of its own, none has a copy.
-
-    Args:
-      inputs: uint8 [N, S].
-      labels: uint8 [N, S].
-
-    Returns:
-      The split. Every puzzle has id 0.
-    """
+    """A split in which each row is a puzzle with id 0 and without copies."""
     count = len(inputs)
     return cls(
       inputs=inputs,
@@ -65,7 +70,7 @@ class Split:
     )
 
   def __len__(self) -> int:
-    """How many groups there are, G."""
+    """The number of groups, G."""
     return len(self.first_puzzle) - 1
 
   @property
@@ -105,60 +110,251 @@ class Split:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Symmetries:
-  """The ways in which a puzzle can be shown without changing what it asks.
-
-  All in pure JAX, one at a time; the caller vmaps them.
+class Settings(Protocol):
+  """The `data` section of a config: a frozen dataclass, one class a task.
 
   Attributes:
-    sample: `key -> symmetry`, any tree of arrays.
-    show: `(symmetry, tokens [S]) -> tokens [S]`, a question or an answer.
-    undo: `(symmetry, tokens [S]) -> tokens [S]`, the inverse of `show`, for
-      tokens of any values.
+    train: where training puzzles come from; "" for no such split.
+    test: the same for the test split.
+    path: a folder in the reference's layout, used as it is; "" for none.
   """
 
-  sample: Callable
-  show: Callable
-  undo: Callable
+  __dataclass_fields__: ClassVar[dict[str, Any]]
+  train: str
+  test: str
+  path: str
+
+  @property
+  def task(self) -> "Task":
+    """The task; equal settings give the same object."""
+    ...
+
+  @classmethod
+  def few(
+    cls, *, size: int | None, split: str, count: int, copies: int, source: str,
+    seed: int, cache_dir: str,
+  ) -> "Settings":  # fmt: skip
+    """Settings of a few puzzles to look at, made quickly.
+
+    Args:
+      size: cells along one side; None for what is usual.
+      split: "train" or "test", the one that has them.
+      count: puzzles to generate, if they are generated.
+      copies: augmented copies of each, if copies are stored.
+      source: where puzzles come from, if they are not generated.
+      seed: of the puzzles.
+      cache_dir: where the dataset is kept.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Symmetry:
+  """The ways to show a puzzle without changing what it asks.
+
+  Pure JAX functions of one puzzle; the caller vmaps them.
+
+  Attributes:
+    sample: `(key, inputs [S], labels [S]) -> symmetry`, any tree of arrays.
+      Where there is `undo` it depends on the key alone, and inputs and labels
+      may be None.
+    apply: `(symmetry, tokens [S]) -> tokens [S]`, a question or an answer.
+    undo: the inverse of `apply`, for tokens of any values. None if there is
+      none.
+    count: symmetries in all, if they are the whole numbers below it.
+    describe: `symmetry -> str`, for people; may have several lines.
+  """
+
+  sample: Callable[..., Any]
+  apply: Callable[..., jax.Array]
+  undo: Callable[..., jax.Array] | None = None
+  count: int | None = None
+  describe: Callable[[np.ndarray], str] = str
+
+  def augment(self, key: Any, *tokens: Any) -> tuple[Any, ...]:
+    """A question and its answer, [S] each, under one random symmetry."""
+    symmetry = self.sample(key, *tokens)
+    return tuple(self.apply(symmetry, each) for each in tokens)
+
+
+def _no_data(settings: Any, split: str, groups: Any = None) -> Any:
+  del settings, split, groups
+  raise UserError("the task has no datasets")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """How the splits of a task are made and loaded.
+
+  Its functions are called through `datasets`, which reads folders in the
+  reference's layout itself.
+
+  Attributes:
+    load: `(settings, split, groups) -> Split`; `groups` are integers [N], or
+      None for all. Raises a `UserError` where there is no such split.
+    num_groups: `(settings, split) -> int`.
+    prepare: `(settings, say) -> notes`; makes what is not there yet. `say` is
+      called with a sentence before work that may take a minute; notes are
+      sentences that users should read.
+    identifiers: `settings -> names`, that of each puzzle id.
+    expected_size: `settings -> (rows, copies, puzzle ids)`, as far as the
+      settings tell, without reading anything: for estimates of memory.
+    read_rows: `(settings, path) -> csv_rows.Rows`, of a csv file; None where
+      sources are no csv files.
+    selects: settings that choose among the puzzles of a source, and are reset
+      where another source is tested.
+  """
+
+  load: Callable[[Any, str, np.ndarray | None], Split] = _no_data
+  num_groups: Callable[[Any, str], int] = _no_data
+  prepare: Callable[[Any, Callable[[str], None]], list[str]] = (
+    lambda settings, say: []
+  )
+  identifiers: Callable[[Any], list[str]] = lambda settings: [BLANK]
+  expected_size: Callable[[Any], tuple[int, int, int]] = lambda settings: (
+    1024,
+    1,
+    1,
+  )
+  read_rows: Callable[[Any, str], Any] | None = None
+  selects: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A task family. Hashable, so that it may be a static argument of `jit`.
+  """A task. Hashable, so that it may be a static argument of `jit`.
 
   Attributes:
-    name: the family's name, as in "sudoku".
+    name: as in a config's `data.task`.
     seq_len: tokens a puzzle, S.
     vocab_size: token values, V, the padding token 0 included.
-    augment: `(key, inputs [S], labels [S]) -> (inputs, labels)`, a random
-      symmetry of one example in pure JAX; the caller vmaps it. None where
-      there is none.
-    parse: `str -> uint8 [S]`, a puzzle from text.
-    render: `tokens [S] -> str`, the inverse of `parse`.
+    parse: `str -> uint8 [S]`, a puzzle from text; raises a `UserError`.
+    render: `tokens [S] -> str`, the inverse of `parse`, on one line: the rows
+      of a board with nothing between them, or those of a grid with `/`.
     draw: `(axes, puzzle, answer=None, label=None)`, onto matplotlib axes;
       with a label, cells where the answer differs from it are marked.
-    is_solution: `(inputs [..., S], answers [..., S]) -> bool [...]`, whether
-      an answer solves its puzzle, judged by the rules and not by a label.
-      None where there are no rules to judge by.
-    symmetries: how a puzzle may be shown at inference; None where there are
-      no symmetries, or copies take their place.
-    view: `(tokens [S], symmetry [K]) -> tokens [S]`, a question or an answer
-      as a copy of the puzzle shows it, in pure JAX. None without copies.
-    unview: `(tokens [S], symmetry [K]) -> tokens [S]`, any answer to a copy as
-      an answer to the original.
+    dataset: how its splits are made.
+    is_solution: `(inputs [..., S], answers [..., S]) -> bool [...]` in pure
+      JAX, whether an answer solves its puzzle, judged by the rules and not by
+      a label. None where there are no rules to judge by.
+    augmentation: random symmetries for training, and at inference if they
+      have an inverse (`views`). None for none.
+    copies: how the stored copies of a puzzle differ from their original: the
+      values are rows of `Split.symmetries`. None where there are no copies.
+    parse_names: `names of puzzle ids -> (names of originals, symmetries)`,
+      for folders in the reference's layout; None if ids have no names.
+    form: how people write a puzzle, for messages.
+    read: `(stream, task, name) -> iterator of Question | Fault`, puzzles from
+      a file; None for lines of text or csv. See `questions`.
+    check: `tokens [S] -> None`; raises a `UserError` for a question that the
+      rules do not allow.
+    comment: what a line begins with that is to be skipped.
+    in_rows: whether people write one row a line, and not a puzzle a line.
+    from_numbers: `integers of any shape -> str`, a puzzle given in Python as
+      numbers, in the form that `read` takes. None where cells are no numbers.
+    decode: `tokens [S] -> value`, an answer as Python and JSON have it.
+    in_place: whether an answer is the question with cells filled in, so that
+      one board shows both.
+    style: `(character, given) -> str`, the rich style of a cell in the
+      terminal; `given` is what the question has there.
+    boxes: rows and columns between the lines of a board in the terminal.
     best_metric: the score that chooses the best checkpoint.
   """
 
   name: str
   seq_len: int
   vocab_size: int
-  augment: Callable | None
-  parse: Callable
-  render: Callable
-  draw: Callable
-  is_solution: Callable | None = None
-  symmetries: Symmetries | None = None
-  view: Callable | None = None
-  unview: Callable | None = None
+  parse: Callable[[str], np.ndarray]
+  render: Callable[[np.ndarray], str]
+  draw: Callable[..., None]
+  dataset: Dataset = Dataset()
+  is_solution: Callable[..., jax.Array] | None = None
+  augmentation: Symmetry | None = None
+  copies: Symmetry | None = None
+  parse_names: Callable[[list[str]], tuple[list[str], np.ndarray]] | None = None
+  form: str = "a puzzle a line"
+  read: Callable[..., Any] | None = None
+  check: Callable[[np.ndarray], None] | None = None
+  comment: str | None = None
+  in_rows: bool = False
+  from_numbers: Callable[[np.ndarray], str] | None = None
+  decode: Callable[[np.ndarray], Any] = lambda tokens: tokens.tolist()
+  in_place: bool = True
+  style: Callable[[str, str], str] = lambda character, given: ""
+  boxes: tuple[int, int] | None = None
   best_metric: str = "exact_accuracy"
+
+  @property
+  def views(self) -> Symmetry | None:
+    """The symmetries that rollouts may see a puzzle under."""
+    symmetry = self.augmentation
+    return symmetry if symmetry and symmetry.undo else None
+
+  def rows(self, tokens: np.ndarray) -> list[str]:
+    """The rows of a board or grid, a character a cell."""
+    side = math.isqrt(self.seq_len)
+    if side * side != self.seq_len:
+      side = self.seq_len  # a single row
+    return [
+      line[begin : begin + side]
+      for line in self.render(tokens).split("/")
+      for begin in range(0, len(line), side)
+    ]
+
+
+def show(
+  data: Any, examples: Any, puzzles: Any, task: Task, put: Callable = tuple
+) -> tuple[Any, Any]:
+  """Questions and answers as their puzzles show them.
+
+  Args:
+    data: a `Split`, or the `batches.Table` of one.
+    examples: integers [B], rows of `data.inputs`.
+    puzzles: integers [B], the puzzles (copies) that show them.
+    task: their task.
+    put: puts a tuple of arrays onto the devices.
+
+  Returns:
+    inputs: uint8 [B, S].
+    labels: uint8 [B, S].
+  """
+  tokens = put((data.inputs[examples], data.labels[examples]))
+  if data.symmetries is None or data.is_viewed:
+    return tokens
+  return _apply(*put((data.symmetries[puzzles],)), tokens, task)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _apply(symmetries, tokens, task):
+  assert task.copies, "a task with copies"
+  return jax.tree.map(
+    lambda each: jax.vmap(task.copies.apply)(symmetries, each), tokens
+  )
+
+
+def judge(inputs: np.ndarray, answers: np.ndarray, task: Task) -> np.ndarray:
+  """Whether answers solve their puzzles, by the rules and not by labels.
+
+  Args:
+    inputs: uint8 [N, S].
+    answers: uint8 [N, ..., S].
+    task: a task with rules.
+
+  Returns:
+    bool [N, ...].
+  """
+  shape = answers.shape[:-1]
+  each = int(np.prod(shape[1:], dtype=int))
+  flat = answers.reshape(-1, answers.shape[-1])
+  results = np.zeros(len(flat), bool)
+  size = min(_CHUNK, 1 << max(len(flat) - 1, 0).bit_length())
+  for first in range(0, len(flat), size):
+    rows = np.arange(first, first + size).clip(max=len(flat) - 1)
+    found = _judge(inputs[rows // each], flat[rows], task)
+    results[first : first + size] = np.asarray(found)[: len(flat) - first]
+  return results.reshape(shape)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _judge(inputs, answers, task):
+  return task.is_solution(inputs, answers)

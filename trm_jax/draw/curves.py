@@ -3,7 +3,6 @@
 Text from outside, such as the name of a run, is never read as mathematics.
 """
 
-import itertools
 import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -25,15 +24,17 @@ from trm_jax.draw.pictures import save_png
 from trm_jax.errors import UserError
 from trm_jax.run.metrics import Row
 from trm_jax.solve.calibration import Reliability
+from trm_jax.solve.rules import RULES
 
 # Colour-blind safe (Okabe and Ito) and of different greys when printed.
 _EXACT, _CELLS, _HALTED = "#0072B2", "#999999", "#D55E00"
-_COLOURS = (_EXACT, _HALTED, "#009E73", "#CC79A7", "#E69F00", "k")
-_MARKERS = "os^*vDPX"
 
 
 def depth_curve(
-  records: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str
+  records: Sequence[Mapping[str, Any]],
+  path: pathlib.Path,
+  title: str,
+  kind: str = "held-out",
 ):
   """Draws accuracy against depth and against FLOPs, side by side.
 
@@ -41,6 +42,7 @@ def depth_curve(
     records: evaluations at several depths, as `evaluate.evaluate` returns.
     path: the PNG to write.
     title: what was evaluated.
+    kind: "held-out" or "training" puzzles.
   """
   figure = _figure(10, 4.2, title)
   left, right = figure.subplots(1, 2, sharey=True)
@@ -60,7 +62,7 @@ def depth_curve(
     )  # fmt: skip
     axes.grid(alpha=0.3)
   _depth_axis(left, depths, "depth (supervision steps at inference)")
-  _accuracy_axis(left, "accuracy on held-out puzzles")
+  _accuracy_axis(left, f"accuracy on {kind} puzzles")
   left.legend(loc="best")
   right.set_xscale("log")
   right.set_xlabel("inference FLOPs per puzzle (mean, where it halts)")
@@ -137,9 +139,9 @@ def reliability(
     (after, "calibrated", _EXACT, "o", 0.21),
   )
   for found, name, colour, marker, side in drawn:
-    reach = [found.share - found.low, found.high - found.share]
+    reach = [found.fraction - found.low, found.high - found.fraction]
     fractions.errorbar(
-      found.confidence, found.share, np.maximum(reach, 0),
+      found.confidence, found.fraction, np.maximum(reach, 0),
       color=colour, marker=marker, ms=5, lw=1.2, elinewidth=0.8, capsize=2,
       label=f"{name}: off by {found.error:.1%} (ECE)",
     )  # fmt: skip
@@ -231,29 +233,28 @@ def halting_rules(
   """Draws accuracy against the steps that halting rules spend.
 
   Args:
-    records: of each setting of each rule, the fixed depth first: `rule`, whose
-      field `halt` names the kind, `exact_accuracy`, its `_se`, `mean_steps`.
+    records: of each limit of each rule, the fixed depth first: `rule`, whose
+      field `halt` names it, `exact_accuracy`, its `_se`, `mean_steps`.
     path: the PNG to write.
     title: what was halted.
   """
   fixed, *others = records
-  kinds: dict[tuple[str, ...], list] = {}
+  kinds: dict[str, list] = {}
   for record in others:
-    kinds.setdefault(record["rule"].halt, []).append(record)
+    kinds.setdefault(" or ".join(record["rule"].halt), []).append(record)
   figure = _figure(6.4, 4.6, title)
   axes = figure.subplots()
   axes.axhline(
     fixed["exact_accuracy"], color="black", ls="--", lw=0.8,
     label=f"fixed, {fixed['mean_steps']:.0f} steps",
   )  # fmt: skip
-  # 6 colours and 8 markers are 24 looks, all different.
-  looks = zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=True)
+  rules = {rule.name: rule for rule in RULES}
   for kind, found in kinds.items():
-    colour, marker = next(looks)
+    rule = rules[kind]
     found.sort(key=lambda record: record["mean_steps"])
     _curve(
       axes, [record["mean_steps"] for record in found], found,
-      "exact_accuracy", " or ".join(kind), colour, marker,
+      "exact_accuracy", rule.name, rule.colour, rule.marker,
     )  # fmt: skip
   axes.set_xscale("log", base=2)
   axes.xaxis.set_major_formatter(ScalarFormatter())

@@ -128,9 +128,9 @@ def panels(
   shown = max(len(scene.shown) for scene in scenes)
   has_answers = any(np.any(p.label) for scene in scenes for p in scene.asked)
   strips = [
-    _columns(scene, task, shown)
-    if task.view
-    else _row(scene, task, has_answers)
+    _row(scene, task, has_answers)
+    if task.in_place
+    else _columns(scene, task, shown)
     for scene in scenes
   ]
   left = 2.5 * _LINE if any(scene.name for scene in scenes) else _GAP
@@ -197,12 +197,12 @@ def _draw_tier(
 def _cell_points(panel: _Panel, task: Task) -> float:
   """How large cells are, in points."""
   side = math.isqrt(task.seq_len)
-  if task.view:  # grids fill their panels, however small they are
+  if not task.in_place:  # grids fill their panels, however small they are
     shown = panel.question if panel.answer is None else panel.answer
     known = shown if panel.label is None else panel.label
     side = max(
-      *scenes_lib.extent(task.render(shown)),
-      *scenes_lib.extent(task.render(known)),
+      *scenes_lib.extent(task.rows(shown)),
+      *scenes_lib.extent(task.rows(known)),
       1,
     )
   return 72 * _SIDE / side
@@ -242,8 +242,8 @@ def _frame_changes(axes: Axes, guess: Guess, task: Task, points: float):
   edge = withStroke(linewidth=2 * line, foreground="white")
   side = math.isqrt(task.seq_len)
   shown = np.ones((side, side), bool)
-  if task.view:  # what is beside the grid is not shown
-    height, width = scenes_lib.extent(task.render(guess.answer))
+  if not task.in_place:  # what is beside the grid is not shown
+    height, width = scenes_lib.extent(task.rows(guess.answer))
     shown[height:], shown[:, width:] = False, False
   changed = (guess.answer != guess.before).reshape(side, side) & shown
   for row, column in np.argwhere(changed).tolist():

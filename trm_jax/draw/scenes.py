@@ -9,17 +9,11 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from trm_jax.data.task import Split, Task
+from trm_jax.data.task import Split, Task, judge, show
 from trm_jax.solve import vote
 
 # Examples drawn of one puzzle; more would not be readable side by side.
 _MOST_EXAMPLES = 3
-
-# The symmetries of the square, in the order of `data/dihedral.py`.
-_SQUARES = (
-  "as it is", "turned 90° left", "turned 180°", "turned 90° right",
-  "mirrored left-right", "mirrored top-bottom", "transposed", "anti-transposed",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,7 +85,7 @@ def scenes_of(
     task: their task.
     examples: a split whose groups of the same names are the examples.
     copies: how many copies to show of each puzzle: those of the split, or else
-      some that are made with `Task.augment`.
+      some that are made with `Task.augmentation`.
     seed: of the copies that are made.
 
   Returns:
@@ -107,10 +101,7 @@ def scenes_of(
     asked = _examples(split, first, task, "question")
     if split.symmetries is not None:
       others = range(first + 1, min(first + 1 + copies, end))
-      copied = [
-        _copy(split, puzzle, split.symmetries[puzzle], task)
-        for puzzle in others
-      ]
+      copied = [_copy(split, puzzle, task) for puzzle in others]
     else:
       copied = _augmented(asked[0], task, copies, seed)
     name = split.names[group] if split.names else ""
@@ -143,8 +134,7 @@ def with_answers(
   """
   solved = np.zeros(q_halt.shape, bool)
   if task.is_solution:
-    asked = np.broadcast_to(questions(scenes), answers.shape)
-    solved = np.asarray(jax.jit(task.is_solution)(asked, answers))
+    solved = judge(questions(scenes), answers.swapaxes(0, 1), task).T
   halting = vote.confidences(q_halt)
   frames = []
   for step in range(len(answers)):
@@ -183,17 +173,18 @@ def verdict(example: Example, guess: Guess, task: Task) -> str:
     return "right"
   if guess.is_solution:
     return "another solution"
-  (height, width), (rows, columns) = map(extent, (found, right))
+  (height, width), (rows, columns) = (
+    extent(task.rows(tokens)) for tokens in (guess.answer, example.label)
+  )
   if (height, width) != (rows, columns):
     return f"{height}x{width}, not {rows}x{columns}"
   wrong = sum(ours != theirs for ours, theirs in zip(found, right, strict=True))
   return f"{wrong} cell{'s'[: wrong - 1]} wrong"
 
 
-def extent(text: str) -> tuple[int, int]:
-  """Height and width of a grid that a task wrote as rows with `/` between."""
-  lines = text.split("/")
-  return (len(lines) if text else 0), len(lines[0])
+def extent(rows: Sequence[str]) -> tuple[int, int]:
+  """Height and width of a grid, as `Task.rows` gives it."""
+  return len(rows), len(rows[0]) if rows else 0
 
 
 def _examples(
@@ -201,22 +192,18 @@ def _examples(
 ) -> list[Example]:
   """The first examples of a puzzle, as it shows them."""
   first, count = split.first_example[puzzle], split.num_examples[puzzle]
-
-  def shown(stored: np.ndarray, number: int) -> np.ndarray:
-    tokens = np.asarray(stored[first + number])
-    if not task.view or split.symmetries is None:
-      return tokens
-    if not split.is_viewed:
-      tokens = jax.jit(task.view)(tokens, split.symmetries[puzzle])
-    return _at_origin(np.asarray(tokens))
-
+  places = np.arange(first, first + min(count, _MOST_EXAMPLES))
+  shown = show(split, places, np.full(len(places), puzzle), task)
+  move = np.asarray if split.symmetries is None else _at_origin
   return [
     Example(
-      shown(split.inputs, number),
-      shown(split.labels, number),
-      f"{word} {number + 1} of {count}" if count > 1 else word,
+      move(question),
+      move(label),
+      f"{word} {number} of {count}" if count > 1 else word,
     )
-    for number in range(min(count, _MOST_EXAMPLES))
+    for number, (question, label) in enumerate(
+      zip(*map(np.asarray, shown), strict=True), 1
+    )
   ]
 
 
@@ -228,19 +215,17 @@ def _at_origin(tokens: np.ndarray) -> np.ndarray:
   return np.roll(canvas, (-row, -column), (0, 1)).reshape(-1)
 
 
-def _copy(
-  split: Split, puzzle: int, symmetry: np.ndarray, task: Task
-) -> Example:
+def _copy(split: Split, puzzle: int, task: Task) -> Example:
+  assert task.copies and split.symmetries is not None, "a task with copies"
   example = _examples(split, puzzle, task, "")[0]
-  square, *colours = symmetry.tolist()
-  title = f"{_SQUARES[square]}\ncolours {''.join(map(str, colours))}"
+  title = task.copies.describe(split.symmetries[puzzle])
   return dataclasses.replace(example, title=title)
 
 
 def _augmented(
   example: Example, task: Task, count: int, seed: int
 ) -> list[Example]:
-  if not task.augment or not count:
+  if not task.augmentation or not count:
     return []
   keys = jax.random.split(jax.random.key(seed), count)
   copies = _augment(keys, example.question, example.label, task)
@@ -254,4 +239,5 @@ def _augmented(
 
 @functools.partial(jax.jit, static_argnames="task")
 def _augment(keys, question, label, task):
-  return jax.vmap(task.augment, in_axes=(0, None, None))(keys, question, label)
+  augment = jax.vmap(task.augmentation.augment, in_axes=(0, None, None))
+  return augment(keys, question, label)

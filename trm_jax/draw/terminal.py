@@ -5,7 +5,6 @@ has changed, `x` one that is wrong; so all is seen without colours, too.
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 
@@ -16,31 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trm_jax.data.arc import grids
-from trm_jax.data.sudoku import geometry
 from trm_jax.data.task import Task
 
 _CHANGED, _WRONG = "bold #ffffff on #cc00cc", "bold #ffffff on #d00000"
-
-# As in pictures. Walls are a solid block, and without colours "##".
-_MAZE = {
-  "#": "#303030 on #303030",
-  " ": "#303030 on #ffffff",
-  "S": "bold #000000 on #7fc97f",
-  "G": "bold #000000 on #e08fb0",
-  "o": "#000000 on #f0b254",
-}
-_GIVEN, _FILLED, _STRANGE = "bold", "#2e9bd6", "#000000 on #8080c0"
-
-
-def _arc_style(colour: str) -> str:
-  """Digits are black on light colours, white on dark ones."""
-  parts = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
-  light = np.dot(list(parts), [0.299, 0.587, 0.114])
-  return f"{'#000000' if light > 128 else '#ffffff'} on {colour}"
-
-
-_ARC = {str(digit): _arc_style(c) for digit, c in enumerate(grids.COLOURS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +48,9 @@ def draw(
 ) -> RenderableType:
   """Draws a puzzle and the answer given to it.
 
-  Sudoku and mazes are drawn once, answered; of ARC, the question stands beside
-  the answer, or above it where the terminal is narrow.
+  Where an answer fills in its question (`Task.in_place`) they are one drawing;
+  otherwise the question stands beside the answer, or above it where the
+  terminal is narrow.
 
   Args:
     task: the puzzle's task.
@@ -86,33 +64,27 @@ def draw(
   Returns:
     What a `rich` console prints.
   """
-  rows = _rows(task, question if answer is None else answer)
-  given = _rows(task, question)
-  old = rows if before is None else _rows(task, before)
-  right = rows if label is None or not np.any(label) else _rows(task, label)
-  cells = [[] for _ in rows]
-  for row, line in enumerate(rows):
-    for column, character in enumerate(line):
-      others = (_at(grid, row, column) for grid in (given, old, right))
-      cells[row].append(_cell(task, character, *others))
-  if task.name == "sudoku":
-    return _boxes(cells)
-  if task.name == "arc" and answer is not None:
-    asked = draw(task, question, None)
-    return Columns(
-      [Group("question", asked), Group("answer", _lines(cells))],
-      padding=(0, 3),
-    )
-  return _lines(cells)
-
-
-def _rows(task: Task, tokens: np.ndarray) -> list[str]:
-  """The rows of a board or grid, a character a cell."""
-  text = task.render(tokens)
-  if task.name == "arc":
-    return text.split("/") if text else []
-  side = math.isqrt(task.seq_len)
-  return [text[begin : begin + side] for begin in range(0, len(text), side)]
+  rows = task.rows(question if answer is None else answer)
+  given = task.rows(question)
+  old = rows if before is None else task.rows(before)
+  right = rows if label is None or not np.any(label) else task.rows(label)
+  cells = [
+    [
+      _cell(
+        task,
+        character,
+        *(_at(grid, row, column) for grid in (given, old, right)),
+      )
+      for column, character in enumerate(line)
+    ]
+    for row, line in enumerate(rows)
+  ]
+  if task.boxes:
+    return _boxes(cells, *task.boxes)
+  if answer is None or task.in_place:
+    return _lines(cells)
+  asked = Group("question", draw(task, question, None))
+  return Columns([asked, Group("answer", _lines(cells))], padding=(0, 3))
 
 
 def _at(rows: list[str], row: int, column: int) -> str:
@@ -124,11 +96,7 @@ def _at(rows: list[str], row: int, column: int) -> str:
 def _cell(
   task: Task, character: str, given: str, before: str, right: str
 ) -> _Cell:
-  if task.name == "sudoku":
-    style = _GIVEN if character == given != "." else _FILLED
-  else:
-    styles = _ARC if task.name == "arc" else _MAZE
-    style = styles.get(character, _STRANGE)
+  style = task.style(character, given)
   is_wrong, has_changed = character != right, character != before
   if not is_wrong and not has_changed:
     return _Cell(character, style)
@@ -148,10 +116,9 @@ def _lines(cells: Sequence[Sequence[_Cell]]) -> Text:
   return text
 
 
-def _boxes(cells: list[list[_Cell]]) -> Table:
-  """A Sudoku board with lines between its boxes."""
+def _boxes(cells: list[list[_Cell]], height: int, width: int) -> Table:
+  """A board with lines between its boxes."""
   size = len(cells)
-  height, width = geometry.BOXES[size]
   table = Table(show_header=False, show_lines=True, padding=(0, 0, 0, 1))
   for _ in range(0, size, width):
     table.add_column(no_wrap=True)

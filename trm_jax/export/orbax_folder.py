@@ -4,9 +4,9 @@
     params = ocp.load(folder)                    # nested dicts of numpy arrays
     card = ocp.metadata(folder).custom_metadata  # config, task, scores ...
 
-The tree is that of `Params`: `weights`, `puzzle_table` and `initial`. Arrays
-without elements (the puzzle table of a model without puzzle embeddings) and
-latents that a family does not have are left out: Orbax refuses to write them.
+The tree is that of `Params`: `weights`, `puzzle_table` and `initial`. Empty
+arrays (the puzzle table of a model without puzzle embeddings) are left out:
+Orbax refuses to write them.
 """
 
 import os
@@ -17,19 +17,21 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from trm_jax import config as config_lib
 from trm_jax.core import network
 from trm_jax.core.network import Params
 from trm_jax.errors import UserError
+from trm_jax.run import card as cards
 from trm_jax.run import files
 from trm_jax.run.checkpoint import (
   abstract_state,
   described,
   fingerprint,
   first_line,
+  with_empty,
+  without_empty,
 )
 from trm_jax.run.pretrained import Pretrained
 
@@ -54,7 +56,7 @@ def export(
   files.refuse_existing(overwrite, path)
   if os.path.lexists(path):
     _read_card(path)  # any other folder is too dear to be replaced
-  tree = _nested(jax.device_get(pretrained.params))
+  tree = without_empty(jax.device_get(pretrained.params))
   card = pretrained.card() | {
     "format": FORMAT,
     "fingerprint": int(fingerprint(tree)),
@@ -90,37 +92,18 @@ def load(
   """
   path = pathlib.Path(path)
   card, there = _read_card(path)
-  config = card.pop("config", None)
-  if not isinstance(config, dict):
-    raise UserError(f"{path} is damaged: its card has no config")
+  config = card.pop("config", {})
   expected = _expected(path, config, len(there))
-  wanted = _nested(expected)
-  kinds = described(wanted)
-  for name in sorted(kinds.keys() | there.keys()):
-    if there.get(name) != kinds.get(name):
-      raise UserError(
-        f"{path}: array {name!r} is {there.get(name, 'missing')}, but its "
-        f"config makes it {kinds.get(name, 'absent')}"
-      )
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  placed = jax.tree.map(lambda leaf: here, wanted)
+  abstract = abstract_state(expected, jax.tree.map(lambda _: here, expected))
+  cards.check_arrays(path, there, described(without_empty(abstract)))
   try:
-    tree = ocp.load(str(path.absolute()), abstract_state(wanted, placed))
+    tree = ocp.load(str(path.absolute()), without_empty(abstract))
   except Exception as error:  # Orbax and TensorStore raise many kinds
     raise _damaged(path, error) from error
-  if int(fingerprint(tree)) != card.pop("fingerprint", None):
-    raise UserError(f"{path} is damaged: its bits are not those written")
-  arrays = {
-    _name(where): array
-    for where, array in jax.tree_util.tree_leaves_with_path(tree)
-  }
-  params = jax.tree_util.tree_map_with_path(
-    lambda where, leaf: (
-      arrays[_name(where)] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
-    ),
-    expected,
-  )
-  return params, config, card
+  found = int(fingerprint(tree))
+  cards.check_fingerprint(path, found, card.pop("fingerprint", None))
+  return with_empty(tree, abstract), config, card
 
 
 def _put(folder: pathlib.Path, path: pathlib.Path, aside: pathlib.Path):
@@ -137,18 +120,18 @@ def _put(folder: pathlib.Path, path: pathlib.Path, aside: pathlib.Path):
 
 
 def _read_card(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
-  """The card of an exported folder, and its arrays: path -> kind."""
+  """The card of an exported folder, and its arrays: path -> dtype, shape."""
   if not path.is_dir():
     raise UserError(f"{path}: there is no such folder")
   try:
     metadata = ocp.metadata(str(path.absolute()))
-    card = cast(Mapping, metadata.custom_metadata or {}).get("card", {})
+    card = cast(Mapping, metadata.custom_metadata or {}).get("card")
     there = described(metadata.metadata)
   except Exception as error:  # Orbax and TensorStore raise many kinds
     raise _damaged(path, error) from error
-  if not isinstance(card, dict) or card.get("format") != FORMAT:
-    raise UserError(f"{path} is no model that was exported to Orbax ({FORMAT})")
-  return dict(card), there
+  card = dict(card) if isinstance(card, dict) else {}
+  cards.check_format(path, card.get("format"), FORMAT)
+  return card, there
 
 
 def _expected(
@@ -157,30 +140,13 @@ def _expected(
   """Shapes of the parameters that a config describes."""
   try:
     model = config_lib.read(config).model
-    # Each block has arrays of its own: a config that claims more blocks than
-    # there are arrays would take long to work out, for nothing.
-    if model.layers > arrays:
-      raise ValueError(f"{model.layers} layers, and {arrays} arrays")
+    # Each block has arrays of its own; describing one takes time.
+    layers = sum(model.kind.stacks(model).values())
+    if layers > arrays:
+      raise ValueError(f"{layers} layers, and {arrays} arrays")
     return network.shapes(model)
   except (ValueError, TypeError, ArithmeticError) as error:
     raise UserError(f"{path}: its config cannot be read: {error}") from error
-
-
-def _nested(params: Params) -> dict[str, Any]:
-  """Parameters as nested dicts, without what Orbax cannot write."""
-  tree: dict[str, Any] = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if leaf.size:
-      *rooms, name = _name(path).split("/")
-      node = tree
-      for room in rooms:
-        node = node.setdefault(room, {})
-      node[name] = leaf
-  return tree
-
-
-def _name(path: Any) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _damaged(path: pathlib.Path, error: BaseException) -> UserError:

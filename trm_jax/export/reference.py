@@ -18,17 +18,24 @@ from trm_jax.core.family import FAMILIES, ReferenceNames
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
 
-# Keys and attributes, and numbers of rows.
+# Keys, attributes and indices.
 Path = tuple[Any, ...]
+
+TABLE = "inner.puzzle_emb.weights"
+TOKENS = "inner.embed_tokens.embedding_weight"
+POSITIONS = "inner.embed_pos.embedding_weight"
+
+# Our stack of blocks -> the field of `ModelConfig` that counts them.
+LAYER_FIELDS = {"blocks": "layers", "answer_blocks": "answer_layers"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One array: its name there, its path here, its shapes in both worlds.
+  """One array.
 
   Attributes:
     name: the reference's parameter name, without a checkpoint's prefix.
-    path: keys from `Params` down to the array; a number is a row of it.
+    path: keys from `Params` down to the array; a number is an index into it.
     there: shape in the reference.
     here: shape in this project.
   """
@@ -40,19 +47,18 @@ class Entry:
 
   def to_here(self, array: np.ndarray) -> np.ndarray:
     """Reference layout to ours."""
-    flipped = array.T if len(self.there) == 2 and self.is_linear else array
-    return np.ascontiguousarray(flipped.reshape(self.here))
+    array = array.T if self._is_transposed else array
+    return np.ascontiguousarray(array.reshape(self.here))
 
   def to_there(self, array: np.ndarray) -> np.ndarray:
     """Our layout to the reference's."""
-    if not self.is_linear or len(self.there) != 2:
-      return np.ascontiguousarray(array)
-    return np.ascontiguousarray(array.reshape(self.there[::-1]).T)
+    if self._is_transposed:
+      array = array.reshape(self.there[::-1]).T
+    return np.ascontiguousarray(array)
 
   @property
-  def is_linear(self) -> bool:
-    """Whether this is a linear layer's weight, stored transposed there."""
-    return self.name.endswith(".weight")
+  def _is_transposed(self) -> bool:
+    return self.name.endswith(".weight") and len(self.there) == 2
 
 
 def names(config: ModelConfig) -> ReferenceNames:
@@ -80,25 +86,20 @@ def layout(config: ModelConfig) -> Iterator[Entry]:
   width, vocab = config.width, config.vocab_size
   weights = ("weights",)
   for name, path in called.latents(config):
-    vector = (width,)
-    yield Entry(f"inner.{name}_init", ("initial", *path), vector, vector)
-  tokens = (vocab, width)
-  yield Entry(
-    "inner.embed_tokens.embedding_weight",
-    (*weights, "embed", "tokens"), tokens, tokens,
-  )  # fmt: skip
-  yield _linear("inner.lm_head.weight", "lm_head", (width, vocab))
-  yield _linear("inner.q_head.weight", "q_head", (width, 2))
-  yield Entry("inner.q_head.bias", (*weights, "q_head", "bias"), (2,), (2,))
-  if config.puzzle_emb_ndim:
-    table = (config.num_puzzle_ids, config.puzzle_emb_ndim)
-    yield Entry("inner.puzzle_emb.weights", ("puzzle_table",), table, table)
-  if config.positions == "learned":
-    places = (config.length, width)
+    yield _same(f"inner.{name}_init", ("initial", *path), width)
+  yield _same(TOKENS, (*weights, "embed", "tokens"), vocab, width)
+  for head, outputs in (("lm_head", vocab), ("q_head", 2)):
     yield Entry(
-      "inner.embed_pos.embedding_weight",
-      (*weights, "embed", "positions"), places, places,
+      f"inner.{head}.weight", (*weights, head, "kernel"),
+      (outputs, width), (width, outputs),
     )  # fmt: skip
+  yield _same("inner.q_head.bias", (*weights, "q_head", "bias"), 2)
+  if config.puzzle_emb_ndim:
+    shape = (config.num_puzzle_ids, config.puzzle_emb_ndim)
+    yield _same(TABLE, ("puzzle_table",), *shape)
+  if config.positions == "learned":
+    path = (*weights, "embed", "positions")
+    yield _same(POSITIONS, path, config.length, width)
   layers = config.kind.stacks(config)
   for there, here in called.stacks:
     for i in range(layers[here]):
@@ -106,25 +107,70 @@ def layout(config: ModelConfig) -> Iterator[Entry]:
       yield from _block(f"inner.{there}.layers.{i}", path, config)
 
 
-def _block(
-  there: str, here: tuple[str, ...], config: ModelConfig
-) -> Iterator[Entry]:
-  width = config.width
+def _same(name: str, path: Path, *shape: int) -> Entry:
+  return Entry(name, path, shape, shape)
+
+
+def _block(there: str, here: Path, config: ModelConfig) -> Iterator[Entry]:
+  width, mixer = config.width, (*here, "mixer")
   if config.mixer == "mlp":
-    yield from _swiglu(
-      f"{there}.mlp_t", (*here, "mixer"), config.length, config.token_inner
-    )
+    inner = config.token_inner
+    yield from _swiglu(f"{there}.mlp_t", mixer, config.length, inner)
   else:
     heads = (config.heads, width // config.heads)
     yield Entry(
-      f"{there}.self_attn.qkv_proj.weight", (*here, "mixer", "qkv"),
+      f"{there}.self_attn.qkv_proj.weight", (*mixer, "qkv"),
       (3 * width, width), (width, 3, *heads),
     )  # fmt: skip
     yield Entry(
-      f"{there}.self_attn.o_proj.weight", (*here, "mixer", "out"),
+      f"{there}.self_attn.o_proj.weight", (*mixer, "out"),
       (width, width), (*heads, width),
     )  # fmt: skip
   yield from _swiglu(f"{there}.mlp", (*here, "mlp"), width, config.mlp_inner)
+
+
+def _swiglu(name: str, path: Path, width: int, inner: int) -> Iterator[Entry]:
+  yield Entry(
+    f"{name}.gate_up_proj.weight", (*path, "gate_up"),
+    (2 * inner, width), (width, 2, inner),
+  )  # fmt: skip
+  yield Entry(
+    f"{name}.down_proj.weight", (*path, "down"),
+    (width, inner), (inner, width),
+  )  # fmt: skip
+
+
+def mismatch(
+  shapes: Mapping[str, tuple[int, ...]], config: ModelConfig
+) -> str | None:
+  """The first array in which a set of shapes is not that of a model.
+
+  Args:
+    shapes: name -> shape in the reference's layout.
+    config: the model.
+
+  Returns:
+    The array's name with both shapes, as a sentence; None if all agree.
+  """
+  needed = {entry.name: entry.there for entry in layout(config)}
+  for name, shape in needed.items():
+    if name not in shapes:
+      return (
+        f"array {name!r} is missing; the model described by the config needs "
+        f"it with shape {shape}"
+      )
+    if shapes[name] != shape:
+      return (
+        f"array {name!r} has shape {shapes[name]}; the model described by the "
+        f"config needs {shape}"
+      )
+  extra = min(shapes.keys() - needed.keys(), default=None)
+  if extra is not None:
+    return (
+      f"array {extra!r} of shape {shapes[extra]} has no place in the model "
+      "described by the config"
+    )
+  return None
 
 
 def params_from_reference(
@@ -140,30 +186,22 @@ def params_from_reference(
     `Params` in `config.param_dtype`.
 
   Raises:
-    UserError: naming an array that is missing, or whose shape is not the
-      model's.
+    UserError: naming an array that is missing, left over, or of another shape
+      than the model's.
   """
   # All is checked before memory is taken for any of it.
-  entries = list(layout(config))
-  for entry in entries:
-    if entry.name not in arrays:
-      raise UserError(
-        f"array {entry.name!r} is missing; the model described by the config "
-        f"needs it with shape {entry.there}"
-      )
-    shape = np.shape(arrays[entry.name])
-    if shape != entry.there:
-      raise UserError(
-        f"array {entry.name!r} has shape {shape}; the model described by the "
-        f"config needs {entry.there}"
-      )
-  tree = jax.tree.map(
-    lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.shapes(config)
+  shapes = {name: np.shape(array) for name, array in arrays.items()}
+  if found := mismatch(shapes, config):
+    raise UserError(found)
+  params = jax.tree.map(
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+    network.shapes(config),
   )
-  for entry in entries:
-    array = entry.to_here(np.asarray(arrays[entry.name]))
-    tree = _replace(tree, entry.path, array)
-  return jax.tree.map(lambda leaf: jnp.asarray(leaf, config.param_dtype), tree)
+  for entry in layout(config):
+    _lookup(params, entry.path)[...] = entry.to_here(
+      np.asarray(arrays[entry.name])
+    )
+  return jax.tree.map(jnp.asarray, params)
 
 
 def params_to_reference(
@@ -171,47 +209,14 @@ def params_to_reference(
 ) -> dict[str, np.ndarray]:
   """The reference's arrays, name -> array, from our parameters."""
   return {
-    entry.name: entry.to_there(np.asarray(lookup(params, entry.path)))
+    entry.name: entry.to_there(np.asarray(_lookup(params, entry.path)))
     for entry in layout(config)
   }
 
 
-def _linear(name: str, head: str, here: tuple[int, int]) -> Entry:
-  return Entry(name, ("weights", head, "kernel"), here[::-1], here)
-
-
-def _swiglu(
-  name: str, path: tuple[str, ...], width: int, inner: int
-) -> Iterator[Entry]:
-  yield Entry(
-    f"{name}.gate_up_proj.weight", (*path, "gate_up"),
-    (2 * inner, width), (width, 2, inner),
-  )  # fmt: skip
-  yield Entry(
-    f"{name}.down_proj.weight", (*path, "down"),
-    (width, inner), (inner, width),
-  )  # fmt: skip
-
-
-def lookup(tree, path: Path):
-  """What lies at a path of keys, attributes and numbers."""
+def _lookup(tree: Any, path: Path) -> Any:
+  """What is at a path of keys, attributes and indices."""
   for key in path:
-    tree = getattr(tree, key) if _is_attribute(tree, key) else tree[key]
+    is_attribute = isinstance(key, str) and not isinstance(tree, dict)
+    tree = getattr(tree, key) if is_attribute else tree[key]
   return tree
-
-
-def _replace(tree, path: Path, leaf):
-  if not path:
-    return leaf
-  key, rest = path[0], path[1:]
-  if _is_attribute(tree, key):
-    return tree.replace(**{key: _replace(getattr(tree, key), rest, leaf)})
-  if isinstance(tree, dict):
-    return tree | {key: _replace(tree[key], rest, leaf)}
-  tree = tree.copy()
-  tree[key] = leaf
-  return tree
-
-
-def _is_attribute(tree, key) -> bool:
-  return isinstance(key, str) and not isinstance(tree, dict)

@@ -1,6 +1,6 @@
 """A whole solver in one file: StableHLO with the weights inside.
 
-The file holds the bytes of `jax.export.Exported.serialize()`, and one file runs
+The file has the bytes of `jax.export.Exported.serialize()`, and one file runs
 on CPUs, NVIDIA GPUs and TPUs, for any batch size. It needs jax and flatbuffers
 to run, and nothing of this project:
 
@@ -16,32 +16,28 @@ to run, and nothing of this project:
   q_halt      float32 [b]      logit of "the answer is right"
   steps       int32 [b]        supervision steps that it took
 
-What goes in is positional, what comes out a dict.
+Inputs are positional; the result is a dict.
 
-jax promises to read such a file for six months after it was written, and longer
-as long as it supports the file's calling convention version, which the card
-beside it (`PATH.json`) tells together with the version of jax.
+jax promises to read such a file for six months, and longer as long as it
+supports the file's calling convention version; the card (`PATH.json`) tells it.
 """
 
-import dataclasses
 import functools
-import hashlib
-import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from trm_jax.core import halting, network, recursion
+from trm_jax import config as config_lib
+from trm_jax.core import network, recursion, rollout
+from trm_jax.core.halting import select_rows
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
-from trm_jax.run import files
+from trm_jax.export.solver import Solver
+from trm_jax.run import card, files
 from trm_jax.run.pretrained import Pretrained
 
 FORMAT = "trm_jax.stablehlo/1"
@@ -67,16 +63,15 @@ def solve(
   Args:
     params: the model.
     inputs: int32 `[B, S]`.
-    puzzle_ids: int32 `[B]`; ids that the table does not have are taken for 0,
-      the blank one.
-    depth: int32 [], supervision steps at most; less than 1 counts as 1. Not
-      read by families that do not recur.
+    puzzle_ids: int32 `[B]`; those that the table does not have count as 0, the
+      blank one.
+    depth: int32 [], most supervision steps; less than 1 counts as 1. Not read
+      by families that do not recur.
     threshold: float32 [], infinite for a fixed depth.
     config: the model's.
 
   Returns:
-    `answers` int32 `[B, S]`, `logits` float32 `[B, S, V]`, `q_halt` float32
-    `[B]` and `steps` int32 `[B]`.
+    The outputs, see the head of this file.
   """
   batch = inputs.shape[0]
   known = (puzzle_ids >= 0) & (puzzle_ids < config.num_puzzle_ids)
@@ -89,21 +84,14 @@ def solve(
 
   def refine(state):
     step, latents, halted, found = state
-    latents, outputs = halting.supervise(
-      params.weights, rows, latents, inputs, config
-    )
-    halted_here = outputs.halting_margin(config) > threshold
+    latents, now = rollout.step(params.weights, rows, latents, inputs, config)
+    halted_here = now.margin > threshold
     new = {
-      "logits": outputs.logits.astype(jnp.float32),
-      "q_halt": outputs.q_halt.astype(jnp.float32),
+      "logits": now.outputs.logits.astype(jnp.float32),
+      "q_halt": now.outputs.q_halt.astype(jnp.float32),
       "steps": jnp.broadcast_to(step + 1, (batch,)),
     }
-    found = {
-      name: jnp.where(
-        halted.reshape((-1,) + (1,) * (value.ndim - 1)), found[name], value
-      )
-      for name, value in new.items()
-    }
+    found = select_rows(halted, found, new)
     return step + 1, latents, halted | halted_here, found
 
   latents = recursion.evaluation_latents(params.initial, batch, config)
@@ -135,8 +123,7 @@ def export(
       written.
   """
   path = pathlib.Path(path)
-  card_path = files.card_path(path)
-  files.refuse_existing(overwrite, path, card_path)
+  files.refuse_existing(overwrite, path, files.card_path(path))
   config = network.portable(pretrained.experiment.model)
   params = _narrowed(jax.device_get(pretrained.params), config)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -146,72 +133,36 @@ def export(
       f"than {_LARGEST:,}; export it as safetensors or with Orbax"
     )
   (batch,) = jax.export.symbolic_shape("b")
-
-  def shape(dtype, *dims):
-    return jax.ShapeDtypeStruct(dims, dtype)
-
   exported = jax.export.export(
     jax.jit(functools.partial(solve, params, config=config)),
     platforms=PLATFORMS,
   )(
-    shape(jnp.int32, batch, config.seq_len),
-    shape(jnp.int32, batch),
-    shape(jnp.int32),
-    shape(jnp.float32),
+    jax.ShapeDtypeStruct((batch, config.seq_len), jnp.int32),
+    jax.ShapeDtypeStruct((batch,), jnp.int32),
+    jax.ShapeDtypeStruct((), jnp.int32),
+    jax.ShapeDtypeStruct((), jnp.float32),
   )
-  content = bytes(exported.serialize())
-  card = pretrained.card() | {
+  facts = pretrained.card() | {
     "format": FORMAT,
-    "sha256": hashlib.sha256(content).hexdigest(),
     "platforms": PLATFORMS,
     "calling_convention_version": exported.calling_convention_version,
     "jax": jax.__version__,
   }
-  files.write({path: content, card_path: files.to_json(card)})
+  card.write(path, bytes(exported.serialize()), facts)
 
 
 def _narrowed(params: Params, config: ModelConfig) -> Params:
   """Parameters in the dtype of the activations, where that is narrower.
 
-  Every layer casts its weights to it anyway: results are the same to the bit,
-  and the file is smaller.
+  Every layer casts its weights to it anyway: results are the same to the bit.
   """
   compute = jnp.dtype(config.dtype)
-  return jax.tree.map(
-    lambda leaf: jnp.asarray(
-      leaf, min(compute, leaf.dtype, key=lambda d: d.itemsize)
-    ),
-    params,
-  )
 
+  def narrow(leaf):
+    is_wide = leaf.dtype.itemsize > compute.itemsize
+    return jnp.asarray(leaf, compute if is_wide else leaf.dtype)
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Solver:
-  """A solver read from a file.
-
-  Attributes:
-    card: task, vocabulary, config, scores and the like.
-    call: the compiled function, as the file has it.
-  """
-
-  card: Mapping[str, Any]
-  call: Callable[..., dict[str, jax.Array]]
-
-  def __call__(
-    self,
-    inputs: ArrayLike,
-    puzzle_ids: ArrayLike = 0,
-    depth: int = 16,
-    threshold: float = np.inf,
-  ) -> dict[str, jax.Array]:
-    """Solves a batch; see `solve`. One puzzle id may stand for all."""
-    inputs = jnp.asarray(inputs, jnp.int32)
-    return self.call(
-      inputs,
-      jnp.broadcast_to(jnp.asarray(puzzle_ids, jnp.int32), inputs.shape[:1]),
-      jnp.int32(depth),
-      jnp.float32(threshold),
-    )
+  return jax.tree.map(narrow, params)
 
 
 def load(path: str | os.PathLike) -> Solver:
@@ -225,38 +176,19 @@ def load(path: str | os.PathLike) -> Solver:
       too new for this jax.
   """
   path = pathlib.Path(path)
-  beside = files.card_path(path)
-  try:
-    card = json.loads(_read(beside))
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{beside} is damaged: {error}") from error
-  there = card.get("format") if isinstance(card, dict) else None
-  if there != FORMAT:
-    raise UserError(f"{beside}: format is {there!r:.60}, expected {FORMAT!r}")
-  content = _read(path)
-  # Nothing but what was written reaches the compiler, which trusts its input.
-  if hashlib.sha256(content).hexdigest() != card.get("sha256"):
-    raise UserError(
-      f"{path} is damaged, or not the file that {beside} describes; export it "
-      "anew"
-    )
+  # The compiler trusts its input, so it gets only what was written.
+  facts, content = card.read(path, FORMAT, _LARGEST)
+  model = config_lib.read(facts.get("config", {})).model
   try:
     exported = jax.export.deserialize(bytearray(content))
-  except ValueError as error:
+  except Exception as error:  # jax and flatbuffers raise many kinds
     raise UserError(
-      f"{path} was written by jax {card.get('jax')} and cannot be read by jax "
+      f"{path} was written by jax {facts.get('jax')} and cannot be read by jax "
       f"{jax.__version__}; export it anew. Cause: {error}"
     ) from error
-  return Solver(card=card, call=jax.jit(exported.call))
+  call = jax.jit(exported.call)
 
+  def run(inputs, puzzle_ids, depth, threshold):
+    return call(inputs, puzzle_ids, np.int32(depth), np.float32(threshold))
 
-def _read(path: pathlib.Path) -> bytes:
-  """All of a file that may be one of an export."""
-  try:
-    if not path.is_file():  # a pipe would be waited for
-      raise UserError(f"{path}: there is no such file")
-    if path.stat().st_size > _LARGEST:
-      raise UserError(f"{path}: larger than any file of this format")
-    return path.read_bytes()
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}") from error
+  return Solver(facts, model, run)

@@ -1,19 +1,18 @@
-"""What a compiled program needs, and how fast it can be at best.
+"""What a compiled program needs, and the least time that a step can take.
 
-A step takes at least as long as its matrix products at the chip's peak, as its
-bytes at the bandwidth of the memory, and as what its devices must send each
-other over all links at once. Nothing else is in the estimate: no work of the
-vector unit, no waiting of one on another. It is a bound, not a forecast.
+A step takes at least as long as its matrix products at the chip's peak, its
+bytes at the bandwidth of the memory, and the bytes that its devices send over
+all links at once. Vector work and waiting are left out: this is a bound, not a
+forecast.
 """
 
 import dataclasses
 import re
-import time
 
 import jax
 
-from trm_jax.inspect import chips, hlo
-from trm_jax.inspect.program import Work
+from trm_jax.inspect import chips, cost
+from trm_jax.inspect.program import Workload
 from trm_jax.inspect.topology import Topology
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -21,25 +20,14 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes of each device.
+  """Bytes of each device, by `Compiled.memory_analysis`."""
 
-  Attributes:
-    usable: that the compiler may use.
-    arguments: of the state and the data.
-    outputs: of what it returns.
-    aliased: part of the outputs that takes the place of arguments.
-    temporaries: for what lies between.
-    peak: at the worst moment, arguments included, as the compiler says.
-    code: of the program itself.
-  """
-
-  usable: int
-  arguments: int
+  usable: int  # by programs
+  arguments: int  # the state and the data
   outputs: int
-  aliased: int
+  aliased: int  # part of the outputs that takes the place of arguments
   temporaries: int
-  peak: int
-  code: int
+  peak: int  # at the worst moment, arguments included, as the compiler says
 
   @property
   def needed(self) -> int:
@@ -63,150 +51,111 @@ class Times:
   @property
   def limit(self) -> str:
     """Which that is."""
-    return max(dataclasses.asdict(self).items(), key=lambda one: one[1])[0]
+    return max(vars(self), key=vars(self).__getitem__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-  """A program that fits.
+class Estimate:
+  """A program that fits; numbers are of one step on one device."""
 
-  Attributes:
-    compile_seconds: that the compiler took.
-    memory: of each device.
-    steps: supervision steps of a call; what follows is of one of them.
-    flops: by the analytic count, of all devices together.
-    flops_run: matrix products as the program makes them, on one device;
-      those that rematerialisation repeats included.
-    bytes: of main memory that one device moves.
-    fusions: in the program's text.
-    fusions_run: as they run.
-    cycles: of one device, as the compiler estimates its own work, as far as
-      it says.
-    times: the bound.
-    utilisation: analytic FLOPs over what the chips could do in that time.
-    collectives: of a call.
-    loops: of the program.
-    text: of the program.
-  """
-
-  compile_seconds: float
   memory: Memory
-  steps: int
-  flops: float
-  flops_run: float
-  bytes: float
-  fusions: int
-  fusions_run: float
-  cycles: float
+  steps: int  # supervision steps of a call
+  flops: float  # by the analytic count, and of all devices together
+  flops_run: float  # of matrix products as compiled, rematerialised included
+  bytes: float  # of main memory that are moved
+  sent: float  # bytes to other devices
+  cycles: float  # as the compiler estimates its work, as far as it says
   times: Times
-  utilisation: float
-  collectives: tuple[hlo.Collective, ...]
-  loops: tuple[hlo.Loop, ...]
-  text: str
+  utilisation: float  # analytic FLOPs over what the chips can do in that time
+  collectives: tuple[cost.Collective, ...]  # of a call
+  loops: tuple[cost.Loop, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class TooLarge:
-  """A program that does not fit.
+  """A program that does not fit."""
 
-  Attributes:
-    needed: bytes of each device; 0 if the compiler does not say.
-    usable: bytes that there are.
-    largest: allocations that the compiler names, the largest first.
-    message: its own words.
-  """
-
-  needed: int
+  needed: int  # bytes of each device; 0 if the compiler does not say
   usable: int
-  largest: tuple[str, ...]
-  message: str
+  largest: tuple[str, ...]  # allocations that the compiler names
+  message: str  # its own words
 
 
-def compile_work(work: Work, topology: Topology) -> Compiled | TooLarge:
-  """Compiles a program and reads what came of it."""
-  lowered = work.lower()
-  started = time.perf_counter()
+def estimate(work: Workload, topology: Topology) -> Estimate | TooLarge:
+  """Compiles a program and reads the result."""
+  chip, lowered = topology.chip, work.lower()
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    return read_refusal(str(error), topology.kind)
-  seconds = time.perf_counter() - started
-  found = compiled.memory_analysis()
-  text = compiled.as_text()
-  assert found is not None
-  assert text is not None
-  counts = hlo.Module(text).count()
-  times = bound(
-    topology.kind,
-    work.dtype,
-    counts.flops / work.steps,
-    counts.bytes / work.steps,
-    sum(c.sent * c.times for c in counts.collectives) / work.steps,
+    return read_refusal(str(error), chip)
+  memory, counts = compiled.memory_analysis(), cost.count(compiled)
+  assert memory is not None
+  sent = sum(c.sent * c.times for c in counts.collectives)
+  flops, moved, cycles, sent = (
+    each / work.steps
+    for each in (counts.flops, counts.bytes, counts.cycles, sent)
   )
-  peak = topology.chip.peak_flops[work.dtype] / topology.kind.devices
-  return Compiled(
-    compile_seconds=seconds,
+  times = bound(chip, work.dtype, flops, moved, sent)
+  peak = chip.peak_flops[work.dtype] / chip.devices
+  return Estimate(
     memory=Memory(
-      usable=topology.kind.usable_bytes,
-      arguments=found.argument_size_in_bytes,
-      outputs=found.output_size_in_bytes,
-      aliased=found.alias_size_in_bytes,
-      temporaries=found.temp_size_in_bytes,
-      peak=found.peak_memory_in_bytes,
-      code=found.generated_code_size_in_bytes,
+      usable=chip.usable_bytes,
+      arguments=memory.argument_size_in_bytes,
+      outputs=memory.output_size_in_bytes,
+      aliased=memory.alias_size_in_bytes,
+      temporaries=memory.temp_size_in_bytes,
+      peak=memory.peak_memory_in_bytes,
     ),
     steps=work.steps,
     flops=work.flops,
-    flops_run=counts.flops / work.steps,
-    bytes=counts.bytes / work.steps,
-    fusions=counts.fusions,
-    fusions_run=counts.fusions_run / work.steps,
-    cycles=counts.cycles / work.steps,
+    flops_run=flops,
+    bytes=moved,
+    sent=sent,
+    cycles=cycles,
     times=times,
     utilisation=work.flops / work.devices / peak / times.seconds,
     collectives=counts.collectives,
     loops=counts.loops,
-    text=text,
   )
 
 
 def bound(
-  kind: chips.Slice, dtype: str, flops: float, moved: float, sent: float
+  chip: chips.Chip, dtype: str, flops: float, moved: float, sent: float
 ) -> Times:
   """The least time of some work of one device.
 
   Args:
-    kind: of its chip, whose devices share what it can do.
+    chip: whose devices divide its rates.
     dtype: of the matrix products.
     flops: of them.
     moved: bytes of its memory.
     sent: bytes to other devices.
   """
-  chip = chips.find(kind.chip)
-  share = kind.devices
+  devices = chip.devices
   return Times(
-    compute=chips.estimate_seconds(flops, kind.chip, dtype, 1.0) * share,
-    memory=moved / chip.bandwidth * share,
-    interconnect=sent / kind.interconnect * share,
+    compute=chips.estimate_seconds(flops, chip.name, dtype, 1.0) * devices,
+    memory=moved / chip.bandwidth * devices,
+    interconnect=sent / chip.interconnect * devices,
   )
 
 
-def read_refusal(message: str, kind: chips.Slice) -> TooLarge:
+def read_refusal(message: str, chip: chips.Chip) -> TooLarge:
   """What the compiler says of a program that is too large.
 
-  It has two ways to say so: early, with the sum alone, or after it has laid
-  everything out, with a list of the largest allocations.
+  It says so early, with the sum alone, or after it has laid everything out,
+  with a list of the largest allocations.
   """
   size = r"([\d.]+)([KMGT]?)"
-  needed, usable = 0, kind.usable_bytes
-  for pattern in (rf"\({size}\) exceeds available \w+ \({size}\)",
-                  rf"Used {size} of {size} hbm"):  # fmt: skip
-    if found := re.search(pattern, message):
-      needed = int(float(found[1]) * _UNITS[found[2]])
-      usable = int(float(found[3]) * _UNITS[found[4]])
-      break
+  needed, usable = 0, chip.usable_bytes
+  if found := re.search(
+    rf"\({size}\) exceeds available \w+ \({size}\)|Used {size} of {size} hbm",
+    message,
+  ):
+    numbers = [one for one in found.groups() if one is not None]
+    needed = int(float(numbers[0]) * _UNITS[numbers[1]])
+    usable = int(float(numbers[2]) * _UNITS[numbers[3]])
   largest = re.findall(
     r"\d+\. Size: (\S+)\n(?:\s+Operator: (.*)\n)?\s+Shape: (\S+)", message
   )

@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from trm_jax.config import TrainConfig
-from trm_jax.core import halting, losses, recursion
+from trm_jax.core import losses, recursion, rollout
 from trm_jax.core.family import FAMILIES
 from trm_jax.core.halting import HaltingConfig, Puzzles
 from trm_jax.core.network import Latents, ModelConfig, Params
@@ -36,17 +36,11 @@ _LOSSES = {
 
 
 class Difference(NamedTuple):
-  """How far a replayed quantity is from the recorded one.
+  """How far a replayed quantity is from the recorded one."""
 
-  Attributes:
-    name: the quantity's key in the recording.
-    absolute: largest absolute difference.
-    relative: the same as a share of the largest recorded magnitude.
-  """
-
-  name: str
-  absolute: float
-  relative: float
+  name: str  # the quantity's key in the recording
+  absolute: float  # largest absolute difference
+  relative: float  # the same as a fraction of the largest recorded magnitude
 
 
 class Recording:
@@ -191,8 +185,7 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
         name="recording",
         seq_len=model.seq_len,
         vocab_size=model.vocab_size,
-        augment=None,
-        parse=str,
+        parse=np.array,
         render=str,
         draw=print,
       ),
@@ -232,12 +225,13 @@ def _replay_evaluation(
     params.initial, rows.shape[0], recipe.model
   )
   step = jax.jit(
-    lambda latents: halting.supervise(
+    lambda latents: rollout.step(
       params.weights, rows, latents, puzzles.inputs, recipe.model
     )
   )
   for k in range(recording.count("eval")):
-    latents, outputs = step(latents)
+    latents, found = step(latents)
+    outputs = found.outputs
     steps = jnp.full(rows.shape[:1], k + 1)
     loss, _ = losses.losses_and_metrics(
       outputs, puzzles.labels, steps > 0, steps, recipe.train.loss

@@ -1,223 +1,210 @@
-"""The programs that loops run, lowered for devices that are only described.
+"""The programs that training, populations and inference run, for inspection.
 
-They are the very functions that `fit`, `population` and `solve` compile, with
-their shapes and shardings. No data is read: only its shapes matter.
+They are the very functions that training and `solve` compile, with their shapes
+and shardings: lowered for devices that are only described, or ready to be
+called here on synthetic puzzles.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+import numpy as np
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from trm_jax.config import Experiment
 from trm_jax.core import flops, network
-from trm_jax.data import synthetic as made_up
-from trm_jax.data.arc.settings import ArcData
+from trm_jax.core.halting import Puzzles
+from trm_jax.data import synthetic
 from trm_jax.data.batches import Table
-from trm_jax.data.sudoku.settings import SudokuData
+from trm_jax.errors import UserError
 from trm_jax.inspect.topology import Topology
 from trm_jax.run import sharding
+from trm_jax.solve import evaluate
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Solver
-from trm_jax.train import loop as fit
-from trm_jax.train import population
-from trm_jax.train import step as train
-
-# Rows of what the hub gives, and puzzle ids that 1000 copies of each task come
-# to, the blank one included, as the reference's builder counts them.
-_SUDOKU_EXTREME, _MAZE_HARD = 3_831_994, 1_000
-_ARC_1, _ARC_2 = 876_407, 1_191_730
+from trm_jax.train import program as trainer
+from trm_jax.train.step import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-  """What is assumed of data that is not read.
+class DataSize:
+  """The assumed size of data that is not read."""
 
-  Attributes:
-    rows: examples, in ARC before they are copied.
-    copies: of each, 1 but in ARC.
-    puzzle_ids: rows of the puzzle table that they need.
-  """
-
-  rows: int
-  copies: int
-  puzzle_ids: int
+  rows: int  # examples; in ARC before they are copied
+  copies: int  # of each; 1 but in ARC
+  puzzle_ids: int  # rows of the puzzle table
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-  """A program to be compiled.
-
-  Attributes:
-    name: what it is called.
-    lower: gives it to the compiler.
-    devices: that run it.
-    steps: supervision steps that a call makes.
-    flops: of one, by the analytic count, on all devices together.
-    dtype: of the activations.
-  """
+class Workload:
+  """A program to be compiled."""
 
   name: str
   lower: Callable[[], jax.stages.Lowered]
-  devices: int
-  steps: int
-  flops: float
-  dtype: str
+  devices: int  # that run it
+  steps: int  # supervision steps of a call
+  flops: float  # of one step on all devices, by the analytic count
+  dtype: str  # of the activations
 
 
-def assume(experiment: Experiment, rows: int = 0, puzzle_ids: int = 0) -> Data:
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+  """A program that is ready to run."""
+
+  call: Callable[[], Any]  # runs it once and returns what the host reads of it
+  steps: int  # supervision steps of a call
+
+
+def expected_size(
+  experiment: Experiment, rows: int = 0, puzzle_ids: int = 0
+) -> DataSize:
   """The size of an experiment's data, as far as its config tells.
 
   Args:
     experiment: the config.
-    rows: if it is known better.
-    puzzle_ids: likewise.
-
-  Returns:
-    The paper's size where the config names the paper's data, and no less than
-    1024 rows of a file that is not read.
+    rows: examples, if known; 0 for the paper's size where the config names the
+      paper's data, and 1024 of a file.
+    puzzle_ids: rows of the puzzle table, if known.
   """
   data = experiment.data
-  copies = 1
-  if isinstance(data, ArcData):
-    copies = data.num_aug + 1
-    if data.only:
-      tasks = len(data.only.split(","))
-    else:
-      whole = _ARC_2 if "ARC-AGI-2" in data.train + data.test else _ARC_1
-      tasks = whole // 1000
-      # The reference leaves out copies that come out equal, of 1001.
-      puzzle_ids = puzzle_ids or (whole if data.num_aug == 1000 else 0)
-    rows = rows or tasks
-    puzzle_ids = puzzle_ids or tasks * copies + 1
-  elif not rows:
-    hub = _SUDOKU_EXTREME if isinstance(data, SudokuData) else _MAZE_HARD
-    rows = {"generate": data.num_train, "hub": hub}.get(data.train, 1024)
-    rows = min(rows, data.subsample or rows)
-  ids = max(puzzle_ids, experiment.model.num_puzzle_ids)
-  return Data(rows, copies, ids)
+  expected = data.task.dataset.expected_size(data)
+  rows, copies = rows or expected[0], expected[1]
+  ids = max(puzzle_ids or expected[2], experiment.model.num_puzzle_ids)
+  return DataSize(rows, copies, ids)
 
 
-def training(experiment: Experiment, topology: Topology, data: Data) -> Work:
-  """A dispatch of the training loop.
-
-  Raises:
-    UserError: if the devices do not suit the config.
-  """
-  experiment = experiment.with_puzzle_ids(data.puzzle_ids)
-  mesh = sharding.make_mesh(
-    experiment.mesh.data, experiment.mesh.model, devices=topology.devices
-  )
-  _check_batches(experiment, mesh)
-  count = experiment.train.steps_per_dispatch
-
-  def lower() -> jax.stages.Lowered:
-    program = fit.lay_out(experiment, mesh)
-    table = _stage(experiment, mesh, data)
-    choices = program.recipe.choices(0, count)
-    return program.dispatch.lower(program.abstract, table, choices)
-
-  work = _training_flops(experiment)
-  return Work("train", lower, mesh.size, count, work, experiment.model.dtype)
-
-
-def population_training(
-  name: str,
+def training(
   experiment: Experiment,
-  seeds: Sequence[int],
   topology: Topology,
-  data: Data,
-) -> Work:
-  """A dispatch of the loop that trains several seeds together.
+  size: DataSize,
+  seeds: Sequence[int] = (),
+  name: str = "train",
+) -> Workload:
+  """A dispatch of the training loop: of one run, or of a population's seeds.
 
   Raises:
     UserError: if the devices do not suit the config.
   """
-  experiment = experiment.with_puzzle_ids(data.puzzle_ids)
+  experiment = experiment.with_puzzle_ids(size.puzzle_ids)
   mesh = sharding.make_mesh(
     experiment.mesh.data,
     experiment.mesh.model,
-    members=len(seeds),
-    devices=topology.devices,
+    max(len(seeds), 1),
+    topology.devices,
   )
-  _check_batches(experiment, mesh, shared=True)
-  count = experiment.train.steps_per_dispatch
+  trainer.check_batches(experiment, mesh)
+  steps = experiment.train.steps_per_dispatch
 
   def lower() -> jax.stages.Lowered:
-    program = population.lay_out(experiment, seeds, mesh)
-    table = _stage(experiment, mesh, data)
-    choices = program.recipe.choices(0, count)
+    program = trainer.lay_out(experiment, mesh, seeds or None)
+    table = described_table(experiment, mesh, size)
+    choices = program.recipe.choices(0, steps)
     return program.dispatch.lower(program.abstract, table, choices)
 
-  work = len(seeds) * _training_flops(experiment)
-  return Work(name, lower, mesh.size, count, work, experiment.model.dtype)
+  # Of the deepest step, where depth is drawn or scheduled.
+  step = max(map(flops.training_step, Recipe.of(experiment).models))
+  return Workload(
+    name=name,
+    lower=lower,
+    devices=mesh.size,
+    steps=steps,
+    flops=float(max(len(seeds), 1) * experiment.train.batch_size * step),
+    dtype=experiment.model.dtype,
+  )
 
 
 def solving(
   experiment: Experiment,
   topology: Topology,
-  data: Data,
+  size: DataSize,
   slots: int,
   settings: SolveConfig,
-) -> Work:
+) -> Workload:
   """A call of the inference engine, on the devices of one host.
 
-  How many supervision steps it makes, its data decide: one is counted.
+  Data decide how many supervision steps it makes; one is counted.
 
   Raises:
     UserError: if the settings do not suit the model or the task.
   """
-  model = experiment.with_puzzle_ids(data.puzzle_ids).model
+  model = experiment.with_puzzle_ids(size.puzzle_ids).model
   solver = Solver(
-    network.shapes(model),
-    model,
-    experiment.task,
-    slots,
-    devices=topology.host,
+    network.shapes(model), model, experiment.task, slots, topology.host
   )
-  work = slots * float(flops.inference(model, 1))
-  return Work(
+  return Workload(
     name="solve",
     lower=lambda: solver.lower(slots, settings),
     devices=len(topology.host),
     steps=1,
-    flops=work,
+    flops=slots * float(flops.inference(model, 1)),
     dtype=model.dtype,
   )
 
 
-def _training_flops(experiment: Experiment) -> float:
-  """Of a step at the deepest of its depths, which is what is counted too."""
-  models = train.Recipe.of(experiment).models
-  deepest = max(flops.training_step(model) for model in models)
-  return float(deepest * experiment.train.batch_size)
-
-
-def _check_batches(experiment: Experiment, mesh: Mesh, shared: bool = False):
-  sharding.check_batch(
-    "config.train.batch_size", experiment.train.batch_size, mesh
-  )
-  sharding.check_batch(
-    "config.eval.batch_size", experiment.eval.batch_size, mesh, shared
-  )
-
-
-def _stage(experiment: Experiment, mesh: Mesh, data: Data) -> Table:
-  """`fit.stage` of data that is not there."""
-  split = made_up.split(experiment.task, data.rows, data.copies)
+def described_table(
+  experiment: Experiment, mesh: jax.sharding.Mesh, size: DataSize
+) -> Table:
+  """Shapes and shardings of what `stage` of training would make."""
+  split = synthetic.split(experiment.task, size.rows, size.copies)
   whole = sharding.replicated(mesh)
   table = jax.tree.map(
     lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole),
     Table.of(split),
   )
-  if split.inputs.nbytes + split.labels.nbytes <= fit._SHARED_FROM:
+  if split.inputs.nbytes + split.labels.nbytes <= trainer._SHARED_FROM:
     return table
-  rows = -(-data.rows // mesh.size) * mesh.size
+  rows = -(-size.rows // mesh.size) * mesh.size
   examples = jax.ShapeDtypeStruct(
     (rows, *split.inputs.shape[1:]),
     split.inputs.dtype,
     sharding=NamedSharding(mesh, P(mesh.axis_names)),
   )
   return table.replace(inputs=examples, labels=examples)
+
+
+def dispatch(what: str, experiment: Experiment, steps: int) -> Dispatch:
+  """What `trm profile` runs, on synthetic puzzles.
+
+  Args:
+    what: "train"; "evaluate" to `eval.depth`, `eval.batch_size` puzzles; or
+      "solve" to the same depth, with so many slots, and no earlier halt.
+    experiment: the config.
+    steps: supervision steps that are wanted in all.
+
+  Raises:
+    UserError: if the devices do not suit the config.
+  """
+  program = trainer.build(experiment)
+  split = synthetic.split(experiment.task)
+  if what == "train":
+    made = trainer.prepare_dispatch(program, split)
+    return Dispatch(made.call, made.steps)
+  model, task = experiment.model, experiment.task
+  params = program.init().averaged_params
+  batch = experiment.eval.batch_size
+  depth = experiment.eval.depth if model.is_recursive else 1
+  if what == "solve":
+    solver, settings = Solver(params, model, task, batch), SolveConfig(depth)
+    rounds = -(-steps // depth)
+    rows = np.arange(batch * rounds) % len(split)
+    inputs, ids = split.inputs[rows], split.puzzle_ids[rows]
+    return Dispatch(lambda: solver.solve(inputs, ids, settings), rounds * depth)
+  if what != "evaluate":
+    raise UserError(f"what={what!r}: must be train, evaluate or solve")
+  rows = np.arange(batch) % len(split)
+  inputs, labels, ids, counted = sharding.put(
+    (
+      split.inputs[rows], split.labels[rows], split.puzzle_ids[rows],
+      np.ones(batch, bool),
+    ),
+    sharding.by_batch(program.mesh),
+  )  # fmt: skip
+  shown = evaluate.Batch(Puzzles.of(inputs, labels, ids), counted)
+  score = evaluate.scorer(program.mesh)
+  # The scores of a batch are read before the next is shown.
+  return Dispatch(
+    lambda: jax.device_get(score(params, shown, depth, model, task)), depth
+  )

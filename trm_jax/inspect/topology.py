@@ -1,8 +1,7 @@
-"""Slices of TPUs that are not here: their names, chips and devices."""
+"""Slices of TPUs that are only described: their names, chips and devices."""
 
 import contextlib
 import dataclasses
-import difflib
 import importlib.util
 import math
 import os
@@ -15,13 +14,12 @@ from jax.experimental import topologies
 
 from trm_jax.errors import UserError
 from trm_jax.inspect import chips
-from trm_jax.inspect.chips import Chip
 
 # Chips of a host, at most, along each dimension.
 _HOST = (2, 2, 1)
 
-# libtpu looks for the machine that it usually finds itself in. Several
-# processes may compile at once, for none of them takes hold of a chip.
+# libtpu asks for the machine that it usually runs on. Several processes may
+# compile at once, for none of them takes hold of a chip.
 _ENVIRONMENT = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_SKIP_MDS_QUERY": "1",
@@ -30,36 +28,25 @@ _ENVIRONMENT = {
   "TPU_LOG_DIR": "disabled",
 }
 
-_EXAMPLES = "v5e:4x4, v6e:16x16, v4:2x2x1, v5p:4x4x4, tpu7x:2x2x1"
+_EXAMPLES = "Examples: v5e:4x4, v6e:16x16, v4:2x2x1, v5p:4x4x4, tpu7x:2x2x1"
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """A slice of a TPU pod.
+  """A slice of a TPU pod."""
 
-  Attributes:
-    name: as it was asked for, such as "v5e:4x4".
-    kind: how its chips are put together.
-    devices: as JAX describes them, those of each host one after another.
-  """
-
-  name: str
-  kind: chips.Slice
-  devices: tuple[Any, ...]
-
-  @property
-  def chip(self) -> Chip:
-    """What it consists of."""
-    return chips.find(self.kind.chip)
+  name: str  # as it was asked for, such as "v5e:4x4"
+  chip: chips.Chip
+  devices: tuple[Any, ...]  # as JAX describes them, sorted by host
 
   @property
   def chips(self) -> int:
-    """How many."""
-    return len(self.devices) // self.kind.devices
+    """Number of chips."""
+    return len(self.devices) // self.chip.devices
 
   @property
   def hosts(self) -> int:
-    """Machines that its chips are in."""
+    """Number of machines that its chips are in."""
     return len({device.process_index for device in self.devices})
 
   @property
@@ -70,28 +57,21 @@ class Topology:
 
 
 def describe(name: str) -> Topology:
-  """A slice by its name.
-
-  Args:
-    name: a kind of chip and the numbers of chips along each dimension.
-
-  Returns:
-    The slice.
+  """A slice by its name: a kind of chip and the grid of chips, as "v5e:4x4".
 
   Raises:
     UserError: if there is no such slice, or no compiler for it.
   """
-  kind, sizes = _read(name)
+  chip, sizes = _read(name)
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(
-      "compiling for TPUs needs libtpu: pip install 'trm_jax[tpu]'. That takes "
-      f"the version that jax {jax.__version__} was made with; the program text "
-      "of others may not be read"
+      "compiling for TPUs needs libtpu: pip install 'trm_jax[tpu]', which "
+      f"takes the version that jax {jax.__version__} was made with"
     )
   options: dict[str, Any] = {
     "chips_per_host_bounds": tuple(map(min, (*sizes, 1)[:3], _HOST))
   }
-  if kind.chip == "v4":  # JAX uses its two cores as one device
+  if chip.name == "v4":  # JAX uses its two cores as one device
     options["chip_config_name"] = "megacore"
   try:
     with _environment():
@@ -99,37 +79,36 @@ def describe(name: str) -> Topology:
         platform="tpu", topology_name=name, **options
       )
   except jax.errors.JaxRuntimeError as error:
+    reason = str(error).splitlines()[0].partition(": ")[2].rstrip(".")
     raise UserError(
-      f"topology {name!r}: libtpu has no such slice: {_line(error)}. Examples: "
-      f"{_EXAMPLES}"
+      f"topology {name!r}: libtpu has no such slice: {reason}. {_EXAMPLES}"
     ) from error
   devices = sorted(found.devices, key=lambda one: (one.process_index, one.id))
-  assert len(devices) == math.prod(sizes) * kind.devices, name
-  return Topology(name, kind, tuple(devices))
+  assert len(devices) == math.prod(sizes) * chip.devices, name
+  return Topology(name, chip, tuple(devices))
 
 
-def _read(name: str) -> tuple[chips.Slice, tuple[int, ...]]:
+def _read(name: str) -> tuple[chips.Chip, tuple[int, ...]]:
   kind, _, shape = name.partition(":")
-  if kind not in chips.SLICES:
-    close = difflib.get_close_matches(kind.lower(), chips.SLICES, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+  if kind not in chips.TPUS:
     raise UserError(
       f"topology {name!r}: the kind of chip must be one of "
-      f"{', '.join(chips.SLICES)}{hint}. Examples: {_EXAMPLES}"
+      f"{', '.join(chips.TPUS)}{chips.did_you_mean(kind, chips.TPUS)}. "
+      f"{_EXAMPLES}"
     )
-  found = chips.SLICES[kind]
+  found = chips.TPUS[kind]
   axes = found.dimensions
   if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{axes - 1}}}", shape):
     raise UserError(
-      f"topology {name!r}: expected {kind}:{'x'.join('ABC'[:axes])}, how many "
-      f"chips along each of {axes} dimensions. Examples: {_EXAMPLES}"
+      f"topology {name!r}: expected {kind}:{'x'.join('ABC'[:axes])}, chips "
+      f"along each of {axes} dimensions. {_EXAMPLES}"
     )
   return found, tuple(map(int, shape.split("x")))
 
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-  """Sets what libtpu looks for, where it is not set, while it starts."""
+  """Sets what libtpu reads when it starts, where it is not set."""
   added = {k: v for k, v in _ENVIRONMENT.items() if k not in os.environ}
   os.environ.update(added)
   try:
@@ -137,7 +116,3 @@ def _environment() -> Iterator[None]:
   finally:
     for name in added:
       os.environ.pop(name, None)
-
-
-def _line(error: Exception) -> str:
-  return str(error).splitlines()[0].partition(": ")[2].rstrip(".")

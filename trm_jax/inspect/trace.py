@@ -1,8 +1,8 @@
-"""The profiler's traces, read back: what a device did, and for which code.
+"""The profiler's traces, read back: what the devices did, and for which code.
 
-A trace says when each instruction of a compiled program ran; the program's text
-says from which of our lines the instruction comes. A fusion counts as the
-largest matrix product in it, or if it has none as what it ends in.
+A trace says when each instruction of a program ran, and holds the compiled
+programs, which say from which of our lines an instruction comes. A fusion
+counts as the largest matrix product in it, or if it has none as its result.
 
 An accelerator has a plane of its own in the trace, with a line "XLA Ops" (TPU)
 or a line for each stream (GPU). The devices of a CPU are threads of the host,
@@ -14,16 +14,17 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jax.profiler import ProfileData
 
 from trm_jax.errors import UserError
-from trm_jax.inspect import hlo, listing
+from trm_jax.inspect import cost, hlo
+from trm_jax.inspect.hlo import Module
 
-# Ordered: the first whose names meet those around an instruction, which are its
-# named scopes and the functions that it was traced in.
+# Parts of the model, by the named scopes and functions around an instruction;
+# the first match counts.
 PARTS: tuple[tuple[str, frozenset[str]], ...] = tuple(
   (part, frozenset(names.split()))
   for part, names in (
@@ -42,18 +43,10 @@ PARTS: tuple[tuple[str, frozenset[str]], ...] = tuple(
   )
 )
 _TPU_LINE = "XLA Ops"
-_MOVES = "between devices"
-_COPIES = "copies"
-_LOOPS = "loops and calls"
-_OTHER = "other"
-
 _COLLECTIVE = re.compile(
   r"all-|reduce-scatter|collective-|send|recv|ragged-all"
 )
 _CALLS = ("while", "call", "conditional", "async-start", "async-done")
-
-# A GPU's matrix products are calls of a library, told of in JSON.
-_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
 # `transpose(jvp(block_0))`, which differentiation makes of a scope's name.
 _WRAPPED = re.compile(r"(?:transpose|jvp|vmap|shmap|remat|checkpoint)\((.*)\)")
 _STRUCTURE = re.compile(
@@ -62,98 +55,51 @@ _STRUCTURE = re.compile(
 )
 
 
-class Frame(NamedTuple):
-  """A place in the code."""
-
-  file: str
-  function: str
-  line: int
-
-
 @dataclasses.dataclass(frozen=True)
-class Instruction:
-  """An instruction of a compiled program, and what it is there for.
+class Source:
+  """What an instruction is there for."""
 
-  Attributes:
-    opcode: as "fusion".
-    scope: JAX's path to the operation, as "jit(f)/while/body/mixer/mul".
-    frames: where it was traced, the innermost first.
-    flops: of the matrix products in it; 0 where there are none.
-    bytes: of memory, that it reads and writes.
-  """
-
-  opcode: str = ""
-  scope: str = ""
-  frames: tuple[Frame, ...] = ()
-  flops: float = 0.0
-  bytes: int = 0
-
-  @property
-  def is_backward(self) -> bool:
-    """Whether it belongs to the backward pass."""
-    return "transpose(" in self.scope
-
-  @property
-  def path(self) -> str:
-    """The scopes in it that were named, and the operation, as "mixer/mul"."""
-    names = []
-    for name in self.scope.split("/"):
-      while wrapped := _WRAPPED.fullmatch(name):
-        name = wrapped[1]
-      if not _STRUCTURE.fullmatch(name):
-        names.append(name)
-    return "/".join(names)
-
-  @property
-  def part(self) -> str:
-    """The part of the model that it belongs to, of `PARTS` or a few others."""
-    if _COLLECTIVE.match(self.opcode):
-      return _MOVES
-    if self.opcode.startswith("copy"):
-      return _COPIES
-    if self.opcode in _CALLS:
-      return _LOOPS
-    around = set(self.path.split("/"))
-    for frame in self.frames:
-      around.update(frame.function.split("."))
-    for part, names in PARTS:
-      if around & names:
-        return part
-    return _OTHER
+  part: str  # of the model, of `PARTS` or a few others
+  backward: bool = False  # whether it belongs to the backward pass
+  path: str = ""  # its named scopes and the operation, as "mixer/mul"
+  lines: tuple[tuple[str, int], ...] = ()  # (file, line), the innermost first
+  flops: float = 0.0  # of the matrix products in it
+  bytes: int = 0  # of memory, that it reads and writes
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-  """An instruction as it ran.
+  """An instruction as it ran, on all devices together."""
 
-  Attributes:
-    module: the program's name; empty where the trace does not tell.
-    name: of the instruction.
-    seconds: in itself and not in what it calls, of all devices together.
-    calls: how often it ran, on all devices together.
-  """
-
-  module: str
-  name: str
-  seconds: float
+  module: str  # the program's name; empty where the trace does not tell
+  name: str  # of the instruction
+  seconds: float  # in itself and not in what it calls
   calls: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-  """What the devices did.
+  """What the devices did."""
 
-  Attributes:
-    operations: the costliest first.
-    devices: how many there were.
-    seconds: from the first operation to the end of the last.
-    busy: the share of it for which a device ran anything, the devices' mean.
-  """
-
-  operations: tuple[Operation, ...]
+  operations: tuple[Operation, ...]  # the costliest first
   devices: int
-  seconds: float
-  busy: float
+  seconds: float  # from the first operation to the end of the last
+  busy: float  # fraction of it in which a device ran anything, the mean
+  programs: tuple[Module, ...] = ()  # that the trace holds, the largest first
+
+  def source(self, operation: Operation) -> Source:
+    """What an operation is there for; without lines if no program has it.
+
+    Where the trace does not name the program (TPU), the largest that has such
+    an instruction is taken.
+    """
+    for program in self.programs:
+      is_its = operation.module in ("", program.name)
+      if is_its and operation.name in program.places:
+        return read_source(program, operation.name)
+    # A GPU's copies to and from the host are of no program.
+    is_copy = operation.name.lower().startswith("memcpy")
+    return Source("copies" if is_copy else "other")
 
 
 class _Event(NamedTuple):
@@ -169,19 +115,20 @@ def read(path: pathlib.Path) -> Trace:
   Args:
     path: an `.xplane.pb` file, as the profiler writes it.
 
-  Returns:
-    Its sums.
-
   Raises:
     UserError: if nothing in it ran on a device.
   """
-  return add_up(ProfileData.from_file(str(path)))
+  written = path.read_bytes()
+  found = add_up(ProfileData.from_serialized_xspace(written))
+  programs = sorted(_programs(written), key=lambda one: -len(one.places))
+  return dataclasses.replace(found, programs=tuple(programs))
 
 
 def add_up(data: Any) -> Trace:
-  """`read` of a `jax.profiler.ProfileData`."""
+  """`read` of a `jax.profiler.ProfileData`, without programs."""
   intervals = collections.defaultdict(list)  # device -> (start, end), ns
-  seconds, calls = collections.defaultdict(float), collections.Counter()
+  seconds = collections.defaultdict(float)
+  calls = collections.Counter()
   for device, events in _lines(data):
     intervals[device] += [(event.start, event.end) for event in events]
     for event, own in _own_times(events):
@@ -208,69 +155,56 @@ def add_up(data: Any) -> Trace:
   )
 
 
-class Program:
-  """A compiled program's instructions, by their names.
-
-  Args:
-    text: what `compiled.as_text()` gives.
-  """
-
-  def __init__(self, text: str):
-    self.name = text.split(None, 2)[1].rstrip(",")
-    self._module = hlo.Module(text)
-    self._homes = {
-      name: computation
-      for computation in self._module.computations.values()
-      for name in computation.instructions
-    }
-
-  def __contains__(self, name: str) -> bool:
-    return name in self._homes
-
-  def __getitem__(self, name: str) -> Instruction:
-    home = self._homes[name]
-    one = home.instructions[name]
-    products = list(self._products(home, one))
-    _, named = max(products, key=lambda pair: pair[0], default=(0.0, one))
-    return Instruction(
-      opcode=one.opcode,
-      scope=named.op_name,
-      frames=tuple(Frame(*at) for at in self._module.stack(named.frame)),
-      flops=sum(flops for flops, _ in products),
-      bytes=self._module.traffic(home, one),
-    )
-
-  def _products(
-    self, home: listing.Computation, one: listing.Instruction
-  ) -> Iterator[tuple[float, listing.Instruction]]:
-    """The matrix products in an instruction, and the FLOPs of each."""
-    if one.opcode == "fusion":
-      for name in one.called("calls"):
-        fused = self._module.computations[name]
-        for inner in fused.instructions.values():
-          yield from self._products(fused, inner)
-    elif one.opcode == "dot":
-      yield listing.dot_flops(home, one), one
-    elif one.opcode == "convolution":  # a TPU's products
-      yield listing.convolution_flops(home, one), one
-    elif found := _CONTRACTED.search(one.attributes):
-      left = home.instructions[one.operands[0]].arrays[0]
-      axes = re.findall(r"\d+", found[1])
-      summed = math.prod(left.dims[int(axis)] for axis in axes)
-      yield 2.0 * math.prod(one.arrays[0].dims) * summed, one
+def read_source(program: Module, name: str) -> Source:
+  """What an instruction of a program is there for."""
+  home, one = program.places[name]
+  products = list(cost.products(program, home, one))
+  _, named = max(products, key=lambda pair: pair[0], default=(0.0, one))
+  stack, scope = program.stack(named), named.metadata.op_name
+  path = _path(scope)
+  around = {part for _, name, _ in stack for part in name.split(".")}
+  return Source(
+    part=_part(one.opcode, around | set(path)),
+    backward="transpose(" in scope,
+    path="/".join(path),
+    lines=tuple((file, line) for file, _, line in stack),
+    flops=sum(flops for flops, _ in products),
+    bytes=cost.traffic(program, home, one),
+  )
 
 
-def find(operation: Operation, programs: Iterable[Program]) -> Instruction:
-  """The instruction that ran; one without a source if no program has it.
+def _part(opcode: str, around: set[str]) -> str:
+  if _COLLECTIVE.match(opcode):
+    return "between devices"
+  if opcode.startswith("copy"):
+    return "copies"
+  if opcode in _CALLS:
+    return "loops and calls"
+  return next((part for part, names in PARTS if around & names), "other")
 
-  A trace that does not name the program (TPU) is taken to be of any of them.
-  """
-  for program in programs:
-    if operation.module in ("", program.name) and operation.name in program:
-      return program[operation.name]
-  # A GPU's copies to and from the host are of no program.
-  is_copy = operation.name.lower().startswith("memcpy")
-  return Instruction(opcode="copy" if is_copy else "")
+
+def _path(scope: str) -> list[str]:
+  """The names in JAX's path, as "jit(f)/while/body/jvp(mixer)/mul"."""
+  names = []
+  for name in scope.split("/"):
+    while wrapped := _WRAPPED.fullmatch(name):
+      name = wrapped[1]
+    if not _STRUCTURE.fullmatch(name):
+      names.append(name)
+  return names
+
+
+def _programs(written: bytes) -> Iterator[Module]:
+  trace = hlo.message("Trace")()
+  trace.ParseFromString(written)
+  for plane in trace.planes:
+    if plane.name == "/host:metadata":
+      for entry in plane.event_metadata:
+        for stat in entry.value.stats:
+          if stat.bytes_value:
+            file = hlo.message("ModuleFile")()
+            file.ParseFromString(stat.bytes_value)
+            yield Module(file.module)
 
 
 def _lines(data: Any) -> Iterator[tuple[str, list[_Event]]]:
@@ -295,9 +229,9 @@ def _lines(data: Any) -> Iterator[tuple[str, list[_Event]]]:
       continue
     shared = collections.defaultdict(list)  # a thread serves many devices
     for event in line.events:
-      device, read = _event(event)
+      device, found = _event(event)
       if device is not None:
-        shared[f"CPU {device}"].append(read)
+        shared[f"CPU {device}"].append(found)
     yield from shared.items()
 
 
@@ -311,7 +245,7 @@ def _event(event: Any) -> tuple[int | None, _Event]:
   return device, _Event(event.start_ns, event.end_ns, module, name)
 
 
-def _own_times(events: list[_Event]) -> Iterator[tuple[_Event, float]]:
+def _own_times(events: Sequence[_Event]) -> Iterator[tuple[_Event, float]]:
   """Each event of a line, and its ns without those of the events within."""
   around: list[list[Any]] = []  # [event, ns], the outermost first
   for event in sorted(events, key=lambda event: (event.start, -event.end)):
@@ -324,7 +258,7 @@ def _own_times(events: list[_Event]) -> Iterator[tuple[_Event, float]]:
   yield from map(tuple, around)
 
 
-def _union(intervals: list[tuple[float, float]]) -> float:
+def _union(intervals: Sequence[tuple[float, float]]) -> float:
   """The length of what intervals cover together."""
   covered, reached = 0.0, -math.inf
   for start, end in sorted(intervals):

@@ -2,13 +2,14 @@
 
 A checkpoint is written to a temporary folder and renamed when complete, so a
 process killed at any moment leaves either a whole checkpoint or none. Each
-carries a fingerprint of its bits, for storage does not always give back what
-it was given.
+carries a fingerprint of its bits, which detects storage errors.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import jax
@@ -16,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from trm_jax.core.hashing import mix
 from trm_jax.errors import UserError
 from trm_jax.run.files import is_remote
+from trm_jax.run.folder import differences
 
 _policies = ocp.training.preservation_policies
 
@@ -33,7 +36,7 @@ class Checkpoints:
     directory: where they live, one numbered folder each.
     keep: how many of the latest are kept. `None` is for readers, who change
       nothing: a half-written checkpoint may belong to a run still going on.
-    best_metric: metric whose largest value marks the best, kept as well.
+    best_metric: the checkpoint with its largest value is kept as well.
 
   Raises:
     UserError: if the folder cannot be used, or a score in it is damaged.
@@ -60,7 +63,7 @@ class Checkpoints:
           Any,
           _policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
         ),
-        # What a killed process left half-written is of no use to anyone.
+        # What a killed process has left half-written.
         cleanup_tmp_directories=keep is not None,
       )
     except OSError as error:
@@ -76,10 +79,11 @@ class Checkpoints:
 
   def __exit__(self, kind, *_):
     try:
-      self._orbax.close()
-    except (OSError, ValueError, RuntimeError) as error:
-      if kind is None:  # else an error is on its way already
-        raise self._unwritten(error) from error
+      with self._writing():
+        self._orbax.close()
+    except UserError:
+      if kind is None:  # an error that is on its way already is not replaced
+        raise
 
   @property
   def steps(self) -> list[int]:
@@ -136,16 +140,14 @@ class Checkpoints:
     """
     if step in self.steps:
       return
-    try:
+    with self._writing():
       self._orbax.save_async(
         step,
-        _storable(state),
+        without_empty(state),
         force=True,
         metrics=cast(Any, metrics),
         custom_metadata=cast(Any, {"fingerprints": _fingerprints(state)}),
       )
-    except (OSError, ValueError, RuntimeError) as error:
-      raise self._unwritten(error) from error
 
   def wait(self):
     """Waits until everything is written.
@@ -153,10 +155,8 @@ class Checkpoints:
     Raises:
       UserError: if it could not be.
     """
-    try:
+    with self._writing():
       self._orbax.wait()
-    except (OSError, ValueError, RuntimeError) as error:
-      raise self._unwritten(error) from error
 
   def restore(self, step: int, abstract: Any, partial: bool = False) -> Any:
     """Loads a checkpoint straight into its place on the devices.
@@ -174,9 +174,9 @@ class Checkpoints:
     Raises:
       UserError: if it is damaged or belongs to another model.
     """
-    # Shapes come first: a whole checkpoint of another model must not be
-    # called damaged, for the advice is then to delete it.
-    storable = _storable(abstract)
+    # Shapes come first: an intact checkpoint of another model must not be
+    # called damaged, for the advice would be to delete it.
+    storable = without_empty(abstract)
     wanted = described(storable)
     try:
       metadata = self._orbax.metadata(step)
@@ -190,14 +190,16 @@ class Checkpoints:
     if partial:
       there = {name: there[name] for name in wanted if name in there}
     if there != wanted:
+      found = differences(wanted, there)
+      more = [f"{len(found) - 3} more"] if found[3:] else []
       raise UserError(
         f"checkpoint {self._directory / str(step)} is of another model than "
-        f"the config describes: {_differences(there, wanted)}. If config.json "
+        f"the config describes: {'; '.join(found[:3] + more)}. If config.json "
         "was edited, undo that"
       )
     try:
       with ocp.Context(pytree_options=_PARTIAL if partial else None):
-        state = _whole(self._orbax.load(step, storable), abstract)
+        state = with_empty(self._orbax.load(step, storable), abstract)
     except Exception as error:
       raise self._damaged(step, first_line(error)) from error
     for part, found in _fingerprints(state).items():
@@ -217,13 +219,17 @@ class Checkpoints:
       f"Cause: {cause}"
     )
 
-  def _unwritten(self, error: Exception) -> UserError:
-    where = f"step {self.latest}" if self.steps else "the beginning"
-    return UserError(
-      f"a checkpoint could not be written to {self._directory}; once there is "
-      f"space, the same command goes on from {where}. "
-      f"Cause: {first_line(error)}"
-    )
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except (OSError, ValueError, RuntimeError) as error:
+      where = f"step {self.latest}" if self.steps else "the beginning"
+      raise UserError(
+        f"a checkpoint could not be written to {self._directory}; once there "
+        f"is space, the same command goes on from {where}. "
+        f"Cause: {first_line(error)}"
+      ) from error
 
 
 def abstract_state(tree: Any, shardings: Any) -> Any:
@@ -237,12 +243,12 @@ def abstract_state(tree: Any, shardings: Any) -> Any:
   )
 
 
-def _storable(tree: Any) -> Any:
+def without_empty(tree: Any) -> Any:
   """A tree without its empty arrays, which Orbax refuses to write."""
   return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
 
 
-def _whole(stored: Any, abstract: Any) -> Any:
+def with_empty(stored: Any, abstract: Any) -> Any:
   """A stored tree with its empty arrays put back."""
   leaves = iter(jax.tree.leaves(stored))
   return jax.tree.map(
@@ -271,23 +277,22 @@ def fingerprint(tree: Any) -> jax.Array:
     else:
       width = min(leaf.dtype.itemsize, 4) * 8
       bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}")
-    # Each value is scattered together with its place (MurmurHash3), so that
-    # neither flipped bits nor swapped values cancel in the sum.
+    # Each value is mixed together with its place, so that neither flipped bits
+    # nor swapped values cancel in the sum.
     places = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
-    mixed = (
-      bits.astype(jnp.uint32) ^ (places * jnp.uint32(0x9E3779B9))
-    ) * jnp.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-    total = total * 31 + jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+    placed = bits.astype(jnp.uint32) ^ (places * jnp.uint32(0x9E3779B9))
+    # Fingerprints on disk lack the first step of `mix`, which undoes itself.
+    mixed = mix(placed ^ (placed >> 16))
+    total = total * 31 + jnp.sum(mixed, dtype=jnp.uint32)
   return total
 
 
 def _fingerprints(tree: Any) -> dict[str, int]:
   """The fingerprint of each part of a tree, as in "params/weights"."""
   parts: dict[str, list[jax.Array]] = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    name = jax.tree_util.keystr(path[:2], simple=True, separator="/")
-    parts.setdefault(name, []).append(leaf)
+  for name, leaf in named_leaves(tree).items():
+    part = "/".join(name.split("/")[:2])
+    parts.setdefault(part, []).append(leaf)
   return {name: int(value) for name, value in fingerprints(parts).items()}
 
 
@@ -309,36 +314,27 @@ def _check_scores(directory: pathlib.Path):
       ) from error
 
 
-def _differences(there: dict[str, str], wanted: dict[str, str]) -> str:
-  """The first arrays in which two described trees differ."""
-  names = sorted(
-    name
-    for name in there.keys() | wanted.keys()
-    if there.get(name) != wanted.get(name)
-  )
-  first = [
-    f"{name} is {there.get(name, 'missing')}, not {wanted.get(name, 'there')}"
-    for name in names[:3]
-  ]
-  more = [f"{len(names) - 3} more"] if names[3:] else []
-  return "; ".join(first + more)
-
-
-def described(tree: Any) -> dict[str, str]:
-  """Path of each array -> its dtype and shape."""
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Every array of a tree, or its shape, by path: "weights/embed/tokens"."""
   leaves = jax.tree_util.tree_leaves_with_path(
     tree, is_leaf=lambda node: hasattr(node, "shape")
   )
   return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): (
-      f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-    )
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in leaves
   }
 
 
+def described(tree: Any) -> dict[str, str]:
+  """Path of each array -> its dtype and shape, as in "float32[3, 4]"."""
+  return {
+    name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    for name, leaf in named_leaves(tree).items()
+  }
+
+
 def first_line(error: BaseException) -> str:
-  """The first line of what an error began with: Orbax wraps it in pages."""
+  """The first line of an error's first cause: Orbax wraps it in pages."""
   while cause := error.__cause__ or error.__context__:
     error = cause
   text = str(error).strip() or type(error).__name__

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from etils import epath
@@ -37,35 +37,99 @@ def is_remote(path: pathlib.Path) -> bool:
   return os.fspath(path).startswith("gs://")
 
 
-def write_text(path: pathlib.Path, text: str):
-  """Writes text so that a reader sees the old file or the new, never half.
+def write(contents: Mapping[pathlib.Path, bytes]):
+  """Writes some files that belong together, in place of any before them.
+
+  On a disk all are complete before the first gets its name.
 
   Raises:
-    UserError: if it cannot be written.
+    UserError: if one cannot be written; on a disk then none is.
   """
-  if is_remote(path):
-    try:
-      path.write_text(text)  # objects are replaced whole
-    except Exception as error:  # gcsfs and what is below it raise many kinds
+  unfinished: dict[pathlib.Path, pathlib.Path] = {}
+  path = None
+  try:
+    for path, content in contents.items():
+      if is_remote(path):
+        path.write_bytes(content)  # objects are replaced whole
+        continue
+      path.parent.mkdir(parents=True, exist_ok=True)
+      unfinished[path] = path.with_name(path.name + ".tmp")
+      unfinished[path].write_bytes(content)
+    for path, complete in unfinished.items():
+      complete.replace(path)
+  except Exception as error:  # gcsfs and what is below it raise many kinds
+    if path and is_remote(path):
       raise UserError(
         f"cannot write {path}: {str(error) or type(error).__name__}. See that "
         "the bucket is there and that you may write to it (gcloud auth "
         "application-default login, or the service account of the machine)"
       ) from error
-    return
-  unfinished = path.with_name(path.name + ".tmp")
-  try:
-    unfinished.write_text(text)
-    unfinished.replace(path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      unfinished.unlink()
+    if not isinstance(error, OSError):
+      raise
     raise UserError(f"cannot write {path}: {error.strerror}") from error
+  finally:
+    for rest in unfinished.values():
+      with contextlib.suppress(OSError):
+        rest.unlink()
+
+
+def write_text(path: pathlib.Path, text: str):
+  """`write` of one text."""
+  write({path: text.encode()})
+
+
+def write_json(path: pathlib.Path, value: Any):
+  """`write` of one value as JSON."""
+  write({path: to_json(value)})
+
+
+def to_json(value: Any) -> bytes:
+  """JSON for people to read."""
+  return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def read_json(
+  path: pathlib.Path,
+  is_right: Callable[[Any], bool],
+  expected: str,
+  cure: str,
+) -> Any:
+  """A value from a JSON file; None if there is no file.
+
+  Args:
+    path: the file.
+    is_right: whether a value is of the right form.
+    expected: that form, for the message.
+    cure: what to do about a damaged file, for the message.
+
+  Raises:
+    UserError: if the file is damaged.
+  """
+  try:
+    value = json.loads(path.read_text())
+    if not is_right(value):
+      raise ValueError(f"not {expected}")
+    return value
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(f"{path} is damaged ({error}); {cure}") from error
+
+
+def read_optional(path: pathlib.Path) -> dict[str, Any]:
+  """An object from a JSON file; an empty one if there is no file.
+
+  Raises:
+    UserError: if the file is damaged.
+  """
+  cure = "delete it, or give the command that made it again"
+  is_object = lambda value: isinstance(value, dict)  # noqa: E731
+  return read_json(path, is_object, "an object", cure) or {}
 
 
 @contextlib.contextmanager
 def written_locally(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Where to write a file for those who can write to a disk alone.
+  """Where to write a file with a library that can write to a disk alone.
 
   Args:
     path: where it shall be in the end.
@@ -83,51 +147,18 @@ def written_locally(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def card_path(path: pathlib.Path) -> pathlib.Path:
-  """Where the card of a format lies that has no room inside: `PATH.json`."""
+  """The file with the card of an exported model, if it is not inside it."""
   return path.with_name(path.name + ".json")
-
-
-def to_json(value: Any) -> bytes:
-  """JSON for people to read."""
-  return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def refuse_existing(overwrite: bool, *paths: pathlib.Path):
   """Refuses to write where something lies that must not be lost.
 
-  Args:
-    overwrite: whether what lies there may go.
-    *paths: what is about to be written.
-
   Raises:
-    UserError: if it may not.
+    UserError: if one of the paths exists and may not be overwritten.
   """
   for path in paths:
     if os.path.lexists(path) and not overwrite:
       raise UserError(
         f"{path} exists already; choose another name, or overwrite it"
       )
-
-
-def write(contents: Mapping[pathlib.Path, bytes]):
-  """Writes some files that belong together, in place of any before them.
-
-  All are complete before the first gets its name.
-
-  Raises:
-    UserError: if one cannot be written; then none is.
-  """
-  unfinished = {path: path.with_name(path.name + ".tmp") for path in contents}
-  path = None
-  try:
-    for path, content in contents.items():
-      path.parent.mkdir(parents=True, exist_ok=True)
-      unfinished[path].write_bytes(content)
-    for path, complete in unfinished.items():
-      complete.replace(path)
-  except OSError as error:
-    raise UserError(f"cannot write {path}: {error.strerror}") from error
-  finally:
-    for rest in unfinished.values():
-      with contextlib.suppress(OSError):
-        rest.unlink()

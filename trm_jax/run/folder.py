@@ -7,25 +7,31 @@ It holds
     checkpoints/     see checkpoint.py        plots/          pictures
     identifiers.json the name of each puzzle id, where puzzles have names
     submission.json  answers in the form of Kaggle's ARC contest
-    calibration.json how sure the halting head may be, where it was measured
+    calibration.json of the halting head's confidence, where it was measured
 
-It may be in a bucket, gs://BUCKET/FOLDER. Nothing can be appended to there:
-metrics.jsonl is written whole with each checkpoint. And nothing can be locked
-that a killed process would let go of: whoever claims it last has it, and one
-that had it before ends at its next checkpoint.
+It may be in a bucket, gs://BUCKET/FOLDER. Objects cannot be appended to, so
+metrics.jsonl is written whole with each checkpoint. Nor can they be locked so
+that a killed process releases them: the process that claimed the folder last
+has it, and the one before ends at its next checkpoint.
 """
 
 import json
 import os
-import pathlib
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 import filelock
 
+from trm_jax.config import complete
 from trm_jax.errors import UserError
-from trm_jax.run.files import is_remote, locate, write_text
+from trm_jax.run.files import (
+  is_remote,
+  locate,
+  read_json,
+  write_json,
+  write_text,
+)
 
 # Where a run happens and how, not what it computes: these may change on
 # resuming.
@@ -68,8 +74,8 @@ class RunFolder:
   def claim(self, config: Mapping[str, Any], overrides: Mapping[str, Any]):
     """Takes the folder for a run, new or resumed, until the process ends.
 
-    A folder in which nothing was trained yet takes any config: a command that
-    failed early, for a mistyped path say, can be mended and given again.
+    A folder in which nothing was trained yet takes any config, so that a
+    command that failed early can be corrected.
 
     Args:
       config: the resolved config as plain values.
@@ -123,16 +129,13 @@ class RunFolder:
         f"{self.path}: another process is training in this folder; stop it, "
         "or choose another --workdir"
       ) from None
-    except (FileExistsError, NotADirectoryError):
-      raise UserError(
-        f"{self.path}: a file is in the way of this folder; choose another "
-        "--workdir"
-      ) from None
     except OSError as error:
+      told = f"cannot write to this folder ({error.strerror})"
+      if isinstance(error, (FileExistsError, NotADirectoryError)):
+        told = "a file is in the way of this folder"
       raise UserError(
-        f"{self.path}: cannot write to this folder ({error.strerror}); choose "
-        "another --workdir"
-      ) from error
+        f"{self.path}: {told}; choose another --workdir"
+      ) from None
 
   def _has_trained(self) -> bool:
     """Whether the folder holds a measurement or a checkpoint."""
@@ -142,7 +145,9 @@ class RunFolder:
 
   def _refuse_other(self, config: Mapping[str, Any]):
     """Refuses a config that would not go on with this folder's run."""
-    found = differences(computed(config), computed(self.read_config()))
+    # A field that was left out had its default.
+    ours, theirs = map(complete, (config, self.read_config()))
+    found = differences(computed(ours), computed(theirs))
     if found:
       raise UserError(
         f"{self.path} was made with another config; use another --workdir, "
@@ -185,23 +190,19 @@ class RunFolder:
     Raises:
       UserError: if there is none, or it is damaged.
     """
-    path = self.path / "config.json"
-    try:
-      config = json.loads(path.read_text())
-      if not isinstance(config, dict):
-        raise ValueError("not an object of sections")
-      if not all(isinstance(section, dict) for section in config.values()):
-        raise ValueError("a section is not an object")
-      return config
-    except (FileNotFoundError, NotADirectoryError):
-      raise UserError(
-        f"{self.path} is not a run folder: it has no config.json"
-      ) from None
-    except (OSError, ValueError, RecursionError) as error:
-      raise UserError(
-        f"{path} is damaged ({error}); put back the config that the run was "
-        "made with, or use another --workdir"
-      ) from error
+    config = read_json(
+      self.path / "config.json",
+      lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(section, dict) for section in value.values())
+      ),
+      "an object of sections",
+      "put back the config that the run was made with, or use another "
+      "--workdir",
+    )
+    if config is None:
+      raise UserError(f"{self.path} is not a run folder: it has no config.json")
+    return config
 
   def read_identifiers(self) -> list[str]:
     """The name of each puzzle id of the run; `["<blank>"]` if none has one.
@@ -209,65 +210,29 @@ class RunFolder:
     Raises:
       UserError: if the file is damaged.
     """
-    try:
-      names = json.loads(self.identifiers.read_text())
-      if not isinstance(names, list) or not all(
-        isinstance(name, str) for name in names
-      ):
-        raise ValueError("not a list of names")
-      return names
-    except FileNotFoundError:
-      return ["<blank>"]
-    except (OSError, ValueError, RecursionError) as error:
-      raise UserError(
-        f"{self.identifiers} is damaged ({error}); give the command that made "
-        "the run again, which writes it anew"
-      ) from error
-
-
-def read_optional(path: pathlib.Path) -> dict[str, Any]:
-  """An object from a JSON file; an empty one if there is no file.
-
-  Raises:
-    UserError: if the file is damaged.
-  """
-  try:
-    value = json.loads(path.read_text())
-    if not isinstance(value, dict):
-      raise ValueError("not an object")
-    return value
-  except FileNotFoundError:
-    return {}
-  except (OSError, ValueError, RecursionError) as error:
-    raise UserError(
-      f"{path} is damaged ({error}); delete it, or give the command that made "
-      "it again"
-    ) from error
-
-
-def write_json(path: pathlib.Path, value: Any):
-  """Writes JSON so that a reader sees the old file or the new, never half.
-
-  Raises:
-    UserError: if it cannot be written.
-  """
-  if not is_remote(path):
-    try:
-      path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-      raise UserError(f"cannot write {path}: {error.strerror}") from error
-  write_text(path, json.dumps(value, indent=2) + "\n")
+    names = read_json(
+      self.identifiers,
+      lambda value: (
+        isinstance(value, list) and all(isinstance(name, str) for name in value)
+      ),
+      "a list of names",
+      "give the command that made the run again, which writes it anew",
+    )
+    return ["<blank>"] if names is None else names
 
 
 def differences(
-  ours: Mapping[str, Any], theirs: Mapping[str, Any]
+  ours: Mapping[str, Any],
+  theirs: Mapping[str, Any],
+  there: str = "there",
+  here: str = "here",
 ) -> list[str]:
   """Names the fields in which two nested configs differ, with both values."""
   ours, theirs = _flatten(ours), _flatten(theirs)
   missing = "(missing)"
   return [
-    f"{name}: {theirs.get(name, missing)!r} there, "
-    f"{ours.get(name, missing)!r} here"
+    f"{name}: {theirs.get(name, missing)!r} {there}, "
+    f"{ours.get(name, missing)!r} {here}"
     for name in sorted(ours.keys() | theirs.keys())
     if ours.get(name, missing) != theirs.get(name, missing)
   ]

@@ -22,7 +22,7 @@ class Writer:
 
   Args:
     path: the `.jsonl` file. In a bucket, to which nothing can be appended, it
-      is written whole by `keep` and `close`.
+      is written whole by `flush` and `close`.
     from_step: rows beyond this step, left by a run that went on after its
       last checkpoint, are dropped first: they will be written anew.
     tensorboard: a folder for TensorBoard files as well, or `None`.
@@ -41,11 +41,11 @@ class Writer:
     text = "".join(json.dumps(row) + "\n" for row in kept)
     write_text(path, text)
     self._path = path
-    self._unkept = io.StringIO() if is_remote(path) else None
-    if self._unkept:
-      self._unkept.write(text)
+    self._buffer = io.StringIO() if is_remote(path) else None
+    if self._buffer:
+      self._buffer.write(text)
     try:
-      self._file = self._unkept or path.open("a")
+      self._file = self._buffer or path.open("a")
     except OSError as error:
       raise UserError(f"cannot write {path}: {error.strerror}") from error
     self._board = _open_tensorboard(tensorboard) if tensorboard else None
@@ -63,14 +63,14 @@ class Writer:
         self._board.add_scalar(f"{split}/{name}", value, step)
       self._board.flush()
 
-  def keep(self):
+  def flush(self):
     """Makes sure that all rows outlast this process."""
-    if self._unkept:
-      write_text(self._path, self._unkept.getvalue())
+    if self._buffer:
+      write_text(self._path, self._buffer.getvalue())
 
   def close(self):
     """Closes the files."""
-    self.keep()
+    self.flush()
     # Rows are flushed as they come, so only one whose writing has failed, and
     # was reported, can fail here once more.
     with contextlib.suppress(OSError):
@@ -80,10 +80,10 @@ class Writer:
 
 
 def read(path: pathlib.Path) -> Iterator[Row]:
-  """Reads rows; a last line cut short by a kill is passed over.
+  """Reads rows; an invalid last line, cut short by a kill, is left out.
 
   Raises:
-    UserError: for any other line that is not a row, with its number.
+    UserError: for any other invalid line, with its number.
   """
   if not path.exists():
     return
@@ -94,10 +94,12 @@ def read(path: pathlib.Path) -> Iterator[Row]:
   for number, line in enumerate(lines, start=1):
     try:
       row = json.loads(line)
-      if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise ValueError("not an object with a whole 'step'")
-      if not isinstance(row.get("split"), str):
-        raise ValueError("not an object with a 'split'")
+      if not (
+        isinstance(row, dict)
+        and isinstance(row.get("step"), int)
+        and isinstance(row.get("split"), str)
+      ):
+        raise ValueError("not an object with a whole 'step' and a 'split'")
     except ValueError as error:
       if number == len(lines):
         return
@@ -105,6 +107,21 @@ def read(path: pathlib.Path) -> Iterator[Row]:
         f"{path}, line {number} is damaged ({error}); mend or delete that line"
       ) from error
     yield row
+
+
+def refuse_divergence(step: int, member: int, values: str):
+  """Ends a run of one seed at a value that is not finite.
+
+  Raises:
+    UserError: naming it, and what to try.
+  """
+  del member
+  raise UserError(
+    f"training stopped: at step {step} {values}. Nothing was saved since; "
+    "resuming from the last good checkpoint with the same settings would end "
+    "the same way. Try a smaller config.optim.lr, a longer "
+    "config.optim.warmup_steps, or config.model.dtype='float32'"
+  )
 
 
 class TrainingLog:
@@ -115,19 +132,39 @@ class TrainingLog:
 
   Args:
     log_every: optimizer steps a row.
-    on_row: called with (step, row).
+    on_rows: called with (step, rows), one row for each member that has not
+      diverged, by its index.
+    on_divergence: called with (step, member, values) at a member's first step
+      with a value that is not finite.
+    diverged: member -> that step, as far as it is known; added to.
+    seconds: of training before this process.
   """
 
-  def __init__(self, log_every: int, on_row: Callable[[int, Row], None]):
+  def __init__(
+    self,
+    log_every: int,
+    on_rows: Callable[[int, dict[int, Row]], None],
+    on_divergence: Callable[[int, int, str], None] = refuse_divergence,
+    diverged: dict[int, int] | None = None,
+    seconds: float = 0.0,
+  ):
     self._log_every = log_every
-    self._on_row = on_row
+    self._on_rows = on_rows
+    self._on_divergence = on_divergence
+    self._diverged = {} if diverged is None else diverged
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._sums: dict[str, list[np.ndarray]] = {}
+    self._before = seconds
     self._since = time.perf_counter()
     self._paused = 0.0
 
+  @property
+  def seconds(self) -> float:
+    """Time spent on training, without pauses."""
+    return self._before + self._elapsed()
+
   def push(self, step: int, metrics: dict[str, jax.Array]):
-    """Takes the metrics `[K]` of the dispatch that ended at `step`.
+    """Takes the metrics, [K] or [M, K], of the dispatch that ended at `step`.
 
     Raises:
       UserError: if the dispatch before this one was not finite.
@@ -146,54 +183,56 @@ class TrainingLog:
     """Leaves out time spent on something else than training."""
     self._paused += seconds
 
+  def _elapsed(self) -> float:
+    return max(time.perf_counter() - self._since - self._paused, 1e-9)
+
   def _absorb(self, step: int, metrics: dict[str, jax.Array]):
-    values = jax.device_get(metrics)
-    _require_finite(step, values)
+    values = jax.tree.map(np.atleast_2d, jax.device_get(metrics))  # [M, K]
+    self._check_finite(step, values)
     for name, array in values.items():
       self._sums.setdefault(name, []).append(array)
     if step % self._log_every == 0:
-      now = time.perf_counter()
-      seconds = max(now - self._since - self._paused, 1e-9)
-      self._on_row(step, _summarise(self._sums, seconds))
-      self._sums, self._since, self._paused = {}, now, 0.0
+      seconds = self._elapsed()
+      sums = {n: np.concatenate(a, axis=1) for n, a in self._sums.items()}
+      rows = {
+        member: _summarise({n: a[member] for n, a in sums.items()}, seconds)
+        for member in range(len(sums["loss"]))
+        if member not in self._diverged
+      }
+      self._sums, self._before = {}, self._before + seconds
+      self._since, self._paused = time.perf_counter(), 0.0
+      self._on_rows(step, rows)
+
+  def _check_finite(self, last_step: int, values: dict[str, np.ndarray]):
+    finite = {name: np.isfinite(array) for name, array in values.items()}
+    bad = ~np.all(list(finite.values()), axis=0)
+    for member in map(int, np.flatnonzero(bad.any(axis=1))):
+      if member not in self._diverged:
+        first = int(np.argmax(bad[member]))
+        step = last_step - bad.shape[1] + first + 1
+        self._diverged[member] = step
+        named = [
+          f"{name}={values[name][member, first]}"
+          for name, ok in finite.items()
+          if not ok[member, first]
+        ]
+        self._on_divergence(step, member, ", ".join(named))
 
 
-def _summarise(sums: dict[str, list[np.ndarray]], seconds: float) -> Row:
+def _summarise(values: dict[str, np.ndarray], seconds: float) -> Row:
   """Means over the optimizer steps, or over the puzzles that halted."""
-  joined = {name: np.concatenate(parts) for name, parts in sums.items()}
-  steps = len(joined["loss"])
-  count = float(joined["count"].sum())
+  steps = len(values["loss"])
+  count = float(values["count"].sum())
   row = {
-    "loss": float(joined["loss"].mean()),
-    "gradient_norm": float(joined["gradient_norm"].mean()),
+    "loss": float(values["loss"].mean()),
+    "gradient_norm": float(values["gradient_norm"].mean()),
     "halted": count / steps,
     "steps_per_second": steps / seconds,
   }
   if count:  # nothing halted: nothing to say of accuracy
     for name in ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps"):
-      row[name] = float(joined[name].sum()) / count
+      row[name] = float(values[name].sum()) / count
   return row
-
-
-def _require_finite(last_step: int, values: dict[str, np.ndarray]):
-  """Stops a run at the first step with a value that is not finite."""
-  bad = {name: ~np.isfinite(array) for name, array in values.items()}
-  at = np.any(list(bad.values()), axis=0)
-  if not at.any():
-    return
-  first = int(np.argmax(at))
-  step = last_step - len(at) + first + 1
-  names = [
-    f"{name}={values[name][first]}"
-    for name, where in bad.items()
-    if where[first]
-  ]
-  raise UserError(
-    f"training stopped: at step {step} {', '.join(names)}. Nothing was saved "
-    "since; resuming from the last good checkpoint with the same settings "
-    "would end the same way. Try a smaller config.optim.lr, a longer "
-    "config.optim.warmup_steps, or config.model.dtype='float32'"
-  )
 
 
 def _open_tensorboard(folder: pathlib.Path):

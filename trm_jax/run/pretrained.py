@@ -13,10 +13,11 @@ from trm_jax.config import Experiment
 from trm_jax.core import network
 from trm_jax.core.network import Params
 from trm_jax.errors import UserError
-from trm_jax.run import sharding
+from trm_jax.run import result, sharding
 from trm_jax.run import weights as weights_file
 from trm_jax.run.checkpoint import Checkpoints, abstract_state
-from trm_jax.run.folder import RunFolder, read_optional
+from trm_jax.run.files import read_optional
+from trm_jax.run.folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,45 +72,59 @@ class Pretrained:
     }
 
 
-def load(path: str | os.PathLike, checkpoint: str = "best") -> Pretrained:
+def load(
+  path: str | os.PathLike, checkpoint: str = "best", averaged: bool = True
+) -> Pretrained:
   """Loads a model from a run's folder, or from exported safetensors.
 
   Args:
     path: the folder, or the `.safetensors` file.
     checkpoint: "best", "last" or a step; a file has but one.
+    averaged: whether to take a run's moving average of the weights, which
+      scores and calibration belong to, and not the last weights.
 
   Returns:
-    The model, on averaged weights.
+    The model.
 
   Raises:
     UserError: if there is nothing there, or it cannot be read.
   """
   path = pathlib.Path(path)
   if path.is_dir():
-    return _from_folder(RunFolder(path), checkpoint)
+    model = _from_folder(RunFolder(path), checkpoint, averaged)
+    if averaged:
+      return model
+    return dataclasses.replace(
+      model, averaged=False, scores=[], calibration=None
+    )
   if not path.is_file():
     raise UserError(
       f"{path}: there is neither a run's folder nor a file; name one of the two"
     )
   params, config, facts = weights_file.load_weights(path)
+  names, step = facts.get("names", ["<blank>"]), facts.get("step", 0)
+  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    raise UserError(f"{path}: its names of puzzle ids are not a list of texts")
+  if type(step) is not int:
+    raise UserError(f"{path}: its step is {step!r:.40}, not a whole number")
   return Pretrained(
     params=params,
     experiment=config_lib.read(config),
     config=config,
-    names=_names(path, facts.get("names", ["<blank>"])),
-    step=_number(path, facts.get("step", 0)),
+    names=names,
+    step=step,
     scores=facts.get("scores", []),
     calibration=facts.get("calibration"),
     averaged=facts.get("averaged", True) is True,
   )
 
 
-def _from_folder(folder: RunFolder, checkpoint: str) -> Pretrained:
+def _from_folder(
+  folder: RunFolder, checkpoint: str, averaged: bool
+) -> Pretrained:
   config = folder.read_config()
   experiment = config_lib.read(config)
-  step, params = restore_params(experiment, folder, checkpoint)
-  result = read_optional(folder.result)
-  scored = result.get("checkpoint") == step
+  step, params = restore_params(experiment, folder, checkpoint, averaged)
   calibration = read_optional(folder.calibration)
   calibrated = calibration.get("checkpoint") == step
   return Pretrained(
@@ -118,7 +133,7 @@ def _from_folder(folder: RunFolder, checkpoint: str) -> Pretrained:
     config=config,
     names=folder.read_identifiers(),
     step=step,
-    scores=result.get("depths", result.get("grid", [])) if scored else [],
+    scores=result.read(folder.result, step),
     calibration=calibration if calibrated else None,
   )
 
@@ -164,15 +179,3 @@ def restore_params(
     puzzle_table=found["params"]["puzzle_table"],
     initial=found["params"]["initial"],
   )
-
-
-def _names(path: pathlib.Path, names: Any) -> list[str]:
-  if isinstance(names, list) and all(isinstance(n, str) for n in names):
-    return names
-  raise UserError(f"{path}: its names of puzzle ids are not a list of texts")
-
-
-def _number(path: pathlib.Path, step: Any) -> int:
-  if type(step) is int:
-    return step
-  raise UserError(f"{path}: its step is {step!r:.40}, not a whole number")

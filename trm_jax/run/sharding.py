@@ -1,10 +1,10 @@
 """Where arrays live: the mesh, and ordered rules from paths to shardings.
 
-A mesh has two axes: "data" shares the batch, "model" shares weight matrices. A
-population has a third before them: "member" shares its members.
-Rules are tried in order and the first whose pattern is found in an array's
-path wins. An axis that does not divide its dimension is dropped, so that the
-same rules serve a laptop and a pod.
+A mesh has two axes: "data" splits the batch, "model" splits weight matrices.
+Where several seeds are trained together, "member" before them splits those.
+The first rule whose pattern is found in an array's path holds. An axis that
+does not divide its dimension is dropped, so that the same rules serve a laptop
+and a pod.
 """
 
 import functools
@@ -33,15 +33,15 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-# `(shared, slots) -> (sums, results)`, see `over_slots`.
-SlotWork = Callable[[Any, Any], tuple[Any, Any]]
-Spread = Callable[[SlotWork], SlotWork]
+# `(shared, slots) -> (sums, results)`, see `split_slots`.
+SlotFunction = Callable[[Any, Any], tuple[Any, Any]]
+SplitSlots = Callable[[SlotFunction], SlotFunction]
 
 
 def make_mesh(
   data: int = -1,
   model: int = 1,
-  members: int = 0,
+  members: int = 1,
   devices: Sequence[Any] | None = None,
 ) -> Mesh:
   """Lays out all devices of all processes.
@@ -49,12 +49,13 @@ def make_mesh(
   Args:
     data: devices that share the batch; -1 for all that `model` leaves.
     model: devices that share each weight matrix.
-    members: of a population, which the "data" devices divide among them as
-      evenly as goes before they share each member's batch; 0 for none.
+    members: seeds trained together, which the "data" devices divide among
+      them as evenly as goes before they share each member's batch.
     devices: to lay out instead; they may be only described, for compiling.
 
   Returns:
-    A mesh with axes ("data", "model"), or ("member", "data", "model").
+    A mesh with axes ("data", "model"), or for several members ("member",
+    "data", "model").
 
   Raises:
     UserError: if the numbers do not fit the devices there are.
@@ -69,7 +70,7 @@ def make_mesh(
       "what model leaves)"
     )
   shape = {"data": data, "model": model}
-  if members:
+  if members > 1:
     ways = math.gcd(members, data)
     shape = {"member": ways, "data": data // ways, "model": model}
   # On a slice of 16 x 16 chips no axis has 8: one of its sides is split.
@@ -82,11 +83,7 @@ def make_mesh(
 
 
 def inference_mesh(model: int) -> Mesh:
-  """All devices, which need not be such as could train the model.
-
-  Args:
-    model: devices that share each weight matrix, if that divides their number.
-  """
+  """All devices, with a "model" axis of that size if it divides them."""
   return make_mesh(model=model if jax.device_count() % model == 0 else 1)
 
 
@@ -97,8 +94,7 @@ def check_batch(name: str, batch: int, mesh: Mesh, shared: bool = False):
     name: of the config's field.
     batch: its value.
     mesh: the devices.
-    shared: whether the members of a population share it, and not only the
-      devices of one member.
+    shared: whether the devices of all members share it, not of one alone.
   """
   axes = _batch_axes(mesh) if shared else ("data",)
   ways = math.prod(mesh.shape[name] for name in axes)
@@ -117,7 +113,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_batch(mesh: Mesh) -> NamedSharding:
-  """The leading axis is shared over all devices but those of "model"."""
+  """The leading axis is split over all axes but "model"."""
   return NamedSharding(mesh, P(_batch_axes(mesh)))
 
 
@@ -131,8 +127,8 @@ def shardings(tree: Any, mesh: Mesh, stacked: bool = False) -> Any:
   Args:
     tree: arrays or `jax.ShapeDtypeStruct`s.
     mesh: the devices.
-    stacked: whether a leading axis of every array counts the members of a
-      population; the rules then hold for what follows it.
+    stacked: whether every array has a leading axis of members; the rules then
+      hold for the axes after it.
 
   Returns:
     The same tree of `NamedSharding`.
@@ -148,73 +144,74 @@ def shardings(tree: Any, mesh: Mesh, stacked: bool = False) -> Any:
   return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def alone(work: SlotWork) -> SlotWork:
-  """The `Spread` of one device, all of whose slots work at once."""
-  return work
+def all_at_once(function: SlotFunction) -> SlotFunction:
+  """The `SplitSlots` of one device and one microbatch."""
+  return function
 
 
-def over_slots(mesh: Mesh, parts: int) -> Spread:
-  """Shares the work of batch slots between devices, and between turns.
+def split_slots(mesh: Mesh, microbatches: int) -> SplitSlots:
+  """Splits a function of batch slots over devices and microbatches.
 
-  Each device of "data" works on slots of its own, so nothing passes between
-  them until their sums are added up, all at once, at the end. "model" is left
-  to the compiler.
+  Each device of "data" computes slots of its own, and all sums are added up by
+  one reduction at the end. "model" is left to the compiler.
 
   Args:
     mesh: the devices.
-    parts: a device's slots take turns in so many equal parts: less memory.
+    microbatches: equal parts of a device's slots, computed one after another
+      to save memory.
 
   Returns:
-    What makes of `(shared, slots) -> (sums, results)`, with leading axes of
-    slots in `slots` and `results`, the same for all slots.
+    A transformation of `(shared, slots) -> (sums, results)`, where leaves of
+    `slots` and `results` are [slots, ...], to one that computes the same.
   """
 
-  def spread_out(work: SlotWork) -> SlotWork:
-    in_turns = functools.partial(_in_turns, work, parts)
+  def split(function: SlotFunction) -> SlotFunction:
+    one_device = functools.partial(_accumulate, function, microbatches)
     if mesh.size == 1:
-      return in_turns
+      return one_device
     # An axis of one device is not left to the compiler either: it refuses
     # kernels where there is anything that it might divide.
-    taken = {
+    manual = {
       name
       for name in mesh.axis_names
       if name != "model" or mesh.shape[name] == 1
     }
 
-    def on_one_device(shared, slots):
-      sums, results = in_turns(shared, slots)
+    def reduced(shared, slots):
+      sums, results = one_device(shared, slots)
       return jax.lax.psum(sums, "data"), results
 
     return jax.shard_map(
-      on_one_device,
+      reduced,
       mesh=mesh,
       in_specs=(P(), P("data")),
       out_specs=(P(), P("data")),
       # A population's members are a mapped axis of arrays in here.
-      axis_names=taken,
+      axis_names=manual,
       check_vma=False,
     )
 
-  return spread_out
+  return split
 
 
-def _in_turns(work: SlotWork, parts: int, shared: Any, slots: Any):
-  """Does some work on equal parts of the slots, one after the other."""
-  if parts == 1:
-    return work(shared, slots)
+def _accumulate(
+  function: SlotFunction, microbatches: int, shared: Any, slots: Any
+):
+  """Scans a function over microbatches and adds up its sums."""
+  if microbatches == 1:
+    return function(shared, slots)
 
-  def divide(leaf):
-    return leaf.reshape(parts, -1, *leaf.shape[1:])
-
-  def turn(sums, part):
-    more, results = work(shared, part)
+  def body(sums, microbatch):
+    more, results = function(shared, microbatch)
     return jax.tree.map(jnp.add, sums, more), results
 
-  divided = jax.tree.map(divide, slots)
+  divided = jax.tree.map(
+    lambda leaf: leaf.reshape(microbatches, -1, *leaf.shape[1:]), slots
+  )
   first = jax.tree.map(lambda leaf: leaf[0], divided)
-  like, _ = jax.eval_shape(work, shared, first)
+  like, _ = jax.eval_shape(function, shared, first)
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-  sums, results = jax.lax.scan(turn, zeros, divided)
+  sums, results = jax.lax.scan(body, zeros, divided)
   return sums, jax.tree.map(
     lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results
   )
@@ -232,8 +229,8 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
   return jax.tree.map(place, tree)
 
 
-def spread(array: np.ndarray, mesh: Mesh) -> jax.Array:
-  """A host array whose rows are shared over all devices.
+def put_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
+  """A host array whose rows are split over all devices.
 
   Args:
     array: [N, ...]; may be memory-mapped, for each process reads only the

@@ -17,7 +17,8 @@ from trm_jax import config as config_lib
 from trm_jax.core import network
 from trm_jax.core.network import ModelConfig, Params
 from trm_jax.errors import UserError
-from trm_jax.run import files
+from trm_jax.run import card, files
+from trm_jax.run.checkpoint import described, named_leaves
 
 FORMAT = "trm_jax/1"
 
@@ -48,12 +49,13 @@ def save_weights(
   """
   arrays = {
     name: np.ascontiguousarray(jax.device_get(leaf))
-    for name, leaf in _named(params)
+    for name, leaf in named_leaves(params).items()
   }
   metadata = {
     "format": FORMAT,
     "config": json.dumps(config),
     "facts": json.dumps(facts),
+    "sha256": card.fingerprint(arrays),
   }
   try:
     content = save(arrays, metadata)
@@ -68,8 +70,8 @@ def load_weights(
 ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
   """Reads what `save_weights` wrote.
 
-  Nothing is believed: what the config describes is compared with what the
-  file declares, and that with its size, before memory is taken for any of it.
+  What the config describes is compared with what the file declares, and that
+  with its size, before memory is allocated for any of it.
 
   Returns:
     The parameters, and config and facts as plain values.
@@ -80,30 +82,38 @@ def load_weights(
       numbers that are not finite: such a model has no answers.
   """
   with opened(path) as file:
-    metadata = file.metadata() or {}
+    metadata, names = file.metadata() or {}, list(file.keys())
     _check_format(path, metadata)
-    config, model = _read_config(path, metadata)
+    config = _parse(path, metadata, "config")
     facts = _parse(path, metadata, "facts")
-    names = list(file.keys())
-    _check_size(path, model, len(names))
-    expected = _described(model)
-    _compare(path, _declared(file, names), expected)
+    expected = _expected(path, config, len(names))
+    there = {name: _declared(file.get_slice(name)) for name in names}
+    wanted = described(expected)
+    for name in sorted(wanted.keys() | there.keys()):
+      if there.get(name) != wanted.get(name):
+        raise UserError(
+          f"{path}: array {name!r} is {there.get(name, 'missing')}, but its "
+          f"config makes it {wanted.get(name, 'absent')}"
+        )
     arrays = {name: file.get_tensor(name) for name in names}
   for name, array in arrays.items():
     check_finite(path, name, array)
-  leaves = [jnp.asarray(arrays[name]) for name, _ in _named(expected)]
+  if "sha256" in metadata:  # the first files of this format had none
+    found = card.fingerprint(arrays)
+    card.check_fingerprint(path, found, metadata["sha256"])
+  leaves = [jnp.asarray(arrays[name]) for name in named_leaves(expected)]
   params = jax.tree.unflatten(jax.tree.structure(expected), leaves)
   return params, config, facts
 
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[Any]:
-  """A safetensors file, opened for reading; errors of it are the user's.
+  """A safetensors file, opened for reading.
 
   Raises:
     UserError: if there is no such file, or it is damaged. safetensors itself
-      sees to it that the header fits in the file, and that the arrays fill
-      exactly what is left.
+      checks that the header fits in the file, and that the arrays fill exactly
+      what is left.
   """
   if not path.is_file():  # a pipe would be waited for
     kind = "a folder" if path.is_dir() else "not a file"
@@ -145,56 +155,45 @@ def _check_format(path: pathlib.Path, metadata: Mapping[str, str]):
   )
 
 
-def _read_config(
-  path: pathlib.Path, metadata: Mapping[str, str]
-) -> tuple[dict[str, Any], ModelConfig]:
-  config = _parse(path, metadata, "config")
-  try:
-    return config, config_lib.read(config).model
-  except (ValueError, TypeError, ArithmeticError) as error:
-    raise UserError(f"{path}: its config cannot be read: {error}") from error
-
-
 def _parse(
   path: pathlib.Path, metadata: Mapping[str, str], name: str
 ) -> dict[str, Any]:
   """An object of JSON in the metadata."""
   try:
-    value = json.loads(metadata[name])
+    value = json.loads(metadata.get(name, "null"))
     if not isinstance(value, dict):
       raise ValueError("not an object")
-  except KeyError:
-    raise UserError(f"{path}: its {name} cannot be read: missing") from None
+    return value
   except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: its {name} cannot be read: {error}") from error
-  return value
 
 
-def _check_size(path: pathlib.Path, model: ModelConfig, arrays: int):
-  """Refuses a model that no file of this size can hold.
+def _expected(
+  path: pathlib.Path, config: Mapping[str, Any], arrays: int
+) -> Params:
+  """Shapes of the model that a config describes.
 
-  Its arrays could not even be listed before memory or time run out.
+  A config that no file of this size can satisfy is refused first: the arrays
+  of such a model could not even be listed before memory or time run out.
   """
   size = path.stat().st_size
   try:
-    counts = {
-      "layers": (max(model.layers, model.answer_layers), arrays),
-      "width": (model.width, size),
-      "num_puzzle_ids": (model.num_puzzle_ids, size),
-      "puzzle_emb_ndim": (model.puzzle_emb_ndim, size),
-      "puzzle_emb_len": (model.length, size),
-      "expansion (or inner_multiple)": (model.mlp_inner, size),
+    model = config_lib.read(config).model
+    sizes = {
+      field.name: getattr(model, field.name)
+      for field in dataclasses.fields(model)
+      if isinstance(getattr(model, field.name), int)
     }
-    if "latent_steps" in model.kind.tied:
-      counts["latent_steps"] = (model.latent_steps, size)
-  except ArithmeticError as error:
+    sizes |= {"expansion": model.mlp_inner, "puzzle_emb_len": model.length}
+  except (ValueError, TypeError, ArithmeticError) as error:
     raise UserError(f"{path}: its config cannot be read: {error}") from error
-  for name, (count, limit) in counts.items():
-    if count > limit:
+  for name, value in sizes.items():
+    if value > (arrays if name.endswith("layers") else size):
       raise UserError(
         f"{path}: {arrays} arrays in {size:,} bytes cannot be the model that "
         f"its config describes: config.model.{name} makes it larger"
       )
+  return _described(model)
 
 
 def _described(model: ModelConfig) -> Params:
@@ -208,34 +207,7 @@ def _described(model: ModelConfig) -> Params:
   return one.replace(weights=one.weights | stacks)
 
 
-def _declared(file: Any, names: list[str]) -> dict[str, str]:
-  """What a file says of its arrays, without reading any of them."""
-  declared = {}
-  for name in names:
-    array = file.get_slice(name)
-    dtype = array.get_dtype()
-    shape = list(array.get_shape())
-    declared[name] = f"{_DTYPES.get(dtype, dtype)}{shape}"
-  return declared
-
-
-def _compare(path: pathlib.Path, there: dict[str, str], expected: Params):
-  """Refuses a file by the first array that its config does not describe."""
-  wanted = {
-    name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-    for name, leaf in _named(expected)
-  }
-  for name in sorted(wanted.keys() | there.keys()):
-    if there.get(name) != wanted.get(name):
-      raise UserError(
-        f"{path}: array {name!r} is {there.get(name, 'missing')}, but its "
-        f"config makes it {wanted.get(name, 'absent')}"
-      )
-
-
-def _named(params: Params) -> list[tuple[str, Any]]:
-  """Every array with its path, as in "weights/embed/tokens"."""
-  return [
-    (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  ]
+def _declared(array: Any) -> str:
+  """What a file says of an array, without reading it."""
+  dtype = array.get_dtype()
+  return f"{_DTYPES.get(dtype, dtype)}{list(array.get_shape())}"

@@ -6,7 +6,7 @@ batch stays full until the queue is empty and the host is never asked. What a
 rollout computes does not depend on what is in other slots: its noise is drawn
 by its puzzle's content, its own number and its step.
 
-`advance` is pure and knows one device; `solver` lays it out over many.
+`advance` is pure and knows one device; `layout` maps it over many.
 
   Q  puzzles in the queue        K  rollouts of each (breadth)
   B  slots                       M  marks: depths at which answers are kept
@@ -20,112 +20,91 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from trm_jax.core import halting, network, recursion
+from trm_jax.core import network, recursion, rollout
+from trm_jax.core.halting import select_rows
 from trm_jax.core.network import Latents, ModelConfig, Weights
 from trm_jax.data.task import Task
+from trm_jax.solve.rules import RULES, SolveConfig, Values
 
 Array = jax.Array | np.ndarray
 
+_NEVER = jnp.iinfo(jnp.int32).max
 
-class Rules(struct.PyTreeNode):
-  """When a rollout halts, as numbers, so that no rule is compiled anew.
 
-  Attributes:
-    depth: int32 [], supervision steps after which it halts anyway.
-    threshold: float32 [], it halts above this margin; inf for never.
-    patience: int32 [], it halts when its answer has stood for so many steps.
-    tolerance: float32 [], it halts below this residual; 0 for never.
-    solved: bool [], it halts when its answer is a solution.
-    first: bool [], its siblings stop when one has halted by a rule.
-  """
+class Halting(struct.PyTreeNode):
+  """When a rollout halts, as numbers, so that no rule is compiled anew."""
 
-  depth: jax.Array
-  threshold: jax.Array
-  patience: jax.Array
-  tolerance: jax.Array
-  solved: jax.Array
-  first: jax.Array
+  depth: jax.Array  # int32 [], supervision steps after which it halts anyway
+  limits: dict[str, jax.Array]  # of each of `RULES`, arrays []
+  first: jax.Array  # bool [], siblings stop when one has halted by a rule
+
+  @classmethod
+  def of(cls, settings: SolveConfig, depth: int, prune: bool) -> "Halting":
+    """The settings as arrays; without `prune` siblings never stop."""
+    return cls(
+      depth=jnp.int32(depth),
+      limits={
+        rule.name: jnp.asarray(settings.limit(rule), rule.dtype)
+        for rule in RULES
+      },
+      first=jnp.asarray(prune and settings.select == "first"),
+    )
 
 
 class Noise(struct.PyTreeNode):
-  """What makes rollouts differ.
+  """What makes rollouts differ."""
 
-  Attributes:
-    initial: float32 [], deviation added to initial latents.
-    cycle: float32 [], deviation added before each cycle.
-    key: typed PRNG key.
-  """
+  initial: jax.Array  # float32 [], standard deviation, on initial latents
+  cycle: jax.Array  # float32 [], likewise, before each cycle
+  key: jax.Array  # typed PRNG key
 
-  initial: jax.Array
-  cycle: jax.Array
-  key: jax.Array
+  @classmethod
+  def of(cls, settings: SolveConfig) -> "Noise":
+    """The settings as arrays."""
+    return cls(
+      initial=jnp.float32(settings.initial_noise),
+      cycle=jnp.float32(settings.cycle_noise),
+      key=jax.random.key(settings.seed),
+    )
 
 
 class Queue(struct.PyTreeNode):
-  """Puzzles to solve. Rollouts share what is here.
+  """Puzzles to solve. Rollouts share what is here."""
 
-  Attributes:
-    inputs: uint8 `[Q, S]`.
-    rows: `[Q, E]`, their puzzle embeddings.
-    numbers: uint32 `[Q]`, what their noise is drawn by.
-    count: int32 [], how many are there; the rest is room.
-  """
-
-  inputs: Array
-  rows: Array
-  numbers: Array
-  count: Array
+  inputs: Array  # uint8 [Q, S]
+  rows: Array  # [Q, E], puzzle embeddings
+  numbers: Array  # uint32 [Q], what their noise is drawn by
+  count: Array  # int32 [], how many puzzles there are; other rows are empty
 
 
 class Slots(struct.PyTreeNode):
-  """What a device works on. An idle slot has rollout Q * K.
+  """What a device works on. An idle slot has rollout Q * K."""
 
-  Attributes:
-    rollout: int32 `[B]`, puzzle * K + rollout.
-    latents: `[B, ..., L, D]`.
-    inputs: int32 `[B, S]`, as the rollout sees them.
-    steps: int32 `[B]`, supervision steps spent.
-    answers: int32 `[B, S]`, the last answers, as seen.
-    unchanged: int32 `[B]`, for how many steps they have stood.
-    next: int32 [], the first rollout that is still waiting.
-  """
-
-  rollout: jax.Array
-  latents: Latents
-  inputs: jax.Array
-  steps: jax.Array
-  answers: jax.Array
-  unchanged: jax.Array
-  next: jax.Array
+  rollout: jax.Array  # int32 [B], puzzle * K + number of the rollout
+  latents: Latents  # [B, ..., L, D]
+  inputs: jax.Array  # int32 [B, S], as the rollout sees them
+  steps: jax.Array  # int32 [B], supervision steps spent
+  answers: jax.Array  # int32 [B, S], the last answers, as seen
+  unchanged: jax.Array  # int32 [B], for how many steps they were the same
+  next: jax.Array  # int32 [], the first rollout that still waits
 
 
 class Found(struct.PyTreeNode):
-  """What rollouts came to, at each mark.
+  """The results of rollouts, at each mark.
 
   A rollout that halts before a mark is there as it halted. Steps are 0 where
-  there is nothing: it did not get there, or was cancelled.
-
-  Attributes:
-    answers: uint8 `[Q * K, M, S]`, mapped back to the puzzle.
-    q_halt: float32 `[Q * K, M]`, the halting margin.
-    residual: float32 `[Q * K, M]`.
-    steps: int32 `[Q * K, M]`.
-    halted: bool `[Q * K]`, whether a rule halted it, and not its depth.
-    soonest: int32 `[Q]`, steps of the puzzle's first rollout to be halted so.
-    finished: int32 [], rollouts that are over.
-    spent: int32 [], supervision steps of all rollouts.
-    passes: int32 [], supervision steps of the batch.
+  there is nothing: it did not get there, or was stopped.
   """
 
-  answers: jax.Array
-  q_halt: jax.Array
-  residual: jax.Array
-  steps: jax.Array
-  halted: jax.Array
-  soonest: jax.Array
-  finished: jax.Array
-  spent: jax.Array
-  passes: jax.Array
+  answers: jax.Array  # uint8 [Q * K, M, S], mapped back to the puzzle
+  q_halt: jax.Array  # float32 [Q * K, M], the halting margin
+  residual: jax.Array  # float32 [Q * K, M]
+  steps: jax.Array  # int32 [Q * K, M]
+  halted: jax.Array  # bool [Q * K], by a rule, and not by its depth
+  soonest: jax.Array  # int32 [Q], steps of the first rollout halted by a rule
+  finished: jax.Array  # int32 [], rollouts that are over
+  spent: jax.Array  # int32 [], supervision steps of all rollouts
+  passes: jax.Array  # int32 [], supervision steps of the batch
 
 
 class State(struct.PyTreeNode):
@@ -137,32 +116,19 @@ class State(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """All that a compiled program depends on besides shapes; hashable.
-
-  Attributes:
-    model: the model.
-    task: its task.
-    breadth: K.
-    noisy: whether rollouts are disturbed.
-    views: whether rollouts see puzzles under symmetries.
-    checks: whether answers are checked after each step.
-    chunk: supervision steps that one call takes at most.
-  """
+  """All that a compiled program depends on besides shapes; hashable."""
 
   model: ModelConfig
   task: Task
-  breadth: int
-  noisy: bool
-  views: bool
-  checks: bool
-  chunk: int
-
-
-_NEVER = jnp.iinfo(jnp.int32).max
+  breadth: int  # K
+  noisy: bool  # whether rollouts are perturbed
+  views: bool  # whether rollouts see puzzles under symmetries
+  checks: bool  # whether answers are checked by the task's rules
+  chunk: int  # supervision steps that one call takes at most
 
 
 def start(slots: int, puzzles: int, marks: int, plan: Plan) -> State:
-  """Idle slots, and room for what will be found; zeros, to be traced."""
+  """Idle slots, and empty results for so many puzzles; to be traced."""
   model, tokens = plan.model, plan.model.seq_len
   rollouts = puzzles * plan.breadth
   like = jax.eval_shape(
@@ -170,73 +136,64 @@ def start(slots: int, puzzles: int, marks: int, plan: Plan) -> State:
       network.init(jax.random.key(0), model).initial, slots, model
     )
   )
-  none = jnp.zeros((slots,), jnp.int32)
-  grid = jnp.zeros((rollouts, marks), jnp.float32)
   zero = jnp.int32(0)
+  none, grid = jnp.zeros(slots, jnp.int32), jnp.zeros((rollouts, marks))
+  boards = jnp.zeros((slots, tokens), jnp.int32)
   return State(
     Slots(
-      rollout=jnp.full((slots,), rollouts, jnp.int32),
+      rollout=jnp.full(slots, rollouts, jnp.int32),
       latents=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like),
-      inputs=jnp.zeros((slots, tokens), jnp.int32),
-      steps=none,
-      answers=jnp.zeros((slots, tokens), jnp.int32),
-      unchanged=none,
-      next=zero,
+      inputs=boards, steps=none, answers=boards, unchanged=none, next=zero,
     ),
     Found(
       answers=jnp.zeros((rollouts, marks, tokens), jnp.uint8),
-      q_halt=grid,
-      residual=grid,
+      q_halt=grid.astype(jnp.float32),
+      residual=grid.astype(jnp.float32),
       steps=grid.astype(jnp.int32),
-      halted=jnp.zeros((rollouts,), bool),
-      soonest=jnp.full((puzzles,), _NEVER, jnp.int32),
-      finished=zero,
-      spent=zero,
-      passes=zero,
+      halted=jnp.zeros(rollouts, bool),
+      soonest=jnp.full(puzzles, _NEVER, jnp.int32),
+      finished=zero, spent=zero, passes=zero,
     ),
-  )
+  )  # fmt: skip
 
 
 def advance(
   weights: Weights,
   initial: Latents,
   queue: Queue,
-  rules: Rules,
+  halting: Halting,
   noise: Noise,
   marks: jax.Array,
-  few: jax.Array,
+  shrink_at: jax.Array,
   state: State,
   plan: Plan,
 ) -> State:
-  """Takes up to `plan.chunk` supervision steps, or until little is left to do.
+  """Takes up to `plan.chunk` supervision steps of all slots.
 
   Args:
     weights: `Params.weights`.
     initial: `Params.initial`.
     queue: the puzzles.
-    rules: when to halt.
+    halting: when rollouts halt.
     noise: what makes rollouts differ.
     marks: int32 `[M]`, ascending depths at which answers are kept.
-    few: int32 [], it returns when nothing waits and so many slots are busy, or
-      fewer.
-    state: where things stand.
+    shrink_at: int32 [], it returns early when nothing waits and so many slots
+      or fewer are busy.
+    state: the state before; that after is returned.
     plan: what is static.
-
-  Returns:
-    Where things stand then. `found.finished` tells how many are over.
   """
 
   def is_working(carry):
     taken, state = carry
     waiting = state.slots.next < queue.count * plan.breadth
-    busy = jnp.sum(state.slots.rollout < _rollouts(queue, plan))
-    return (taken < plan.chunk) & (waiting | (busy > few))
+    busy = jnp.sum(state.slots.rollout < _idle(queue, plan))
+    return (taken < plan.chunk) & (waiting | (busy > shrink_at))
 
   def step(carry):
     taken, state = carry
     slots = refill(state.slots, initial, queue, noise, plan)
     state = _recurse(
-      weights, queue, rules, noise, marks, state.replace(slots=slots), plan
+      weights, queue, halting, noise, marks, state.replace(slots=slots), plan
     )
     return taken + 1, state
 
@@ -245,13 +202,12 @@ def advance(
 
 def left(queue: Queue, state: State, plan: Plan) -> jax.Array:
   """Rollouts that are not over, int32 []."""
-  busy = jnp.sum(state.slots.rollout < _rollouts(queue, plan), dtype=jnp.int32)
-  waiting = jnp.asarray(queue.count) * plan.breadth - state.slots.next
-  return busy + waiting
+  busy = jnp.sum(state.slots.rollout < _idle(queue, plan), dtype=jnp.int32)
+  return busy + jnp.asarray(queue.count) * plan.breadth - state.slots.next
 
 
 def compact(state: State, slots: int) -> State:
-  """Moves what is running into fewer slots, which must have room for it."""
+  """Moves what is running into fewer slots, which must be enough for it."""
   # Idle slots have the largest number of all.
   order = jnp.argsort(state.slots.rollout)[:slots]
   moved = jax.tree.map(
@@ -264,95 +220,87 @@ def refill(
   slots: Slots, initial: Latents, queue: Queue, noise: Noise, plan: Plan
 ) -> Slots:
   """Gives every idle slot the next rollout of the queue, while they last."""
-  idle = slots.rollout >= _rollouts(queue, plan)
+  idle = slots.rollout >= _idle(queue, plan)
 
   def take(slots: Slots) -> Slots:
     ranks = jnp.cumsum(idle, dtype=jnp.int32)
     offered = slots.next + ranks - 1
     fresh = idle & (offered < queue.count * plan.breadth)
-    rollout = jnp.where(fresh, offered, slots.rollout)
-    puzzle = jnp.where(fresh, rollout // plan.breadth, 0)
-    keys = _keys(noise, queue, puzzle, rollout, plan)
+    number = jnp.where(fresh, offered, slots.rollout)
+    puzzle = jnp.where(fresh, number // plan.breadth, 0)
+    keys = _keys(noise, queue, puzzle, number, plan)
     inputs = jnp.asarray(queue.inputs)[puzzle].astype(jnp.int32)
-    if plan.views:
-      shown = jax.vmap(lambda key, x: _shown(key, x, plan))(keys, inputs)
-      plain = rollout % plan.breadth == 0
-      inputs = jnp.where(plain[:, None], inputs, shown)
-    latents = _initial(initial, rollout, keys, noise, plan)
-
-    def where_fresh(new, old):
-      mask = fresh.reshape((-1,) + (1,) * (old.ndim - 1))
-      return jnp.where(mask, new, old)
-
-    return Slots(
-      rollout=rollout,
-      latents=jax.tree.map(where_fresh, latents, slots.latents),
-      inputs=where_fresh(inputs, slots.inputs),
-      steps=where_fresh(jnp.zeros_like(slots.steps), slots.steps),
-      answers=slots.answers,
-      unchanged=slots.unchanged,
+    inputs = _viewed("apply", keys, inputs, number, plan)
+    latents, inputs, steps = select_rows(
+      fresh,
+      (
+        _initial(initial, number, keys, noise, plan),
+        inputs,
+        jnp.zeros_like(slots.steps),
+      ),
+      (slots.latents, slots.inputs, slots.steps),
+    )
+    return slots.replace(
+      rollout=number,
+      latents=latents,
+      inputs=inputs,
+      steps=steps,
       next=slots.next + jnp.sum(fresh, dtype=jnp.int32),
     )
 
   return jax.lax.cond(jnp.any(idle), take, lambda slots: slots, slots)
 
 
-def _recurse(weights, queue, rules, noise, marks, state, plan) -> State:
+def _recurse(weights, queue, halting, noise, marks, state, plan) -> State:
   """One supervision step of all slots; keeps what is due and frees slots."""
-  slots, found, model = state.slots, state.found, plan.model
-  rollouts = _rollouts(queue, plan)
-  busy = slots.rollout < rollouts
+  slots, found = state.slots, state.found
+  idle = _idle(queue, plan)
+  busy = slots.rollout < idle
   puzzle = jnp.where(busy, slots.rollout // plan.breadth, 0)
   keys = _keys(noise, queue, puzzle, slots.rollout, plan)
-  disturb = None
+  perturb = None
   if plan.noisy:
     # Steps count from 0, and 0 was the start's.
     stepped = jax.vmap(jax.random.fold_in)(keys, slots.steps + 1)
-    disturb = _disturbance(stepped, noise.cycle, slots.rollout, plan)
+    perturb = _perturbation(stepped, noise.cycle, slots.rollout, plan)
   rows = jnp.asarray(queue.rows)[puzzle]
-  latents, outputs = halting.supervise(
-    weights, rows, slots.latents, slots.inputs, model, perturb=disturb
+  latents, now = rollout.step(
+    weights, rows, slots.latents, slots.inputs, plan.model, perturb=perturb
   )
-  answers = jnp.argmax(outputs.logits, axis=-1).astype(jnp.int32)
+  answers, steps = now.answers, slots.steps + 1
   same = jnp.all(answers == slots.answers, axis=-1) & (slots.steps > 0)
   unchanged = jnp.where(same, slots.unchanged + 1, 0)
-  steps = slots.steps + 1
-  margin = outputs.halting_margin(model).astype(jnp.float32)
-  residual = _residual(slots.latents.y, latents.y, busy.shape[0])
-  by_rule = (
-    (margin > rules.threshold)
-    | (unchanged >= rules.patience)
-    | (residual < rules.tolerance)
-  )
+  margin = now.margin.astype(jnp.float32)
+  solved = jnp.zeros_like(busy)
   if plan.checks:
     assert plan.task.is_solution, "a task with rules"
-    by_rule |= rules.solved & plan.task.is_solution(slots.inputs, answers)
+    solved = plan.task.is_solution(slots.inputs, answers)
+  values = Values(margin, now.residual, unchanged, solved)
+  by_rule = jnp.zeros_like(busy)
+  for rule in RULES:
+    by_rule |= rule.halts(values, halting.limits[rule.name])
   by_rule &= busy
-  over = busy & (by_rule | (steps >= rules.depth))
+  over = busy & (by_rule | (steps >= halting.depth))
   soonest = found.soonest.at[jnp.where(by_rule, puzzle, _NEVER)].min(
     steps, mode="drop"
   )
   # No sibling can come first any more; one that halts now ties.
-  beaten = busy & rules.first & (soonest[puzzle] <= steps) & ~over
+  beaten = busy & halting.first & (soonest[puzzle] <= steps) & ~over
   at, before = steps[:, None] == marks[None], steps[:, None] < marks[None]
   due = busy[:, None] & (at | (over[:, None] & before))  # [B, M]
-  original = answers
-  if plan.views:
-    undone = jax.vmap(lambda key, a: _undone(key, a, plan))(keys, answers)
-    plain = slots.rollout % plan.breadth == 0
-    original = jnp.where(plain[:, None], answers, undone)
+  original = _viewed("undo", keys, answers, slots.rollout, plan)
 
   def keep(old, new):  # [Q * K, M, ...], [B, ...]
-    there = jnp.where(busy, slots.rollout, rollouts)
+    there = jnp.where(busy, slots.rollout, idle)
     mask = due.reshape(due.shape + (1,) * (old.ndim - 2))
     mixed = jnp.where(mask, new[:, None].astype(old.dtype), old[there])
     return old.at[there].set(mixed, mode="drop")
 
   freed = over | beaten
-  halted_there = jnp.where(over & by_rule, slots.rollout, rollouts)
+  halted_there = jnp.where(over & by_rule, slots.rollout, idle)
   return State(
     slots.replace(
-      rollout=jnp.where(freed, rollouts, slots.rollout),
+      rollout=jnp.where(freed, idle, slots.rollout),
       latents=latents,
       steps=steps,
       answers=answers,
@@ -361,7 +309,7 @@ def _recurse(weights, queue, rules, noise, marks, state, plan) -> State:
     Found(
       answers=keep(found.answers, original),
       q_halt=keep(found.q_halt, margin),
-      residual=keep(found.residual, residual),
+      residual=keep(found.residual, now.residual),
       steps=keep(found.steps, steps),
       halted=found.halted.at[halted_there].set(True, mode="drop"),
       soonest=soonest,
@@ -372,52 +320,47 @@ def _recurse(weights, queue, rules, noise, marks, state, plan) -> State:
   )
 
 
-def _rollouts(queue: Queue, plan: Plan) -> int:
-  """Room for rollouts; the number that an idle slot has."""
+def _idle(queue: Queue, plan: Plan) -> int:
+  """The rollout of an idle slot: one more than the largest number."""
   return queue.inputs.shape[0] * plan.breadth
 
 
-def _keys(noise: Noise, queue: Queue, puzzle, rollout, plan: Plan) -> Any:
-  """A key a slot, by its puzzle's number and its rollout; typed keys `[B]`."""
-  which = rollout % plan.breadth
+def _keys(noise: Noise, queue: Queue, puzzle, number, plan: Plan) -> Any:
+  """A key a slot, by its puzzle's content and its rollout; typed keys `[B]`."""
 
-  def key(number, which):
-    return jax.random.fold_in(jax.random.fold_in(noise.key, number), which)
+  def key(content, sibling):
+    return jax.random.fold_in(jax.random.fold_in(noise.key, content), sibling)
 
-  return jax.vmap(key)(jnp.asarray(queue.numbers)[puzzle], which)
+  contents = jnp.asarray(queue.numbers)[puzzle]
+  return jax.vmap(key)(contents, number % plan.breadth)
 
 
-def _initial(initial, rollout, keys, noise, plan) -> Latents:
+def _initial(initial, number, keys, noise, plan) -> Latents:
   """Where rollouts start: the first of each puzzle as evaluation does."""
-  model, slots = plan.model, rollout.shape[0]
-  plain = recursion.evaluation_latents(initial, slots, model)
+  model = plan.model
+  plain = recursion.evaluation_latents(initial, number.shape[0], model)
   if not plan.noisy:
     return plain
-  firsts = jax.vmap(jax.random.fold_in)(keys, jnp.zeros_like(rollout))
+  starts = jax.vmap(jax.random.fold_in)(keys, jnp.zeros_like(number))
   if model.initial_std:
     drawn = jax.vmap(
       lambda key: recursion.initial_latents(initial, 1, model, key)
-    )(firsts)
-    first = rollout % plan.breadth == 0
-
-    def choose(plain, drawn):
-      mask = first.reshape((-1,) + (1,) * (plain.ndim - 1))
-      return jnp.where(mask, plain, drawn[:, 0])
-
-    plain = jax.tree.map(choose, plain, drawn)
-  disturb = _disturbance(firsts, noise.initial, rollout, plan)
-  return disturb(plain, jnp.int32(0))
+    )(starts)
+    drawn = jax.tree.map(lambda leaf: leaf[:, 0], drawn)
+    plain = select_rows(number % plan.breadth == 0, plain, drawn)
+  perturb = _perturbation(starts, noise.initial, number, plan)
+  return perturb(plain, jnp.int32(0))
 
 
-def _disturbance(keys, deviation, rollout, plan) -> recursion.Perturbation:
-  """Noise of its own for every rollout but a puzzle's first."""
-  scale = jnp.where(rollout % plan.breadth == 0, 0.0, deviation)
+def _perturbation(keys, deviation, number, plan):
+  """Adds noise to all but first rollouts: `(latents, cycle) -> latents`."""
+  scale = jnp.where(number % plan.breadth == 0, 0.0, deviation)
 
-  def disturb(latents: Latents, cycle: jax.Array) -> Latents:
+  def perturb(latents: Latents, cycle: jax.Array) -> Latents:
     cycled = jax.vmap(jax.random.fold_in, (0, None))(keys, cycle)
     leaves, structure = jax.tree.flatten(latents)
 
-    def disturbed(i, leaf):
+    def perturbed(i, leaf):
       own = jax.vmap(jax.random.fold_in, (0, None))(cycled, i)
       drawn = jax.vmap(
         lambda key: jax.random.normal(key, leaf.shape[1:], leaf.dtype)
@@ -425,34 +368,23 @@ def _disturbance(keys, deviation, rollout, plan) -> recursion.Perturbation:
       sized = scale.astype(leaf.dtype).reshape((-1,) + (1,) * (leaf.ndim - 1))
       return leaf + sized * drawn
 
-    return structure.unflatten(disturbed(i, x) for i, x in enumerate(leaves))
+    return structure.unflatten(perturbed(i, x) for i, x in enumerate(leaves))
 
-  return disturb
-
-
-def _residual(old, new, slots: int) -> jax.Array:
-  """How far `y` moved, relative to its norm: float32 `[B]`."""
-  if new is None:  # nothing recurs
-    return jnp.zeros((slots,), jnp.float32)
-  axes = (1, 2)
-  new = new.astype(jnp.float32)
-  moved = jnp.sum((new - old.astype(jnp.float32)) ** 2, axes)
-  return jnp.sqrt(moved / jnp.maximum(jnp.sum(new**2, axes), 1e-30))
+  return perturb
 
 
-def _shown(key, tokens, plan: Plan):
-  symmetries, symmetry = _symmetry(key, plan)
-  return symmetries.show(symmetry, tokens)
+def _viewed(direction: str, keys, tokens, number, plan: Plan) -> jax.Array:
+  """Tokens `[B, S]` as rollouts see them ("apply"), or mapped back ("undo")."""
+  if not plan.views:
+    return tokens
+  views = plan.task.views
+  assert views, "a task with symmetries"
+  move = getattr(views, direction)
 
+  def one(key, tokens):
+    # Noise folds steps into the same key, which never come so far.
+    key = jax.random.fold_in(key, _NEVER)
+    return move(views.sample(key, None, None), tokens)
 
-def _undone(key, tokens, plan: Plan):
-  symmetries, symmetry = _symmetry(key, plan)
-  return symmetries.undo(symmetry, tokens)
-
-
-def _symmetry(key, plan: Plan):
-  """How a rollout sees its puzzle, the same whenever it is asked."""
-  symmetries = plan.task.symmetries
-  assert symmetries, "a task with symmetries"
-  # Noise folds steps into the same key, which never come so far.
-  return symmetries, symmetries.sample(jax.random.fold_in(key, _NEVER))
+  plain = number % plan.breadth == 0
+  return jnp.where(plain[:, None], tokens, jax.vmap(one)(keys, tokens))

@@ -3,8 +3,11 @@
 All puzzles run all D supervision steps and are scored after each, so the whole
 curve of accuracy against depth costs no more than its last point. Beside the
 fixed depth, each is scored at the first step where the halting head says
-"right" (`Outputs.wants_to_halt`), as if it had stopped there. Models that do
-not recurse have depth 1 alone.
+"right", as if it had stopped there. Models that do not recur have depth 1
+alone.
+
+The engine could give the same scores at breadth 1, but brings every answer to
+the host; here a batch sums its scores on the devices.
 
 Where puzzles have augmented copies, as in ARC, each copy votes for its answer,
 mapped back to the original, at every depth.
@@ -20,10 +23,10 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
-from trm_jax.core import flops, halting, losses, network, recursion
+from trm_jax.core import flops, losses, network, rollout
 from trm_jax.core.halting import Puzzles
 from trm_jax.core.network import ModelConfig, Params
-from trm_jax.data.task import Split, Task
+from trm_jax.data.task import Split, Task, show
 from trm_jax.run import sharding
 from trm_jax.solve import vote
 
@@ -31,45 +34,26 @@ Record = dict[str, float]
 
 
 class Batch(struct.PyTreeNode):
-  """Puzzles to score.
+  """Puzzles to score."""
 
-  Attributes:
-    puzzles: `[B, S]`, as the model sees them.
-    counted: bool `[B]`; False for rows that only fill the batch.
-    symmetries: uint8 `[B, K]`, how each differs from its original; None where
-      there are no copies.
-  """
-
-  puzzles: Puzzles
-  counted: jax.Array
+  puzzles: Puzzles  # [B, S], as the model sees them
+  counted: jax.Array  # bool [B]; False for rows that only fill the batch
+  # uint8 [B, K], how each differs from its original; None without copies.
   symmetries: jax.Array | None = None
 
 
 class Votes(struct.PyTreeNode):
-  """What the copies of a batch say, mapped back to their originals.
+  """The answers of a batch of copies, mapped back to their originals."""
 
-  Attributes:
-    fingerprints: uint32 `[D, B, 2]` of the answers after each step.
-    q_halt: float32 `[D, B]`.
-    answers: uint8 `[B, S]`, after the last step.
-  """
-
-  fingerprints: jax.Array
-  q_halt: jax.Array
-  answers: jax.Array
+  fingerprints: jax.Array  # uint32 [D, B, 2], after each step
+  q_halt: jax.Array  # float32 [D, B]
+  answers: jax.Array  # uint8 [B, S], after the last step
 
 
 def score_batch(
   params: Params, batch: Batch, depth: int, model: ModelConfig, task: Task
 ) -> tuple[dict[str, jax.Array], Votes | None]:
-  """Scores a batch after each supervision step.
-
-  Args:
-    params: the model.
-    batch: the puzzles.
-    depth: D, supervision steps.
-    model: the model's config.
-    task: supplies the verifier, and maps answers back.
+  """Scores a batch after each of `depth` supervision steps.
 
   Returns:
     Sums over the counted puzzles with a label, float32 `[D]` each: `count`,
@@ -78,55 +62,45 @@ def score_batch(
     by q `halted_exact` and `halted_steps`. And votes, where there are copies.
   """
   puzzles = batch.puzzles
-  size = batch.counted.shape[0]
   counted = batch.counted & jnp.any(losses.is_labelled(puzzles.labels), axis=-1)
-  rows = params.puzzle_table[puzzles.puzzle_ids]
 
-  def step(carry, _):
-    latents, halted, steps, answer, _ = carry
-    latents, outputs = halting.supervise(
-      params.weights, rows, latents, puzzles.inputs, model
-    )
-    predictions = jnp.argmax(outputs.logits, axis=-1).astype(jnp.int32)
-    answer = jnp.where(halted[:, None], answer, predictions)
+  def reduce(state, step):
+    halted, steps, answer, _ = state
+    answer = jnp.where(halted[:, None], answer, step.answers)
     steps = steps + ~halted
-    halted = halted | outputs.wants_to_halt(model)
-    fixed = losses.score(predictions, puzzles.labels)
+    halted = halted | (step.margin > 0)
+    fixed = losses.score(step.answers, puzzles.labels)
     values = {
       "count": jnp.ones_like(counted),
       "cell_accuracy": fixed["cell_accuracy"],
       "cell_accuracy_squared": fixed["cell_accuracy"] ** 2,
       "exact": fixed["exact"],
-      "q_right": (outputs.q_halt >= 0) == fixed["exact"],
+      "q_right": (step.outputs.q_halt >= 0) == fixed["exact"],
       "halted_exact": losses.score(answer, puzzles.labels)["exact"],
       "halted_steps": steps,
     }
     if task.is_solution:
-      values["valid"] = task.is_solution(puzzles.inputs, predictions)
+      values["valid"] = task.is_solution(puzzles.inputs, step.answers)
     sums = {
       name: jnp.sum(jnp.where(counted, value, 0), dtype=jnp.float32)
       for name, value in values.items()
     }
-    original, heard = predictions, None
+    original, votes = step.answers, None
     if batch.symmetries is not None:
-      assert task.unview, "a task with copies maps answers back"
-      original = jax.vmap(task.unview)(predictions, batch.symmetries)
+      original = vote.originals(step.answers, batch.symmetries, task)
       prints = vote.fingerprints(original.astype(jnp.uint8), jnp)
-      heard = prints, outputs.q_halt.astype(jnp.float32)
-    return (latents, halted, steps, answer, original), (sums, heard)
+      votes = prints, step.outputs.q_halt.astype(jnp.float32)
+    return (halted, steps, answer, original), (sums, votes)
 
   nothing = jnp.zeros_like(puzzles.inputs)
-  start = (
-    recursion.evaluation_latents(params.initial, size, model),
-    jnp.zeros((size,), bool),
-    jnp.zeros((size,), jnp.int32),
-    nothing,
-    nothing,
-  )
-  (*_, original), (sums, heard) = jax.lax.scan(step, start, length=depth)
-  if heard is None:
+  none = jnp.zeros_like(counted)
+  (*_, original), (sums, votes) = rollout.scan(
+    params, puzzles.inputs, puzzles.puzzle_ids, depth, model, reduce,
+    (none, none.astype(jnp.int32), nothing, nothing),
+  )  # fmt: skip
+  if votes is None:
     return sums, None
-  return sums, Votes(*heard, answers=original.astype(jnp.uint8))
+  return sums, Votes(*votes, answers=original.astype(jnp.uint8))
 
 
 @functools.cache
@@ -168,9 +142,9 @@ def evaluate(
     params: the model; usually `TrainState.averaged_params`.
     split: the puzzles.
     model: the model's config.
-    task: the task family.
-    depth: D, the largest number of supervision steps; 1 is enough for a model
-      that does not recurse, and all that it gets.
+    task: their task.
+    depth: D, the largest number of supervision steps; a model that does not
+      recur gets 1.
     batch_size: puzzles at once, over all devices.
     mesh: the devices.
     ballots: where copies vote, the ballots of some depths, that of `depth`
@@ -180,7 +154,7 @@ def evaluate(
     on_batch: called with (puzzles done, puzzles in all).
 
   Returns:
-    One record per depth. Accuracies are shares in [0, 1]; names that end in
+    One record per depth. Accuracies are fractions in [0, 1]; names that end in
     `_se` are standard errors of the mean over puzzles. Where nothing has a
     label, there are no accuracies.
   """
@@ -191,8 +165,7 @@ def evaluate(
     facts["training_flops"] = training_flops
   pairs, questions = [], np.zeros(0, np.int32)
   if split.symmetries is not None:
-    assert task.unview, "a task with copies maps answers back"
-    questions, pairs = vote.questions_of(split, task.unview)
+    questions, pairs = vote.questions_of(split, task)
     ballots = ballots or new_ballots(range(1, depth + 1))
   score = scorer(mesh)
   sums: dict[str, np.ndarray] = {}
@@ -220,32 +193,17 @@ def evaluate(
 def refine(
   params: Params, puzzles: Puzzles, depth: int, model: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-  """The answer to each puzzle after each supervision step.
-
-  Args:
-    params: the model.
-    puzzles: `[B, S]`; their labels are not read.
-    depth: D, supervision steps.
-    model: the model's config.
+  """The answer to each puzzle after each of `depth` supervision steps.
 
   Returns:
     Answers int32 `[D, B, S]`, and the halting logits `[D, B]`: their sigmoid
     is the probability, as the model sees it, that the answer is right.
   """
-  model = network.portable(model)  # the arrays may be on any devices
-  rows = params.puzzle_table[puzzles.puzzle_ids]
-
-  def step(latents, _):
-    latents, outputs = halting.supervise(
-      params.weights, rows, latents, puzzles.inputs, model
-    )
-    answers = jnp.argmax(outputs.logits, axis=-1).astype(jnp.int32)
-    return latents, (answers, outputs.q_halt)
-
-  start = recursion.evaluation_latents(
-    params.initial, puzzles.inputs.shape[0], model
-  )
-  return jax.lax.scan(step, start, length=depth)[1]
+  return rollout.scan(
+    params, puzzles.inputs, puzzles.puzzle_ids, depth,
+    network.portable(model),  # the arrays may be on any devices
+    lambda state, step: (state, (step.answers, step.outputs.q_halt)),
+  )[1]  # fmt: skip
 
 
 def new_ballots(depths: Iterable[int]) -> dict[int, vote.Ballot]:
@@ -253,39 +211,15 @@ def new_ballots(depths: Iterable[int]) -> dict[int, vote.Ballot]:
   return {depth: vote.Ballot() for depth in depths}
 
 
-def with_mean_embedding(params: Params, known: int) -> Params:
-  """Sets row 0 of the puzzle table to the mean of the trained rows.
-
-  Args:
-    params: the model.
-    known: how many ids were trained, the blank one (row 0) included.
-
-  Returns:
-    The model, for puzzles that it has no embedding of: give them id 0.
-  """
-  table = params.puzzle_table
-  if known > 1:
-    table = table.at[0].set(jnp.mean(table[1:known], axis=0))
-  return params.replace(puzzle_table=table)
-
-
-def choose_groups(num_groups: int, count: int, seed: int) -> np.ndarray:
-  """The groups of a seeded part of a split; all of them if `count` is 0."""
-  if not 0 < count < num_groups:
-    return np.arange(num_groups)
-  chosen = np.random.default_rng(seed).choice(num_groups, count, replace=False)
-  return np.sort(chosen)
-
-
 def _cast(ballots: Mapping[int, vote.Ballot], votes: Votes, questions):
   """Adds the votes of a batch; its filling rows are cut off."""
   size = len(questions)
-  keys = vote.as_keys(np.asarray(votes.fingerprints))
-  q = vote.confidences(np.asarray(votes.q_halt))
+  keys = vote.as_keys(np.asarray(votes.fingerprints))[:, :size]
+  q = vote.confidences(np.asarray(votes.q_halt))[:, :size]
   originals = np.asarray(votes.answers)[:size]
   for depth, ballot in ballots.items():
     answers = originals if depth == len(keys) else None
-    ballot.add(questions, keys[depth - 1, :size], q[depth - 1, :size], answers)
+    ballot.add(questions, keys[depth - 1], q[depth - 1], answers)
 
 
 def _batches(
@@ -299,30 +233,28 @@ def _batches(
     padded = np.zeros(batch_size, np.int64)
     padded[: len(rows)] = rows
     example, puzzle = examples[padded], puzzles[padded]
-    inputs, labels, puzzle_ids, counted = sharding.put(
-      (
-        split.inputs[example],
-        split.labels[example],
-        split.puzzle_ids[puzzle],
-        np.arange(batch_size) < len(rows),
-      ),
-      by_batch,
+    inputs, labels = show(
+      split,
+      example,
+      puzzle,
+      task,
+      lambda arrays: sharding.put(arrays, by_batch),
+    )
+    puzzle_ids, counted = sharding.put(
+      (split.puzzle_ids[puzzle], np.arange(batch_size) < len(rows)), by_batch
     )
     symmetries = None
     if split.symmetries is not None:
       symmetries = sharding.put(split.symmetries[puzzle], by_batch)
-      if not split.is_viewed:
-        inputs = view(inputs, symmetries, task)
-        labels = view(labels, symmetries, task)
     shown = Puzzles.of(inputs, labels, puzzle_ids)
     yield Batch(shown, counted, symmetries), len(rows)
 
 
-@functools.partial(jax.jit, static_argnames="task")
-def view(tokens: jax.Array, symmetries: jax.Array, task: Task) -> jax.Array:
-  """What copies show of their originals' tokens, `[B, S]` each."""
-  assert task.view, "a task with copies"
-  return jax.vmap(task.view)(tokens, symmetries)
+def as_shown(split: Split, task: Task) -> tuple[np.ndarray, ...]:
+  """Questions, labels and puzzle ids of all rows of a split, as copies see."""
+  examples, puzzles = split.rows
+  inputs, labels = map(np.asarray, show(split, examples, puzzles, task))
+  return inputs, labels, split.puzzle_ids[puzzles]
 
 
 def _accuracies(sums: dict[str, float]) -> Record:
@@ -337,11 +269,11 @@ def _accuracies(sums: dict[str, float]) -> Record:
     "cell_accuracy": cells,
     "cell_accuracy_se": math.sqrt(spread / count),
     "exact_accuracy": exact,
-    "exact_accuracy_se": _share_error(exact, count),
+    "exact_accuracy_se": standard_error(exact, count),
   }
   if "valid" in means:
     record["valid_rate"] = means["valid"]
-    record["valid_rate_se"] = _share_error(means["valid"], count)
+    record["valid_rate_se"] = standard_error(means["valid"], count)
   return record | {
     "q_accuracy": means["q_right"],
     "halted_exact_accuracy": means["halted_exact"],
@@ -349,8 +281,9 @@ def _accuracies(sums: dict[str, float]) -> Record:
   }
 
 
-def _share_error(share: float, count: float) -> float:
-  return math.sqrt(share * (1 - share) / count)
+def standard_error(mean: float, count: float) -> float:
+  """Of the mean of yes and no over so many puzzles."""
+  return math.sqrt(mean * (1 - mean) / max(count, 1))
 
 
 def _passes(ballot: vote.Ballot | None, pairs: list[vote.Pair]) -> Record:
@@ -358,4 +291,4 @@ def _passes(ballot: vote.Ballot | None, pairs: list[vote.Pair]) -> Record:
   if ballot is None:
     return {}
   scores = vote.pass_at_k(ballot, pairs)
-  return {f"pass@{k}": share for k, share in scores.items()}
+  return {f"pass@{k}": fraction for k, fraction in scores.items()}

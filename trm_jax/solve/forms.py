@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +17,8 @@ from trm_jax.errors import UserError
 def listed(puzzle: Any, task: Task) -> Sequence[Any] | None:
   """The puzzles, if many were given; None if it is one.
 
-  Args:
-    puzzle: anything. Many are a list or a tuple that does not consist of the
-      rows or the cells of one, or an array `[N, rows, columns]` or `[N, S]`.
-    task: what it should be of.
+  Many are a list or a tuple that does not consist of the rows or the cells of
+  one, or an array `[N, rows, columns]` or `[N, S]`.
   """
   if isinstance(puzzle, (np.ndarray, jax.Array)):
     is_many = puzzle.ndim == 3 or puzzle.shape[1:] == (task.seq_len,)
@@ -42,29 +39,23 @@ def listed(puzzle: Any, task: Task) -> Sequence[Any] | None:
 
 
 def read(puzzle: Any, task: Task, name: str) -> list[Question]:
-  """Reads one puzzle.
-
-  Args:
-    puzzle: as `TRMProcessor.reason` takes it.
-    task: what it should be of.
-    name: what it is called in messages, and in its question.
+  """Reads one puzzle, as `TRMProcessor.reason` takes it.
 
   Returns:
-    The question; for ARC one for each test grid, called after its task.
+    The question, with that name; for ARC one for each test grid of a task.
 
   Raises:
     UserError: if it is not a puzzle of the task, or more than one.
   """
-  text = _as_text(puzzle, task, name)
-  # A character that cannot be encoded is none of any puzzle.
-  content = text.encode(errors="replace")
+  # A character that cannot be encoded is not part of any puzzle.
+  content = _as_text(puzzle, task, name).encode(errors="replace")
   found = questions.read(io.BytesIO(content), task, name)
   asked = []
   for item in found:
     if isinstance(item, Fault):
       raise UserError(f"{name}: {item.message}")
     asked.append(item)
-  if task.name == "arc":
+  if task.read:
     return asked
   if len(asked) > 1:
     raise UserError(
@@ -84,7 +75,7 @@ def _are_rows(texts: Sequence[str], task: Task) -> bool:
   """Whether texts are the rows of one puzzle, or its cells."""
   width = len(texts[0])
   return (
-    task.name != "arc"
+    not task.read
     and width < task.seq_len
     and all(len(text) == width for text in texts)
     and width * len(texts) == task.seq_len
@@ -96,48 +87,29 @@ def _as_text(puzzle: Any, task: Task, name: str) -> str:
   if isinstance(puzzle, str):
     cells = "".join(puzzle.split())
     # A board may be written as its rows, which in a file are puzzles.
-    is_board = task.name == "sudoku" and len(cells) == task.seq_len
-    return cells if is_board else puzzle
-  if task.name == "arc" and isinstance(puzzle, Mapping):
+    is_text = not task.read and not task.in_rows
+    return cells if is_text and len(cells) == task.seq_len else puzzle
+  if task.read and isinstance(puzzle, Mapping):
     return _as_json(dict(puzzle), name)
   if not isinstance(puzzle, (list, tuple, np.ndarray, jax.Array)):
     raise UserError(
-      f"{name}: {type(puzzle).__name__} is no puzzle; expected "
-      f"{_expected(task)}"
+      f"{name}: {type(puzzle).__name__} is no puzzle; expected {task.form}"
     )
   try:
     grid = np.asarray(puzzle)
   except ValueError as error:
     raise UserError(f"{name}: its rows differ in length") from error
-  if grid.dtype.kind == "U" and task.name != "arc":
+  if grid.dtype.kind == "U" and not task.read:
     return "".join(grid.reshape(-1).tolist())
-  if grid.dtype.kind not in "iu" or task.name == "maze" or not grid.size:
+  if grid.dtype.kind not in "iu" or not task.from_numbers or not grid.size:
     raise UserError(
       f"{name}: an array {grid.shape} of {grid.dtype} is no puzzle; expected "
-      f"{_expected(task)}"
+      f"{task.form}"
     )
-  if task.name == "arc":
-    return _as_json({"test": [{"input": grid}]}, name)
-  side = math.isqrt(task.seq_len)
-  if grid.shape not in ((side, side), (task.seq_len,)):
-    raise UserError(
-      f"{name}: its shape is {grid.shape}; expected {(side, side)} or "
-      f"{(task.seq_len,)}"
-    )
-  if grid.min() < 0 or grid.max() > 9:
-    raise UserError(
-      f"{name}: numbers from {grid.min()} to {grid.max()}; expected digits, "
-      "and 0 for a blank"
-    )
-  return "".join(map(str, grid.reshape(-1).tolist()))
-
-
-def _expected(task: Task) -> str:
-  return {
-    "sudoku": "a text, or rows of digits with 0 for a blank",
-    "maze": "a text of '# SG', or rows of it",
-    "arc": "rows of colours, or a task as in its json",
-  }[task.name]
+  try:
+    return task.from_numbers(grid)
+  except UserError as error:
+    raise UserError(f"{name}: {error}") from error
 
 
 def _as_json(content: dict[str, Any], name: str) -> str:

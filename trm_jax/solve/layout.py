@@ -1,7 +1,7 @@
 """The engine over many devices: each has slots and a queue of its own.
 
-None waits for another, and nothing moves between them but the count of what is
-done. Scalars of a device are arrays `[1]` outside of it.
+No device waits for another, and nothing moves between them but the count of
+what is done. Scalars of a device are arrays `[1]` outside of it.
 """
 
 import functools
@@ -24,22 +24,17 @@ def shared(mesh: Mesh) -> NamedSharding:
 
 @functools.cache
 def whole(mesh: Mesh) -> Callable:
-  """Gives every process all of what the devices found."""
+  """Compiles the identity that gives every process whole arrays."""
   return jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
 
 
 @functools.cache
 def programs(
-  mesh: Mesh, plan: Plan, slots: int, room: int, marks: int
+  mesh: Mesh, plan: Plan, slots: int, capacity: int, marks: int
 ) -> tuple[Callable, Callable]:
   """Compiles `engine.start` and `engine.advance` for a mesh.
 
-  Args:
-    mesh: the devices.
-    plan: what is static.
-    slots: of each device.
-    room: puzzles of each device.
-    marks: M.
+  `slots` and `capacity` (puzzles) are of each device.
 
   Returns:
     `() -> state`, and `(..., state) -> (state, (finished, most left))`: the
@@ -47,13 +42,14 @@ def programs(
   """
 
   def start() -> State:
-    return _boxed(engine.start(slots, room, marks, plan))
+    return _boxed(engine.start(slots, capacity, marks, plan))
 
-  def advance(weights, initial, queue, rules, noise, marks, few, state):
+  def advance(weights, initial, queue, halting, noise, marks, shrink_at, state):
     queue = queue.replace(count=queue.count[0])
     state = engine.advance(
-      weights, initial, queue, rules, noise, marks, few, _unboxed(state), plan
-    )
+      weights, initial, queue, halting, noise, marks, shrink_at,
+      _unboxed(state), plan,
+    )  # fmt: skip
     return _boxed(state), engine.left(queue, state, plan)[None]
 
   own, same = P("device"), P()
@@ -87,13 +83,10 @@ def programs(
 def compactor(mesh: Mesh, slots: int) -> Callable:
   """Compiles `engine.compact` to so many slots of each device."""
   own = P("device")
-
-  def compact(state):
-    return _boxed(engine.compact(_unboxed(state), slots))
-
   mapped = jax.shard_map(
-    compact, mesh=mesh, in_specs=own, out_specs=own, check_vma=False
-  )
+    lambda state: _boxed(engine.compact(_unboxed(state), slots)),
+    mesh=mesh, in_specs=own, out_specs=own, check_vma=False,
+  )  # fmt: skip
   return jax.jit(mapped, out_shardings=shared(mesh))
 
 
@@ -103,12 +96,8 @@ def _boxed(state: State) -> State:
 
 def _unboxed(state: State) -> State:
   slots, found = state.slots, state.found
+  scalars = ("finished", "spent", "passes")
   return State(
     slots.replace(next=slots.next[0]),
-    found.replace(
-      **{
-        name: getattr(found, name)[0]
-        for name in ("finished", "spent", "passes")
-      }
-    ),
+    found.replace(**{name: getattr(found, name)[0] for name in scalars}),
   )

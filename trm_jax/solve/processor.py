@@ -15,13 +15,14 @@ import numpy as np
 from scipy import special
 
 from trm_jax.data.questions import Question
+from trm_jax.data.task import judge
 from trm_jax.errors import UserError
 from trm_jax.run import pretrained
 from trm_jax.run.pretrained import Pretrained
 from trm_jax.solve import calibration as calibration_lib
-from trm_jax.solve import check, forms, reasoning
-from trm_jax.solve.choose import Ballots
-from trm_jax.solve.evaluate import with_mean_embedding
+from trm_jax.solve import forms, reasoning
+from trm_jax.solve.choose import Answers
+from trm_jax.solve.held_out import with_mean_embedding
 from trm_jax.solve.reasoning import Alternative, Reasoning, Step
 from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Solver
@@ -63,8 +64,8 @@ class TRMProcessor:
       found = calibration_lib.read(model.calibration)
       self._calibration = found
       self._threshold = found.threshold(self.config.confidence_threshold)
-    self._cache: collections.OrderedDict[Any, Reasoning] | None = None
-    self._cache_size = 0
+    self._cache: collections.OrderedDict[Any, Reasoning]
+    self._cache, self._cache_size = collections.OrderedDict(), 0
     experiment = model.experiment
     self._task = experiment.task
     self._devices = jax.local_devices() if devices is None else devices
@@ -132,24 +133,17 @@ class TRMProcessor:
   ) -> list[Reasoning]:
     """Solves questions that have been read; see `reason`.
 
-    Args:
-      asked: the questions.
-      allow_multiple_solutions: see `reason`.
-      on_progress: called with (rollouts done, in all); not for what is cached.
-
-    Returns:
-      What each came to.
+    `on_progress` is called with (rollouts done, in all), without cached ones.
     """
     ids = [self._puzzle_id(question) for question in asked]
     keys = [
       (question.tokens.tobytes(), number, allow_multiple_solutions)
       for question, number in zip(asked, ids, strict=True)
     ]
-    cache = {} if self._cache is None else self._cache
-    known = {key: cache[key] for key in keys if key in cache}
+    known = {key: self._cache[key] for key in keys if key in self._cache}
     new = {key: row for row, key in enumerate(keys) if key not in known}
-    rows = list(new.values())
-    if rows:
+    if new:
+      rows = list(new.values())
       found = self._solve_new(
         [asked[row] for row in rows],
         np.array([ids[row] for row in rows], np.int32),
@@ -161,10 +155,10 @@ class TRMProcessor:
       dataclasses.replace(known[key], name=question.name)
       for question, key in zip(asked, keys, strict=True)
     ]
-    if self._cache is not None:
-      results = copy.deepcopy(results)  # what is kept is nobody's to change
+    if self._cache_size:
+      results = copy.deepcopy(results)  # so that callers may change theirs
+      self._cache |= known
       for key in keys:
-        self._cache[key] = known[key]
         self._cache.move_to_end(key)
       while len(self._cache) > self._cache_size:
         self._cache.popitem(last=False)
@@ -174,19 +168,16 @@ class TRMProcessor:
     """Keeps the answers to so many puzzles, the last ones asked."""
     if type(max_size) is not int or max_size < 1:
       raise UserError(f"max_size={max_size!r}: must be a number of 1 or more")
-    self._cache = collections.OrderedDict()
-    self._cache_size = max_size
+    self._cache, self._cache_size = collections.OrderedDict(), max_size
 
   def set_memory_limit(self, limit: str | float):
-    """Chooses the batch, so that each device needs no more memory than this.
-
-    The batch is never larger than the config's.
+    """Lowers the batch until each device needs no more memory than this.
 
     Args:
       limit: bytes, or a text such as "4GB" or "512MiB".
 
     Raises:
-      UserError: if it is no amount of memory, or one puzzle needs more.
+      UserError: if it is not an amount of memory, or one puzzle needs more.
     """
     allowed = _bytes(limit)
     # With noise, a rollout takes the more memory.
@@ -195,7 +186,8 @@ class TRMProcessor:
     least = min(slots, len(self._devices))  # one of each device
     marks = self._marks(settings)
     # Most is for computing, and a part for what waits and what was found.
-    self._solver.room = int(min(self._solver.room, allowed / 16))
+    fits = int(min(self._solver.memory_bytes, allowed / 16))
+    self._solver.memory_bytes = fits
     while (needed := self._solver.memory(slots, settings, marks)) > allowed:
       if slots == least:
         raise UserError(
@@ -214,8 +206,8 @@ class TRMProcessor:
     if not number and self.config.puzzle_id == "error":
       raise UserError(
         f"{question.name}: the model was not trained on this task, so it has "
-        "no embedding; choose puzzle_id='mean' (the mean of all embeddings) "
-        "or 'blank' (none)"
+        "no embedding; choose puzzle_id='mean' (of all embeddings) or 'blank' "
+        "(none)"
       )
     return number
 
@@ -272,38 +264,39 @@ class TRMProcessor:
     rollouts = self._solver.solve(
       inputs, ids, settings, marks, prune=not several, on_progress=on_progress
     )
-    ballots = Ballots.of(rollouts, -1, settings.breadth)
+    found = Answers.of(rollouts, -1, settings.breadth)
     solved = None
     if self._task.is_solution:
-      solved = check.solved(inputs, ballots.answers, self._task)
-    chosen = ballots.choose(settings.select, solved)
+      solved = judge(inputs, found.answers, self._task)
+    chosen = found.choose(settings.select, solved).tolist()
+    confidences = self._calibration(found.q_halt)
     results = []
-    for row, question in enumerate(asked):
-      k = int(chosen[row])
-      steps = int(ballots.steps[row, k])
+    for row, (question, k) in enumerate(zip(asked, chosen, strict=True)):
+      steps = int(found.steps[row, k])
+      kept = steps if self.config.verbose_reasoning else 0
       # Copies, for a view would keep the whole batch in memory.
-      tokens = ballots.answers[row, k].copy()
-      history = rollouts.answers[row, k, :0].copy()
-      if self.config.verbose_reasoning:
-        history = rollouts.answers[row, k, :steps].copy()
-      sure = self._calibration(rollouts.q_halt[row, k, : len(history)])
+      tokens = found.answers[row, k].copy()
+      history = rollouts.answers[row, k, :kept].copy()
+      on_the_way = self._calibration(rollouts.q_halt[row, k, :kept]).tolist()
       results.append(
         Reasoning(
           name=question.name,
-          answer=self._form(tokens),
-          confidence=float(self._calibration(ballots.q_halt[row, k])),
+          answer=self._task.decode(tokens),
+          confidence=float(confidences[row, k]),
           steps=steps,
           checked=None if solved is None else bool(solved[row, k]),
           alternatives=(
-            self._alternatives(ballots, row, solved) if several else ()
+            self._alternatives(found, row, confidences[row], solved)
+            if several
+            else ()
           ),
           reasoning_history=tuple(
-            Step(step, self._form(answer), float(confidence))
-            for step, (answer, confidence) in enumerate(
-              zip(history, sure, strict=True), 1
+            Step(step, self._task.decode(answer), confidence)
+            for step, answer, confidence in zip(
+              range(1, kept + 1), history, on_the_way, strict=True
             )
           ),
-          flops=float(ballots.steps[row].sum() * rollouts.flops_per_step),
+          flops=float(found.steps[row].sum() * rollouts.flops_per_step),
           question=question.tokens,
           tokens=tokens,
           history=history,
@@ -312,42 +305,33 @@ class TRMProcessor:
     return results
 
   def _alternatives(
-    self, ballots: Ballots, row: int, solved: np.ndarray | None
+    self,
+    found: Answers,
+    row: int,
+    confidences: np.ndarray,
+    solved: np.ndarray | None,
   ) -> tuple[Alternative, ...]:
     """The different answers to a puzzle, the most frequent first."""
-    running = np.flatnonzero(ballots.steps[row] > 0)
-    same = ballots.same[row]
-    # Tokens that are not shown make no difference, such as padding.
-    texts = {
-      k: self._task.render(ballots.answers[row, k]) for k in set(same[running])
-    }
+    running = np.flatnonzero(found.steps[row] > 0).tolist()
     groups: dict[str, list[int]] = collections.defaultdict(list)
-    for k in running.tolist():
-      groups[texts[same[k]]].append(k)
-    sure = self._calibration(ballots.q_halt[row])
-    found = [
+    for k in running:
+      # Tokens that are not shown make no difference, such as padding.
+      groups[self._task.render(found.answers[row, k])].append(k)
+    alternatives = [
       Alternative(
-        answer=self._form(ballots.answers[row, members[0]]),
-        share=len(members) / len(running),
-        confidence=float(sure[members].mean()),
+        answer=self._task.decode(found.answers[row, members[0]]),
+        fraction=len(members) / len(running),
+        confidence=float(confidences[members].mean()),
         checked=None if solved is None else bool(solved[row, members[0]]),
       )
       for members in groups.values()
     ]
-    return tuple(sorted(found, key=lambda one: (-one.share, -one.confidence)))
-
-  def _form(self, tokens: np.ndarray) -> Any:
-    """An answer as people write it."""
-    text = self._task.render(tokens)
-    if self._task.name != "arc":
-      return text
-    return [
-      [int(colour) for colour in line] for line in text.split("/") if line
-    ]
+    return tuple(
+      sorted(alternatives, key=lambda one: (-one.fraction, -one.confidence))
+    )
 
 
 def _alone(results: list[Reasoning]) -> Any:
-  """A list of one is that one."""
   return results[0] if len(results) == 1 else results
 
 

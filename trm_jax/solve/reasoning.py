@@ -1,18 +1,17 @@
-"""How a processor is set, and what it tells of a puzzle."""
+"""The settings and the results of a processor."""
 
 import dataclasses
-import difflib
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from trm_jax import config as config_lib
 from trm_jax.data import datasets
 from trm_jax.errors import UserError
 from trm_jax.solve.rules import SolveConfig
 
-_MOST = 2**16  # of what a config counts
+_MOST = 2**16  # of steps and rollouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,42 +49,47 @@ class ReasonConfig:
   batch_size: int = 256
   seed: int = 0
 
+  def __post_init__(self):
+    for name in ("max_recursion_depth", "breadth", "alternatives_breadth",
+                 "batch_size"):  # fmt: skip
+      if not 1 <= getattr(self, name) <= _MOST:
+        raise ValueError(
+          f"{name}={getattr(self, name)}: must be from 1 to {_MOST:,}"
+        )
+    if not 0 < self.confidence_threshold < 1:
+      raise ValueError(
+        f"confidence_threshold={self.confidence_threshold}: must be a "
+        "probability between 0 and 1"
+      )
+    if self.puzzle_id not in datasets.UNSEEN:
+      raise ValueError(
+        f"puzzle_id={self.puzzle_id!r}: must be one of "
+        f"{', '.join(datasets.UNSEEN)}"
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class Alternative:
-  """An answer that some rollouts came to.
+  """An answer that some rollouts gave."""
 
-  Attributes:
-    answer: in the task's form.
-    share: of the rollouts, in (0, 1].
-    confidence: the mean over these rollouts.
-    checked: whether it solves the puzzle; None where no rules tell.
-  """
-
-  answer: Any
-  share: float
-  confidence: float
-  checked: bool | None
+  answer: Any  # in the task's form
+  fraction: float  # of the rollouts, in (0, 1]
+  confidence: float  # the mean over these rollouts
+  checked: bool | None  # whether it solves the puzzle; None without rules
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """An answer on the way.
+  """The answer after a supervision step."""
 
-  Attributes:
-    step: supervision steps behind it.
-    answer: in the task's form.
-    confidence: that it is right.
-  """
-
-  step: int
-  answer: Any
-  confidence: float
+  step: int  # from 1
+  answer: Any  # in the task's form
+  confidence: float  # that it is right
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reasoning:
-  """What a puzzle came to.
+  """The answer to a puzzle, and how it was found.
 
   Attributes:
     name: what the puzzle is called.
@@ -124,42 +128,13 @@ def read_config(config: Mapping[str, Any] | None) -> ReasonConfig:
   Raises:
     UserError: naming the field that does not exist or is wrong.
   """
-  config = {} if config is None else config
-  if not isinstance(config, Mapping):
+  if config is not None and not isinstance(config, Mapping):
     raise UserError(
       f"config is {type(config).__name__}; expected fields by name, as in "
       '{"max_recursion_depth": 32}'
     )
-  fields = typing.get_type_hints(ReasonConfig)
-  for name, value in config.items():
-    if name not in fields:
-      close = difflib.get_close_matches(str(name), fields, n=1)
-      hint = f"did you mean {close[0]!r}?" if close else (
-        f"it has {', '.join(fields)}"
-      )  # fmt: skip
-      raise UserError(f"config has no field {name!r}: {hint}")
-    wanted = fields[name]
-    is_number = wanted is float and type(value) is int
-    if type(value) is not wanted and not is_number:
-      raise UserError(
-        f"config.{name}={value!r}: must be {wanted.__name__}, not "
-        f"{type(value).__name__}"
-      )
-  read = ReasonConfig(**config)
-  for name in ("max_recursion_depth", "breadth", "alternatives_breadth",
-               "batch_size"):  # fmt: skip
-    if not 1 <= getattr(read, name) <= _MOST:
-      raise UserError(
-        f"config.{name}={getattr(read, name)}: must be from 1 to {_MOST:,}"
-      )
-  if not 0 < read.confidence_threshold < 1:
-    raise UserError(
-      f"config.confidence_threshold={read.confidence_threshold}: must be a "
-      "probability between 0 and 1"
-    )
-  if read.puzzle_id not in datasets.UNSEEN:
-    raise UserError(
-      f"config.puzzle_id={read.puzzle_id!r}: must be one of "
-      f"{', '.join(datasets.UNSEEN)}"
-    )
-  return read
+  values = {str(name): value for name, value in (config or {}).items()}
+  try:
+    return config_lib.read_section(ReasonConfig, "reason", values)
+  except UserError as error:
+    raise UserError(str(error).replace("config.reason", "config")) from error

@@ -1,25 +1,26 @@
-"""Voting: the augmented copies of a puzzle answer together.
+"""Voting: rollouts of a puzzle, or copies of it, answer together.
 
-A *question* is a test input of a task, and each copy of the task that is asked
-it casts a vote: its answer mapped back to the original, and how sure it is.
-Answers are compared by key, a hash of 64 bits, so that devices and processes
-need pass on no more than that; one example of each answer is kept.
+A *question* is what votes are counted by: a puzzle, or in ARC a test input of
+a task. Each vote is an answer, mapped back to the original, and a confidence.
+Answers are compared by key, a hash of 64 bits.
 
-Candidates are ranked as in the reference: by votes, then by mean sureness,
+Candidates are ranked as in the reference: by votes, then by mean confidence,
 then by which came first.
 """
 
+import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trm_jax.data.arc import grids
-from trm_jax.data.task import Split
+from trm_jax.core.hashing import mix
+from trm_jax.data.task import Split, Task
 
 # Ranks that are scored; two attempts a question are what the competition asks.
 KS = (1, 2, 5, 10, 100, 1000)
@@ -29,29 +30,19 @@ _CHUNK = 2048
 
 
 def fingerprints(tokens, xp):
-  """Hashes token sequences, to the same bits on the host and on devices.
+  """Hashes tokens [..., S] to uint32 [..., 2], the same bits in both libraries.
 
-  Each half of the hash is `sum_i a_i * tokens_i` modulo 2**32, with fixed odd
-  multipliers `a_i` without pattern, and then a one-to-one mix. Sequences that
-  differ in one token never collide. Others, with tokens below 12, do so for
-  at most one in 2**56 choices of the multipliers: of the 2**31 values that a
-  multiplier can take in each half, no more than 2**3 make two given sums
-  equal, for 2**3 is the highest power of two in a difference of tokens.
-
-  Args:
-    tokens: integers [..., S].
-    xp: `numpy`, or `jax.numpy`, in which it can be traced.
-
-  Returns:
-    uint32 [..., 2].
+  Each half is `sum_i a_i * tokens_i` modulo 2**32, with fixed odd multipliers
+  without pattern, and then a one-to-one mix. Sequences that differ in one token
+  never collide; others, with tokens below 12, do so for at most one in 2**56
+  choices of the multipliers. `xp` is `numpy` or `jax.numpy`.
   """
   tokens = xp.asarray(tokens).astype(xp.uint32)
-  multipliers = _multipliers(tokens.shape[-1])
   sums = [
     (tokens * xp.broadcast_to(half, tokens.shape)).sum(-1, dtype=xp.uint32)
-    for half in multipliers
+    for half in _multipliers(tokens.shape[-1])
   ]
-  return _mix(xp.stack(sums, axis=-1))
+  return mix(xp.stack(sums, axis=-1))
 
 
 @functools.cache
@@ -59,14 +50,7 @@ def _multipliers(length):
   """Odd uint32 [2, length], the same in every process."""
   # Multiples of the golden ratio, mixed: a simple generator of random numbers.
   numbers = np.arange(1, 2 * length + 1, dtype=np.uint32)
-  return (_mix(numbers * np.uint32(0x9E3779B9)) | 1).reshape(2, length)
-
-
-def _mix(hashes):
-  """Spreads each bit of uint32 numbers over all bits (MurmurHash3)."""
-  hashes = (hashes ^ (hashes >> 16)) * np.uint32(0x85EBCA6B)
-  hashes = (hashes ^ (hashes >> 13)) * np.uint32(0xC2B2AE35)
-  return hashes ^ (hashes >> 16)
+  return (mix(numbers * np.uint32(0x9E3779B9)) | 1).reshape(2, length)
 
 
 def as_keys(prints: np.ndarray) -> np.ndarray:
@@ -76,47 +60,58 @@ def as_keys(prints: np.ndarray) -> np.ndarray:
 
 
 def confidences(q_halt: np.ndarray) -> np.ndarray:
-  """The halting head's belief that an answer is right.
+  """Sigmoids of halting logits, float64 of the same shape.
 
-  Args:
-    q_halt: float [...], its logits.
-
-  Returns:
-    float64 [...], their sigmoid, computed in float64: means of float32
-    numbers would tie, or not, by chance.
+  In float64, for means of float32 numbers would tie, or not, by chance.
   """
   with np.errstate(over="ignore"):  # exp(-q) is infinite, which gives 0
     return 1 / (1 + np.exp(-np.asarray(q_halt, np.float64)))
 
 
+class Tally(NamedTuple):
+  """Votes counted, for C different answers to their questions."""
+
+  candidate: np.ndarray  # int64 [M], which answer each vote is for
+  first: np.ndarray  # int64 [C], the first vote for each answer
+  count: np.ndarray  # int64 [C], votes
+  q: np.ndarray  # float64 [C], their mean confidence
+
+
+def tally(questions: np.ndarray, keys: np.ndarray, q: np.ndarray) -> Tally:
+  """Counts votes: integers, uint64 and float64 [M], as `Ballot.add` takes them.
+
+  Confidences are summed in the order of the votes.
+  """
+  order = np.lexsort((keys, questions))  # stable: the first vote comes first
+  is_new = np.ones(len(order), bool)
+  for values in (questions[order], keys[order]):
+    is_new[1:] &= values[1:] == values[:-1]
+  is_new[1:] = ~is_new[1:]
+  candidate = np.empty_like(order)
+  candidate[order] = np.cumsum(is_new) - 1
+  first = order[is_new]
+  count = np.bincount(candidate, minlength=len(first))
+  total = np.bincount(candidate, q, minlength=len(first))
+  return Tally(candidate, first, count, total / np.maximum(count, 1))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:
-  """An answer that was given to a question.
+  """An answer that was given to a question."""
 
-  Attributes:
-    key: its fingerprint.
-    count: how many votes it has.
-    q: their mean confidence.
-    answer: uint8 [S], its tokens; None if votes came without answers.
-  """
-
-  key: int
-  count: int
-  q: float
-  answer: np.ndarray | None
+  key: int  # its fingerprint
+  count: int  # votes
+  q: float  # their mean confidence
+  answer: np.ndarray | None  # uint8 [S]; None if votes came without answers
 
 
 class Ballot:
-  """Votes on any number of questions.
-
-  A million votes take about a second, and less than a kilobyte for each
-  answer that is unlike all others to its question.
-  """
+  """Votes on any number of questions; keeps one example of each answer."""
 
   def __init__(self):
-    # Of each question, by key: votes, the sum of confidences, and the answer.
-    # Python's dicts keep the order in which keys came first.
-    self._votes: dict[int, dict[int, list]] = {}
+    self._votes = [(np.zeros(0, int), np.zeros(0, np.uint64), np.zeros(0))]
+    self._answers: dict[tuple[int, int], np.ndarray] = {}
+    self._rankings: dict[int, list[Candidate]] | None = None
 
   def add(
     self,
@@ -130,63 +125,50 @@ class Ballot:
     Args:
       questions: integers [M], the question that each vote answers.
       keys: uint64 [M], of the answers.
-      q: float [M], how sure each is, as `confidences` gives it; a NaN counts
-        as 0.
+      q: float [M], confidences; a NaN counts as 0.
       answers: uint8 [M, S], tokens mapped back to the original; or None,
         where only scores are wanted.
     """
     q = np.nan_to_num(np.asarray(q, np.float64))
-    votes = zip(questions.tolist(), keys.tolist(), q.tolist(), strict=True)
-    for row, (question, key, sure) in enumerate(votes):
-      candidates = self._votes.setdefault(question, {})
-      if key in candidates:
-        candidate = candidates[key]
-        candidate[0] += 1
-        candidate[1] += sure
-      else:
-        answer = None if answers is None else answers[row].tobytes()
-        candidates[key] = [1, sure, answer]
+    self._votes.append((questions, keys, q))
+    self._rankings = None
+    if answers is not None:
+      for row in tally(questions, keys, q).first.tolist():
+        place = int(questions[row]), int(keys[row])
+        if place not in self._answers:
+          self._answers[place] = np.asarray(answers[row], np.uint8).copy()
 
   def ranking(self, question: int) -> list[Candidate]:
     """The answers given to a question, the best first."""
-    return [
-      Candidate(
-        key=key,
-        count=count,
-        q=total / count,
-        answer=None if answer is None else np.frombuffer(answer, np.uint8),
-      )
-      for key, (count, total, answer) in self._ranked(question)
-    ]
+    if self._rankings is None:
+      self._rankings = self._rank()
+    return self._rankings.get(question, [])
 
   def place(self, question: int, key: int | None) -> float:
     """How many candidates rank before an answer; infinite if nobody gave it."""
-    if key not in self._votes.get(question, {}):
-      return math.inf
-    return [other for other, _ in self._ranked(question)].index(key)
+    keys = [candidate.key for candidate in self.ranking(question)]
+    return keys.index(key) if key in keys else math.inf
 
-  def _ranked(self, question):
-    return sorted(
-      self._votes.get(question, {}).items(),
-      key=lambda item: (item[1][0], item[1][1] / item[1][0]),
-      reverse=True,
-    )
+  def _rank(self) -> dict[int, list[Candidate]]:
+    questions, keys, q = map(np.concatenate, zip(*self._votes, strict=True))
+    found = tally(questions, keys, q)
+    rankings = collections.defaultdict(list)
+    for i in np.lexsort((found.first, -found.q, -found.count)).tolist():
+      question, key = int(questions[found.first[i]]), int(keys[found.first[i]])
+      answer = self._answers.get((question, key))
+      rankings[question].append(
+        Candidate(key, int(found.count[i]), float(found.q[i]), answer)
+      )
+    return dict(rankings)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """A test pair of a task.
-
-  Attributes:
-    task: the task's name.
-    question: the number of its input; pairs of a task with the same input are
-      one question.
-    label: the key of its output, None if that is not known.
-  """
+  """A test pair of a task; pairs with the same input are one question."""
 
   task: str
   question: int
-  label: int | None
+  label: int | None  # the key of its output, None if that is not known
 
 
 def pass_at_k(
@@ -202,8 +184,8 @@ def pass_at_k(
     ks: how many candidates may be tried.
 
   Returns:
-    For each k the mean over the scored tasks of the share of their pairs that
-    are solved. Nothing if no label is known.
+    For each k the mean over the scored tasks of the fraction of their pairs
+    that are solved. Nothing if no label is known.
   """
   tasks = [
     members
@@ -212,41 +194,36 @@ def pass_at_k(
   ]
   if not tasks:
     return {}
-  shares = dict.fromkeys(ks, 0.0)
+  solved = dict.fromkeys(ks, 0.0)
   for members in tasks:
     places = [ballot.place(pair.question, pair.label) for pair in members]
     for k in ks:
-      shares[k] += sum(place < k for place in places) / len(members)
-  return {k: share / len(tasks) for k, share in shares.items()}
+      solved[k] += sum(place < k for place in places) / len(members)
+  return {k: fraction / len(tasks) for k, fraction in solved.items()}
 
 
 def submission(
-  ballot: Ballot, pairs: Sequence[Pair], *, attempts: int = 2
+  ballot: Ballot, pairs: Sequence[Pair], task: Task, *, attempts: int = 2
 ) -> dict[str, list[dict[str, list[list[int]]]]]:
   """The best candidates, in the form that the Kaggle competition asks for.
 
-  Args:
-    ballot: the votes, given with answers.
-    pairs: all test pairs.
-    attempts: candidates a pair. Where there are fewer, the best is repeated;
-      where there are none, the grid is `[[0]]`.
+  Where there are fewer than `attempts`, the best is repeated; where there are
+  none, the grid is `[[0]]`.
 
   Returns:
     For each task, for each of its pairs, "attempt_1", "attempt_2" ...: grids.
   """
+
+  def grids_of(pair: Pair) -> dict[str, list[list[int]]]:
+    best = ballot.ranking(pair.question)[:attempts]
+    shown = [task.decode(np.asarray(one.answer)) for one in best] or [[[0]]]
+    shown += shown[:1] * (attempts - len(shown))
+    return {f"attempt_{n}": grid for n, grid in enumerate(shown, 1)}
+
   return {
-    task: [
-      _attempts(ballot.ranking(pair.question)[:attempts], attempts)
-      for pair in members
-    ]
-    for task, members in _by_task(pairs).items()
+    name: [grids_of(pair) for pair in members]
+    for name, members in _by_task(pairs).items()
   }
-
-
-def _attempts(candidates, count):
-  shown = [grids.decode(c.answer).tolist() for c in candidates] or [[[0]]]
-  shown += shown[:1] * (count - len(shown))
-  return {f"attempt_{n}": grid for n, grid in enumerate(shown, 1)}
 
 
 def _by_task(pairs):
@@ -256,15 +233,13 @@ def _by_task(pairs):
   return tasks
 
 
-def questions_of(
-  split: Split, unview: Callable
-) -> tuple[np.ndarray, list[Pair]]:
+def questions_of(split: Split, task: Task) -> tuple[np.ndarray, list[Pair]]:
   """Numbers the questions of a test split.
 
   Args:
     split: groups are tasks, puzzles are their copies with the original first,
       and examples are test pairs; a label that is all 0 is not known.
-    unview: `(tokens [S], symmetry [K]) -> tokens [S]`, as in `Task`.
+    task: maps copies back.
 
   Returns:
     int32 [M], which question each row of `split.rows` asks.
@@ -277,7 +252,7 @@ def questions_of(
   shown_by = None
   if split.is_viewed and split.symmetries is not None:
     shown_by = split.symmetries[puzzles]
-  keys = _keys(split.inputs, examples, shown_by, unview)
+  keys = _keys(split.inputs, examples, shown_by, task)
   numbers: dict[tuple[str, int], int] = {}
   questions = [
     numbers.setdefault(asked, len(numbers))
@@ -286,11 +261,9 @@ def questions_of(
   # The rows of the originals are the pairs, in the same order.
   rows = np.flatnonzero(np.isin(puzzles, split.first_puzzle[:-1]))
   labels = _keys(
-    split.labels,
-    examples[rows],
-    None if shown_by is None else shown_by[rows],
-    unview,
-  )
+    split.labels, examples[rows],
+    None if shown_by is None else shown_by[rows], task,
+  )  # fmt: skip
   is_known = np.any(split.labels[examples[rows]], axis=-1)
   pairs = [
     Pair(tasks[row], questions[row], label if known else None)
@@ -301,52 +274,39 @@ def questions_of(
   return np.array(questions, np.int32), pairs
 
 
-def _keys(tokens, examples, symmetries, unview):
-  """The keys of examples, as their originals show them.
-
-  Args:
-    tokens: uint8 [N, S].
-    examples: integers [M], rows of `tokens`.
-    symmetries: uint8 [M, K], as which they are shown; None for originals.
-    unview: as in `questions_of`.
-
-  Returns:
-    uint64 [M].
-  """
+def _keys(tokens, examples, symmetries, task):
+  """The keys of some rows of `tokens`, as their originals show them."""
   if symmetries is None:  # then copies share few examples
     used, places = np.unique(examples, return_inverse=True)
     return as_keys(fingerprints(tokens[used], np))[places]
-  keys = [
-    unviewed(tokens[examples[part]], symmetries[part], unview)[1]
-    for part in parts(len(examples))
-  ]
-  return np.concatenate([np.zeros(0, np.uint64), *keys])
+  return unviewed(tokens[examples], symmetries, task)[1]
 
 
-def parts(count: int) -> list[slice]:
-  """Cuts rows into parts of a size that suits `unviewed`."""
-  return [slice(first, first + _CHUNK) for first in range(0, count, _CHUNK)]
+def originals(tokens: jax.Array, symmetries: jax.Array, task: Task):
+  """Maps what copies show back to their originals, `[M, S]`; to be traced."""
+  assert task.copies and task.copies.undo, "a task with copies"
+  return jax.vmap(task.copies.undo)(symmetries, tokens)
 
 
 def unviewed(
-  tokens: np.ndarray, symmetries: np.ndarray, unview: Callable
+  tokens: np.ndarray, symmetries: np.ndarray, task: Task
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Maps what copies show back to their originals.
-
-  Args:
-    tokens: uint8 [M, S].
-    symmetries: uint8 [M, K], of the copies.
-    unview: `(tokens [S], symmetry [K]) -> tokens [S]`, as in `Task`.
+  """Maps tokens of copies, uint8 [M, S], back to their originals.
 
   Returns:
     uint8 [M, S], the tokens as the originals show them.
     uint64 [M], their keys.
   """
-  originals, prints = jax.device_get(_unviewed(tokens, symmetries, unview))
-  return originals, as_keys(prints)
+  shown, prints = np.zeros_like(tokens), np.zeros((len(tokens), 2), np.uint32)
+  for first in range(0, len(tokens), _CHUNK):
+    part = slice(first, first + _CHUNK)
+    shown[part], prints[part] = jax.device_get(
+      _unviewed(tokens[part], symmetries[part], task)
+    )
+  return shown, as_keys(prints)
 
 
-@functools.partial(jax.jit, static_argnames="unview")
-def _unviewed(tokens, symmetries, unview):
-  originals = jax.vmap(unview)(tokens, symmetries)
-  return originals, fingerprints(originals, jnp)
+@functools.partial(jax.jit, static_argnames="task")
+def _unviewed(tokens, symmetries, task):
+  found = originals(tokens, symmetries, task)
+  return found, fingerprints(found, jnp)

@@ -30,7 +30,6 @@ from trm_jax.study import results
 from trm_jax.study.grid import Setting, StudyConfig
 from trm_jax.study.results import Trial
 from trm_jax.train import loop as fit
-from trm_jax.train import population
 from trm_jax.train import step as train
 
 
@@ -184,7 +183,7 @@ def carry_out(
   folder: Folder,
   training: Split,
   held_out: Split,
-  watcher: fit.Watcher,
+  progress: fit.Progress,
 ):
   """Trains a population, tests its members, and saves a trial of each.
 
@@ -194,15 +193,20 @@ def carry_out(
   """
   setting, experiment = work.setting, work.setting.experiment
   scratch = folder.unfinished(setting.key, work.seeds)
-  members, seconds = population.fit_population(
-    experiment, work.seeds, scratch, training, held_out, watcher
+  members, seconds = fit.fit(
+    experiment,
+    run_folder.RunFolder(scratch),
+    training,
+    held_out,
+    progress,
+    seeds=work.seeds,
   )
   recipe = train.Recipe.of(experiment)
   for member in members:
     steps = experiment.train.steps
     if member.diverged_at is not None:
       steps = member.diverged_at
-      watcher.say(f"seed {member.seed} diverged at step {steps}")
+      progress.say(f"seed {member.seed} diverged at step {steps}")
     trial = Trial(
       setting=setting.key,
       seed=member.seed,
@@ -228,7 +232,7 @@ def carry_out(
       )
     if member.diverged_at is None:
       trial = test(trial, member.params, setting, study, held_out)
-      watcher.say(fit.describe(steps, trial.depths[-1]))
+      progress.say(fit.describe(steps, trial.depths[-1]))
     if processes.is_leader():
       results.save_trial(folder.trials, trial)
   processes.barrier("carried out")

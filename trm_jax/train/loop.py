@@ -6,35 +6,31 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import jax
+import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from trm_jax.config import Experiment
-from trm_jax.data.batches import Table
+from trm_jax.core.network import Params
 from trm_jax.data.task import Split
-from trm_jax.errors import UserError
-from trm_jax.run import checkpoint, metrics, processes, sharding
+from trm_jax.run import checkpoint, metrics, processes
 from trm_jax.run.folder import RunFolder
 from trm_jax.solve import evaluate
 from trm_jax.train import step as train
-
-# Bytes of examples, above which devices share them.
-_SHARED_FROM = 2**28
+from trm_jax.train.program import Program, build, stage
 
 
-class Watcher(Protocol):
-  """Somebody who looks on: a progress bar, or nobody."""
+class Progress(Protocol):
+  """Progress callbacks."""
 
   def say(self, message: str) -> None:
-    """A sentence worth a line of its own."""
+    """Shows a message, on a line of its own."""
     ...
 
   def advance(self, step: int, row: metrics.Row) -> None:
-    """Training has reached `step`; `row` is its latest record."""
+    """Training has reached `step`; `row` is the latest row of metrics."""
     ...
 
 
@@ -53,98 +49,23 @@ class Stopped(Exception):  # noqa: N818 - no error: the run was asked to stop
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-  """A run's compiled parts and where their arrays live.
+class Member:
+  """One trained seed.
 
   Attributes:
-    mesh: the devices.
-    recipe: what a step does.
-    abstract: the state's shapes, dtypes and shardings.
-    init: makes a fresh state, already sharded.
-    dispatch: `(state, table, choices) -> (state, metrics)`; donates the state.
+    seed: the seed.
+    params: the averaged model after the last step.
+    diverged_at: the first step with a value that is not finite, or None.
+    learning: one record for each evaluation during training, at the deepest
+      depth, with its `step`.
+    records: the last evaluation, one record a depth; empty if there was none.
   """
 
-  mesh: Mesh
-  recipe: train.Recipe
-  abstract: train.TrainState
-  init: Callable[[], train.TrainState]
-  dispatch: Callable[[train.TrainState, Table, Any], Any]
-
-
-def build(experiment: Experiment) -> Program:
-  """Lays the experiment out over the devices and prepares its functions.
-
-  Raises:
-    UserError: if the devices do not suit the config.
-  """
-  mesh = sharding.make_mesh(experiment.mesh.data, experiment.mesh.model)
-  sharding.check_batch(
-    "config.train.batch_size", experiment.train.batch_size, mesh
-  )
-  sharding.check_batch(
-    "config.eval.batch_size", experiment.eval.batch_size, mesh
-  )
-  check_kernel(experiment, mesh)
-  return lay_out(experiment, mesh)
-
-
-def check_kernel(experiment: Experiment, mesh: Mesh):
-  """Refuses to train where the kernel of the model's attention is not.
-
-  Raises:
-    UserError: saying what to set.
-  """
-  model, here = experiment.model, mesh.devices.flat[0].platform
-  if model.kernel_platform not in (None, here):
-    raise UserError(
-      f"config.model.attention={model.attention!r}: is a kernel of the "
-      f"platform {model.kernel_platform!r}, but these devices are "
-      f"{here!r}; set config.model.attention='blocks', which runs anywhere and "
-      "computes the same; a run may change it when it resumes"
-    )
-
-
-def lay_out(experiment: Experiment, mesh: Mesh) -> Program:
-  """`build` for a given mesh, whose devices may be only described."""
-  recipe = train.Recipe.of(experiment)
-  shapes = jax.eval_shape(lambda: train.init_state(recipe))
-  placed = sharding.shardings(shapes, mesh)
-  whole = sharding.replicated(mesh)
-  parts = experiment.train.parts(mesh.shape["data"])
-  spread = sharding.over_slots(mesh, parts)
-
-  def dispatch(state, table, choices):
-    return train.train_steps(state, table, recipe, choices, spread)
-
-  return Program(
-    mesh=mesh,
-    recipe=recipe,
-    abstract=checkpoint.abstract_state(shapes, placed),
-    init=jax.jit(lambda: train.init_state(recipe), out_shardings=placed),
-    dispatch=jax.jit(
-      dispatch,
-      out_shardings=(placed, whole),
-      donate_argnums=0,
-    ),
-  )
-
-
-def stage(split: Split, mesh: Mesh) -> Table:
-  """Puts a whole split onto the devices, as stored (uint8 tokens).
-
-  Every device gets all of it, unless it is large: then they share the
-  examples, and looking up a batch sends it, and no more, between them.
-  """
-  table = Table.of(split)
-  if split.inputs.nbytes + split.labels.nbytes <= _SHARED_FROM:
-    return sharding.put(table, sharding.replicated(mesh))
-  examples = {
-    name: sharding.spread(getattr(split, name), mesh)
-    for name in ("inputs", "labels")
-  }
-  rest = table.replace(inputs=None, labels=None)
-  rest = sharding.put(rest, sharding.replicated(mesh))
-  return rest.replace(**examples)
+  seed: int
+  params: Params
+  diverged_at: int | None
+  learning: list[evaluate.Record]
+  records: list[evaluate.Record]
 
 
 def fit(
@@ -152,29 +73,37 @@ def fit(
   folder: RunFolder,
   training: Split,
   held_out: Split | None,
-  watcher: Watcher,
+  progress: Progress,
+  *,
+  seeds: Sequence[int] | None = None,
   tensorboard: bool = False,
-) -> list[evaluate.Record]:
+) -> tuple[list[Member], float]:
   """Trains to the end, from wherever the folder's last checkpoint stands.
+
+  The best checkpoint is the one with the best score, of several seeds the best
+  mean over those that have not diverged.
 
   Args:
     experiment: what to do.
     folder: where to keep it; claimed by the caller.
     training: training puzzles.
     held_out: puzzles for evaluation, or `None` for no evaluation.
-    watcher: told of progress; only the first process should speak.
+    progress: told of progress; only the first process should show it.
+    seeds: trained together in place of the experiment's own. A seed that
+      diverges is then marked, and the others go on. Rows of metrics have the
+      split "train/seed0", "test/seed0" and so on.
     tensorboard: whether to write TensorBoard files as well.
 
   Returns:
-    The last evaluation, one record per depth; empty without `held_out`.
+    The members in the order of `seeds`, and the seconds spent on training.
 
   Raises:
     Stopped: after a signal, once everything is saved.
-    UserError: if training diverged, or a checkpoint cannot be read or written.
+    UserError: if the experiment's own seed diverged, or a checkpoint cannot be
+      read or written.
   """
-  program = build(experiment)
+  program = build(experiment, seeds)
   table = stage(training, program.mesh)
-  leader = processes.is_leader()
   with (
     checkpoint.Checkpoints(
       folder.checkpoints,
@@ -183,49 +112,63 @@ def fit(
     ) as checkpoints,
     contextlib.ExitStack() as closing,
   ):
-    state = restore_or_init(program, checkpoints, watcher)
-    step = int(state.step)
-    if leader:
-      board = folder.tensorboard if tensorboard else None
-      writer = metrics.Writer(folder.metrics, step, board)
-      closing.callback(writer.close)
+    state = restore_or_init(program, checkpoints, progress)
+    step = checkpoints.latest or 0
+    history = _History(folder, seeds, step, tensorboard)
+    closing.callback(history.close)
 
-    def record(step: int, split: str, row: metrics.Row):
-      if leader:
-        writer.write(step, split, row)
-
-    def on_training_row(step: int, row: metrics.Row):
+    def on_rows(step: int, rows: dict[int, metrics.Row]):
       spent = program.recipe.training_flops(step)
-      record(step, "train", row | {"training_flops": spent})
-      watcher.advance(step, row)
+      for member, row in rows.items():
+        history.write(step, "train", member, row | {"training_flops": spent})
+      if rows:
+        progress.advance(step, _mean(list(rows.values())))
 
-    log = metrics.TrainingLog(experiment.train.log_every, on_training_row)
+    def on_divergence(step: int, member: int, values: str):
+      if seeds is None:
+        metrics.refuse_divergence(step, member, values)
+      history.write(step, "train", member, {"diverged": True})
+
+    log = metrics.TrainingLog(
+      experiment.train.log_every,
+      on_rows,
+      on_divergence,
+      history.diverged,
+      history.seconds,
+    )
     stop_requested = closing.enter_context(stop_signals())
 
-    def evaluate_now(
-      step: int, state: train.TrainState, held_out: Split
-    ) -> list[evaluate.Record]:
-      started = time.perf_counter()
-      records = evaluate.evaluate(
-        state.averaged_params,
-        held_out,
-        experiment.model,
-        experiment.task,
-        depth=experiment.eval.depth,
-        batch_size=experiment.eval.batch_size,
-        mesh=program.mesh,
-        training_flops=program.recipe.training_flops(step),
-      )
-      seconds = time.perf_counter() - started
-      log.pause(seconds)
-      record(step, "test", records[-1] | {"seconds": seconds})
-      watcher.say(describe(step, records[-1]))
-      return records
+    def evaluate_members(step: int, held_out: Split):
+      """Evaluates those that have not diverged; member -> a record a depth."""
+      found: dict[int, list[evaluate.Record]] = {}
+      for i in range(len(program.seeds)):
+        if i in history.diverged:
+          continue
+        started = time.perf_counter()
+        found[i] = evaluate.evaluate(
+          program.averaged(state, i),
+          held_out,
+          experiment.model,
+          experiment.task,
+          depth=experiment.eval.depth,
+          batch_size=experiment.eval.batch_size,
+          mesh=program.mesh,
+          training_flops=program.recipe.training_flops(step),
+        )
+        seconds = time.perf_counter() - started
+        log.pause(seconds)
+        history.write(step, "test", i, found[i][-1] | {"seconds": seconds})
+      if found:
+        mean = _mean([records[-1] for records in found.values()])
+        told = describe(step, mean)
+        count = len(found)
+        progress.say(told if count == 1 else f"{told}, mean of {count} seeds")
+      return found
 
-    records: list[evaluate.Record] = []
+    records: dict[int, list[evaluate.Record]] = {}
     last = experiment.train.steps
-    while step < last:
-      count = experiment.train.steps_per_dispatch
+    count = experiment.train.steps_per_dispatch
+    while step < last and len(history.diverged) < len(program.seeds):
       choices = program.recipe.choices(step, count)
       state, dispatched = program.dispatch(state, table, choices)
       step += count
@@ -233,8 +176,8 @@ def fit(
       scores = None
       if held_out and (step % experiment.eval.every == 0 or step == last):
         log.flush()  # stops here, before anything is kept, if not finite
-        records = evaluate_now(step, state, held_out)
-        scores = records[-1]
+        records = evaluate_members(step, held_out)
+        scores = _mean([found[-1] for found in records.values()])
         if experiment.task.best_metric not in scores:
           scores = None  # nothing in the split has a label
       stop = stop_requested(step)
@@ -242,9 +185,7 @@ def fit(
       if due or scores or stop:
         log.flush()
         started = time.perf_counter()
-        if leader:
-          folder.check_claim()
-          writer.keep()
+        history.flush(folder, step, log.seconds)
         checkpoints.save(step, state, scores)
         log.pause(time.perf_counter() - started)
       if stop and step < last:
@@ -252,19 +193,111 @@ def fit(
         raise Stopped(step, stop)
     checkpoints.wait()
     if held_out and not records:  # resumed after its last step
-      records = evaluate_now(step, state, held_out)
-  return records
+      records = evaluate_members(step, held_out)
+    members = [
+      Member(
+        seed=seed,
+        params=program.averaged(state, i),
+        diverged_at=history.diverged.get(i),
+        learning=history.learning[i],
+        records=records.get(i, []),
+      )
+      for i, seed in enumerate(program.seeds)
+    ]
+    return members, log.seconds
+
+
+class _History:
+  """What was measured of each member, written and read back on resuming.
+
+  Args:
+    folder: whose rows up to `step` are kept.
+    seeds: one a member; None for the experiment's own.
+    step: from which training goes on.
+    tensorboard: whether to write TensorBoard files as well.
+
+  Attributes:
+    diverged: member -> the first step that was not finite.
+    learning: of each member, its evaluations.
+    seconds: of training.
+  """
+
+  def __init__(
+    self,
+    folder: RunFolder,
+    seeds: Sequence[int] | None,
+    step: int,
+    tensorboard: bool,
+  ):
+    self._suffixes = [""] if seeds is None else [f"/seed{s}" for s in seeds]
+    self.diverged: dict[int, int] = {}
+    self.learning: list[list[evaluate.Record]] = [[] for _ in self._suffixes]
+    self.seconds = 0.0
+    splits = {
+      kind + suffix: (kind, member)
+      for member, suffix in enumerate(self._suffixes)
+      for kind in ("train", "test")
+    }
+    for row in metrics.read(folder.metrics):
+      split = row.pop("split")
+      if row["step"] <= step and split in splits:
+        self._remember(*splits[split], row)
+      elif row["step"] <= step and split == "all":
+        self.seconds = row["seconds"]
+    self._writer = None
+    if processes.is_leader():
+      board = folder.tensorboard if tensorboard else None
+      self._writer = metrics.Writer(folder.metrics, step, board)
+
+  def write(self, step: int, kind: str, member: int, row: metrics.Row):
+    """Adds a row of "train" or "test"."""
+    self._remember(kind, member, {"step": step, **row})
+    if self._writer:
+      self._writer.write(step, kind + self._suffixes[member], row)
+
+  def flush(self, folder: RunFolder, step: int, seconds: float):
+    """Makes sure that all rows outlast this process, before a checkpoint."""
+    if self._writer:
+      folder.check_claim()
+      if self._suffixes != [""]:
+        self._writer.write(step, "all", {"seconds": seconds})
+      self._writer.flush()
+
+  def close(self):
+    """Closes the files."""
+    if self._writer:
+      self._writer.close()
+
+  def _remember(self, kind: str, member: int, row: dict[str, Any]):
+    if "diverged" in row:
+      self.diverged.setdefault(member, row["step"])
+    elif kind == "test":
+      row = {name: v for name, v in row.items() if name != "seconds"}
+      if row not in self.learning[member]:  # evaluated again after the end
+        self.learning[member].append(row)
 
 
 def restore_or_init(
-  program: Program, checkpoints: checkpoint.Checkpoints, watcher: Watcher
+  program: Program, checkpoints: checkpoint.Checkpoints, progress: Progress
 ) -> train.TrainState:
   """The state of the latest checkpoint, or a fresh one."""
   if checkpoints.latest is None:
     return program.init()
   state = checkpoints.restore(checkpoints.latest, program.abstract)
-  watcher.say(f"resumed from the checkpoint of step {checkpoints.latest}")
+  progress.say(f"resumed from the checkpoint of step {checkpoints.latest}")
   return state
+
+
+def _mean(rows: Sequence[metrics.Row]) -> metrics.Row:
+  """The mean over members of every fraction and amount that all have."""
+  if len(rows) < 2:
+    return rows[0] if rows else {}
+  means = {
+    name: float(np.mean([row[name] for row in rows]))
+    for name, value in rows[0].items()
+    if isinstance(value, float) and all(name in row for row in rows)
+  }
+  return {k: v for k, v in rows[0].items() if not isinstance(v, float)} | means
 
 
 def describe(step: int, record: evaluate.Record) -> str:
@@ -297,22 +330,30 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
   Several processes must stop at the same step: there JAX's coordination
   service, which listens to SIGTERM by itself, agrees on one.
   """
-  if processes.are_several():
-    with _agreed_stop() as stop_requested:
-      yield stop_requested
-    return
+  several = processes.are_several()
   received: list[int] = []
 
-  def remember(number, frame):
+  def on_signal(number, frame):
     del frame
     received.append(number)
     if len(received) > 1:  # asked twice: stop without saving
       raise KeyboardInterrupt
+    if several:
+      os.kill(os.getpid(), signal.SIGTERM)
 
-  signals = (signal.SIGTERM, signal.SIGINT)
-  previous = {number: signal.signal(number, remember) for number in signals}
+  def requested(step: int) -> int | None:
+    del step
+    if not several:
+      return received[0] if received else None
+    number = next(_QUESTIONS)
+    reached = multihost_utils.reached_preemption_sync_point(number)
+    return signal.SIGTERM if reached else None
+
+  # JAX has a handler of its own for SIGTERM where there are several.
+  caught = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
+  previous = {number: signal.signal(number, on_signal) for number in caught}
   try:
-    yield lambda step: received[0] if received else None
+    yield requested
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)
@@ -321,26 +362,3 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
 # How often it was asked whether to stop, over all that a process trains. The
 # service agrees on one of these numbers: none may be left out or come twice.
 _QUESTIONS = itertools.count(1)
-
-
-@contextlib.contextmanager
-def _agreed_stop() -> Iterator[Callable[[int], int | None]]:
-  """`stop_signals` for several processes."""
-
-  def agreed(step: int) -> int | None:
-    del step
-    number = next(_QUESTIONS)
-    reached = multihost_utils.reached_preemption_sync_point(number)
-    return signal.SIGTERM if reached else None
-
-  def pass_on(number, frame):
-    del number, frame
-    # Asked twice: stop without saving.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-  previous = signal.signal(signal.SIGINT, pass_on)
-  try:
-    yield agreed
-  finally:
-    signal.signal(signal.SIGINT, previous)

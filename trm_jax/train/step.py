@@ -23,7 +23,7 @@ from trm_jax.core.network import ModelConfig, Params, Weights
 from trm_jax.core.optim import OptimConfig
 from trm_jax.data import batches
 from trm_jax.data.batches import Table
-from trm_jax.data.task import Task
+from trm_jax.data.task import Task, show
 from trm_jax.run import sharding
 
 
@@ -41,14 +41,8 @@ class Recipe:
   @classmethod
   def of(cls, experiment: Experiment) -> "Recipe":
     """The part of an experiment that training steps depend on."""
-    return cls(
-      model=experiment.model,
-      halting=experiment.halting,
-      optim=experiment.optim,
-      train=experiment.train,
-      task=experiment.task,
-      depth=experiment.depth,
-    )
+    names = (field.name for field in dataclasses.fields(cls))
+    return cls(**{name: getattr(experiment, name) for name in names})
 
   @property
   def models(self) -> tuple[ModelConfig, ...]:
@@ -76,8 +70,8 @@ class TrainState(struct.PyTreeNode):
     ema: moving average of `params.weights`.
     carry: what the batch slots hold.
     cursor: place in the endless stream of training puzzles.
-    seed: uint32 [], of the order, the augmentation and the halting; every key
-      is folded from it and the step, so it never changes.
+    seed: uint32 [], of the order, the augmentation and the halting. Constant:
+      every key is folded from it and the step.
   """
 
   step: jax.Array
@@ -100,14 +94,14 @@ class TrainState(struct.PyTreeNode):
 
 
 class Learned(struct.PyTreeNode):
-  """By-products of a training step, for inspection.
+  """By-products of a training step.
 
   Attributes:
     loss: scalar, summed over the batch.
     metrics: sums, see `losses.losses_and_metrics`.
     outputs: what the step predicted.
     gradients: of loss / batch size with respect to the weights.
-    row_gradients: the same per batch slot, of its puzzle embedding, `[B, E]`.
+    row_gradients: the same of each slot's puzzle embedding, `[B, E]`.
   """
 
   loss: jax.Array
@@ -122,11 +116,7 @@ def init_state(recipe: Recipe, seed: ArrayLike | None = None) -> TrainState:
 
   Args:
     recipe: what to train.
-    seed: integer [], in place of the recipe's: members of a population differ
-      in nothing else.
-
-  Returns:
-    The state, a function of the arguments alone.
+    seed: integer [], in place of the recipe's.
   """
   seed = recipe.train.seed if seed is None else seed
   key = jax.random.fold_in(jax.random.key(seed), 0)
@@ -154,18 +144,13 @@ def state_from_params(
 def draw_puzzles(
   state: TrainState, table: Table, recipe: Recipe
 ) -> tuple[Puzzles, batches.Cursor]:
-  """The puzzles that slots take if they are halted.
+  """The puzzles that halted slots take next.
 
-  Example number i of the stream is a function of (seed, i), and so is its
-  augmentation; only how far the stream has moved depends on halting.
-
-  Args:
-    state: the training state; its carry says which slots are halted.
-    table: the whole training split.
-    recipe: names the way of refilling.
+  Example i of the stream, and its augmentation, are a function of (seed, i);
+  only how far the stream has moved depends on halting.
 
   Returns:
-    One puzzle a slot, and the cursor behind those that were taken.
+    One puzzle a slot, and the cursor after those that were taken.
   """
   halted = state.carry.halted
   if recipe.train.refill == "queue":
@@ -175,30 +160,25 @@ def draw_puzzles(
     offsets = jnp.arange(halted.shape[0], dtype=jnp.int32)
     taken = jnp.int32(halted.shape[0])
   drawn = batches.take(state.cursor, offsets, state.seed, table)
-  inputs, labels = table.inputs[drawn.rows], table.labels[drawn.rows]
-  view, augment = recipe.task.view, recipe.task.augment
-  if view and not table.is_viewed:
-    assert table.symmetries is not None, "copies differ by a symmetry"
-    symmetries = table.symmetries[drawn.puzzles]
-    inputs = jax.vmap(view)(inputs, symmetries)
-    labels = jax.vmap(view)(labels, symmetries)
-  # Copies that are stored as shown were moved about when they were written.
-  if augment and recipe.train.augment and not (view and table.is_viewed):
+  inputs, labels = show(table, drawn.rows, drawn.puzzles, recipe.task)
+  augmentation, copies = recipe.task.augmentation, recipe.task.copies
+  # Copies that are stored as shown were augmented when they were written.
+  if augmentation and recipe.train.augment and not (copies and table.is_viewed):
     base = jax.random.fold_in(state.key, 0)
 
-    def move(epoch, row, inputs, labels):
+    def augment_one(epoch, row, inputs, labels):
       key = jax.random.fold_in(jax.random.fold_in(base, epoch), row)
-      return augment(key, inputs, labels)
+      return augmentation.augment(key, inputs, labels)
 
-    moved = jax.vmap(move)(drawn.epochs, drawn.rows, inputs, labels)
-    if view:
-      still = drawn.anchored[:, None]
-      moved = jax.tree.map(
-        lambda here, there: jnp.where(still, here, there),
+    augmented = jax.vmap(augment_one)(drawn.epochs, drawn.rows, inputs, labels)
+    if copies:
+      anchored = drawn.anchored[:, None]
+      augmented = jax.tree.map(
+        lambda plain, changed: jnp.where(anchored, plain, changed),
         (inputs, labels),
-        moved,
+        augmented,
       )
-    inputs, labels = moved
+    inputs, labels = augmented
   return (
     Puzzles.of(inputs, labels, table.puzzle_ids[drawn.puzzles]),
     batches.advance(state.cursor, taken, table.num_rows),
@@ -206,12 +186,12 @@ def draw_puzzles(
 
 
 class Slots(struct.PyTreeNode):
-  """What the batch slots learn from; every leaf is `[B, ...]`.
+  """Inputs of the loss by batch slot; every leaf is `[B, ...]`.
 
   Attributes:
     carry: refilled.
-    minimum_steps: int32, before which they may not halt.
-    puzzle_rows: `[B, E]`, their rows of the puzzle table.
+    minimum_steps: int32, before which a slot may not halt.
+    puzzle_rows: `[B, E]`, rows of the puzzle table.
     keys: typed PRNG keys for path noise; None for none.
   """
 
@@ -225,19 +205,15 @@ def learn(
   state: TrainState,
   incoming: Puzzles,
   recipe: Recipe,
-  spread: sharding.Spread = sharding.alone,
+  split_slots: sharding.SplitSlots = sharding.all_at_once,
 ) -> tuple[TrainState, Learned]:
   """One optimizer step on given incoming puzzles.
 
   Args:
-    state: the training state. Its cursor is left alone.
+    state: the training state. Its cursor is not moved.
     incoming: one puzzle per slot, taken by the halted ones.
     recipe: what to do.
-    spread: how slots share the work, see `sharding.over_slots`. They meet in
-      the sums of losses and gradients alone.
-
-  Returns:
-    The next state, and the by-products.
+    split_slots: over devices and microbatches, see `sharding.split_slots`.
   """
   params, model = state.params, recipe.model
   batch = state.carry.halted.shape[0]
@@ -260,16 +236,16 @@ def learn(
     keys=jax.random.split(key(3), batch) if model.path_noise else None,
   )
 
-  def grade(weights, slots):
-    differentiate = jax.value_and_grad(_loss, argnums=(0, 1), has_aux=True)
-    (loss, (metrics, *seen)), (gradients, row_gradients) = differentiate(
+  def differentiate(weights, slots):
+    loss_and_gradients = jax.value_and_grad(_loss, argnums=(0, 1), has_aux=True)
+    (loss, (metrics, *aux)), (gradients, row_gradients) = loss_and_gradients(
       weights, slots.puzzle_rows, slots, recipe, batch
     )
-    return (loss, metrics, gradients), (*seen, row_gradients)
+    return (loss, metrics, gradients), (*aux, row_gradients)
 
-  sums, seen = spread(grade)(params.weights, slots)
+  sums, results = split_slots(differentiate)(params.weights, slots)
   loss, metrics, gradients = sums
-  outputs, after, row_gradients = seen
+  outputs, after, row_gradients = results
   with jax.named_scope("optimizer"):
     optimizer = optim.weights_optimizer(recipe.optim, recipe.train.steps)
     updates, opt_state = optimizer.update(
@@ -311,7 +287,7 @@ def _loss(
   recipe: Recipe,
   batch: int,
 ):
-  """Sum of some slots' losses as a share of the batch; and what was seen."""
+  """Some slots' losses over the batch size, with (metrics, outputs, carry)."""
   model, carry = recipe.model, slots.carry
   puzzles = carry.puzzles
   latents, outputs = halting.supervise(
@@ -345,7 +321,7 @@ def _loss(
     recipe.train.loss,
     smoothing=recipe.train.label_smoothing,
     weights=weighted,
-    judges=model.kind.has_halting_head,
+    has_halting_head=model.kind.has_halting_head,
     labelled=labelled,
   )
   return loss / batch, (metrics, outputs, after)
@@ -356,7 +332,7 @@ def train_step(
   table: Table,
   recipe: Recipe,
   choice: ArrayLike = 0,
-  spread: sharding.Spread = sharding.alone,
+  split_slots: sharding.SplitSlots = sharding.all_at_once,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Draws puzzles and learns from them.
 
@@ -365,7 +341,7 @@ def train_step(
     table: the whole training split, on the device.
     recipe: what to do.
     choice: int32 [], which of `recipe.models` to train.
-    spread: see `learn`.
+    split_slots: see `learn`.
 
   Returns:
     The next state, and scalar metrics: the sums of
@@ -377,7 +353,7 @@ def train_step(
     at_this_depth = dataclasses.replace(recipe, model=model)
 
     def branch(state, incoming):
-      state, learned = learn(state, incoming, at_this_depth, spread)
+      state, learned = learn(state, incoming, at_this_depth, split_slots)
       return state, learned.metrics | {
         "loss": learned.loss / recipe.train.batch_size,
         "gradient_norm": optax.tree.norm(learned.gradients),
@@ -395,19 +371,12 @@ def train_steps(
   table: Table,
   recipe: Recipe,
   choices: ArrayLike | None = None,
-  spread: sharding.Spread = sharding.alone,
+  split_slots: sharding.SplitSlots = sharding.all_at_once,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """`steps_per_dispatch` training steps in one program; metrics `[K]` each.
+  """`train_step` scanned `steps_per_dispatch` times; metrics are `[K]` each.
 
-  Args:
-    state: the training state.
-    table: the whole training split, on the device.
-    recipe: what to do.
-    choices: int32 `[K]`, see `Recipe.choices`; `None` where there is but one.
-    spread: see `learn`.
-
-  Returns:
-    The state K steps later, and the metrics of each.
+  `choices`, int32 `[K]`, are those of `Recipe.choices`; `None` where there is
+  only one model.
   """
   count = recipe.train.steps_per_dispatch
   if choices is None:
@@ -415,6 +384,6 @@ def train_steps(
     choices = np.zeros(count, np.int32)
 
   def body(state, choice):
-    return train_step(state, table, recipe, choice, spread)
+    return train_step(state, table, recipe, choice, split_slots)
 
   return jax.lax.scan(body, state, jnp.asarray(choices), length=count)

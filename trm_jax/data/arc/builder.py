@@ -1,6 +1,6 @@
 """ARC datasets: one record a task, with its pairs and the list of its copies.
 
-Copies are shown by the device (`Task.view`), not stored: the pairs of a task
+Copies are shown by the device (`Task.copies`), not stored: the pairs of a task
 are stored once, and a copy is 11 bytes.
 """
 
@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,63 +20,32 @@ from trm_jax.data.arc import copies, files, grids
 from trm_jax.data.arc import names as names_lib
 from trm_jax.data.arc.files import ArcTask, Pair
 from trm_jax.data.arc.groups import gather
-from trm_jax.data.arc.settings import ArcData
 
 # Change it with anything that changes the content for the same settings.
 _VERSION = 1
 
 
-def prepare(settings: ArcData, say: records.Say = logging.info) -> list[str]:
-  """Makes the dataset, if it is not there yet.
+def prepare(settings: Any, say: records.Say = logging.info) -> list[str]:
+  """Makes the dataset, if it is not there yet; see `task.Dataset`.
 
-  Args:
-    settings: what the dataset is made of.
-    say: told in a sentence, before it starts, of work that may take a minute.
-
-  Returns:
-    Sentences that its users should read: test tasks that are trained on,
-    missing solutions, tasks with few copies.
-
-  Raises:
-    UserError: a source is malformed, the settings do not fit it, or the
-      dataset cannot be kept.
+  Its notes tell of test tasks that are trained on, of missing solutions, and
+  of tasks with few copies.
   """
   return records.notes(_prepare(settings, say))
 
 
-def num_groups(settings: ArcData, split: str) -> int:
-  """Counts the tasks of a split; the dataset is prepared if need be.
-
-  Args:
-    settings: what the dataset is made of.
-    split: "train" or "test".
-
-  Returns:
-    The number of tasks, each of which is a group with its copies.
-
-  Raises:
-    UserError: the dataset cannot be prepared, or has no such split.
-  """
+def num_groups(settings: Any, split: str) -> int:
+  """Counts the tasks of a split, each of which is a group with its copies."""
   return records.count(_prepare(settings), split)
 
 
 def load(
-  settings: ArcData, split: str, groups: np.ndarray | None = None
+  settings: Any, split: str, groups: np.ndarray | None = None
 ) -> task_lib.Split:
   """Stages a split in host memory; the dataset is prepared if need be.
 
-  Args:
-    settings: what the dataset is made of.
-    split: "train" or "test".
-    groups: integers [N], the tasks to stage; None stages all of them.
-
-  Returns:
-    The split. Examples are originals at the origin of the canvas; a label
-    whose solution is not known is all 0. A task has the same puzzle ids in
-    both splits.
-
-  Raises:
-    UserError: the dataset cannot be prepared, or has no such split.
+  Examples are originals at the origin of the canvas; a label whose solution is
+  not known is all 0. A task has the same puzzle ids in both splits.
   """
   length = settings.size**2
   names, ids, inputs, labels, symmetries = [], [], [], [], []
@@ -112,29 +82,19 @@ def _array(feature, length: int) -> np.ndarray:
   return tokens.reshape(-1, length)
 
 
-def identifiers(settings: ArcData) -> list[str]:
-  """Names the puzzle ids; the dataset is prepared if need be.
-
-  Args:
-    settings: what the dataset is made of.
-
-  Returns:
-    For each id the name of its copy, as the reference writes it; id 0 is
-    "<blank>".
-
-  Raises:
-    UserError: the dataset cannot be prepared.
-  """
+def identifiers(settings: Any) -> list[str]:
+  """The name of each copy, as the reference writes it, by puzzle id."""
   names, symmetries = [], []
   for feature in records.read(_prepare(settings), "train"):
     symmetries.append(_array(feature["symmetries"], len(grids.IDENTITY)))
     names += [_name(feature)] * len(symmetries[-1])
-  return ["<blank>", *names_lib.copy_names(names, np.concatenate(symmetries))]
+  return [
+    task_lib.BLANK,
+    *names_lib.copy_names(names, np.concatenate(symmetries)),
+  ]
 
 
-def _prepare(
-  settings: ArcData, say: records.Say = logging.info
-) -> records.Records:
+def _prepare(settings: Any, say: records.Say = logging.info) -> records.Records:
   def rows(width):
     return tfds.features.Tensor(
       shape=(None, width),
@@ -165,7 +125,7 @@ def _prepare(
   )
 
 
-def _content(settings: ArcData) -> str:
+def _content(settings: Any) -> str:
   """Digests all that decides the dataset's content."""
   content = dataclasses.asdict(settings)
   del content["cache_dir"], content["path"]
@@ -185,7 +145,7 @@ def _content(settings: ArcData) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _make(settings: ArcData) -> tuple[records.Splits, list[str]]:
+def _make(settings: Any) -> tuple[records.Splits, list[str]]:
   """Makes the records of both splits, and notes on them."""
   tasks, notes = gather(settings)
   splits: dict[str, list[dict]] = {"train": []}

@@ -18,8 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trm_jax.data.arc.files import ArcTask, Pair
-from trm_jax.data.arc.grids import IDENTITY, NUM_COLOURS
-from trm_jax.data.arc.settings import MAX_SIZE
+from trm_jax.data.arc.grids import IDENTITY, MAX_SIZE, NUM_COLOURS
 
 # As in the reference: candidates drawn for each copy that is wanted.
 _TRIALS = 5
@@ -58,7 +57,7 @@ def symmetries(task: ArcTask, num_aug: int, seed: int) -> np.ndarray:
     seed: the seed.
 
   Returns:
-    uint8 [1 + copies, 11], as `grids.transform` takes them; the first is the
+    uint8 [1 + copies, 11], as `symmetry.transform` takes them; the first is the
     identity.
   """
   digest = hashlib.sha256(task.name.encode()).digest()

@@ -1,16 +1,23 @@
 """Reads ARC tasks: a json file a task, or the challenges of a competition."""
 
 import dataclasses
-import json
 import os
 import pathlib
-import reprlib
 
 import numpy as np
 
 from trm_jax.data.arc import grids
-from trm_jax.data.arc.settings import MAX_SIZE, WANTED
+from trm_jax.data.arc.grids import MAX_SIZE
+from trm_jax.data.checks import read_json, shorten
 from trm_jax.errors import UserError
+
+WANTED = (
+  "A source is a folder with one json file a task (data/training and "
+  "data/evaluation of github.com/fchollet/ARC-AGI or "
+  "github.com/arcprize/ARC-AGI-2, corpus of "
+  "github.com/victorvikram/ConceptARC), or a file ..._challenges.json of the "
+  "Kaggle competitions, beside its ..._solutions.json."
+)
 
 # How a file of challenges, and the file of their solutions, end.
 CHALLENGES = "challenges.json"
@@ -39,15 +46,9 @@ class ArcTask:
 
 
 def source_files(source: str) -> list[str]:
-  """Finds the files that a source consists of.
+  """The files of a source, in order; see `task.ArcData`.
 
-  Args:
-    source: a folder with one json file a task, searched with all folders in
-      it, or a file whose name ends in challenges.json.
-
-  Returns:
-    The tasks' files in order; or the file of challenges and, if it is there,
-    the file of solutions beside it.
+  A file of challenges is followed by that of solutions, if it is there.
 
   Raises:
     UserError: there is no such source.
@@ -83,43 +84,42 @@ def _task_files(folder: str) -> list[str]:
 
 
 def read(source: str) -> list[ArcTask]:
-  """Reads and checks the tasks of a source.
-
-  Args:
-    source: as `source_files` takes it.
-
-  Returns:
-    The tasks, sorted by name. Where a test pair's output is unknown, it is
-    None.
+  """Reads and checks the tasks of a source, sorted by name.
 
   Raises:
     UserError: a file cannot be read, or does not hold tasks.
   """
   files = source_files(source)
   if files[0].endswith(CHALLENGES):
-    tasks = _read_challenges(*files)
+    tasks = read_tasks(*files)
   else:
     tasks = [
-      _task(pathlib.Path(file).stem, _load(file), file) for file in files
+      _task(pathlib.Path(file).stem, read_json(file, "an ARC task"), file)
+      for file in files
     ]
   return sorted(tasks, key=lambda task: task.name)
 
 
-def _read_challenges(path: str, solutions_path: str = "") -> list[ArcTask]:
-  challenges = _load(path)
-  solutions = _load(solutions_path) if solutions_path else None
-  for file, content in ((path, challenges), (solutions_path, solutions)):
-    if content is not None and not isinstance(content, dict):
-      raise UserError(
-        f"{file}: holds {_show(content)}; expected an object whose keys are "
-        f"the names of tasks."
-      )
-  if not challenges:
+def read_tasks(path: str, solutions_path: str = "") -> list[ArcTask]:
+  """Reads a file of tasks by name, and one with the outputs it leaves out."""
+  tasks = _read_object(path)
+  if not tasks:
     raise UserError(f"{path}: holds no task; expected one or more.")
-  tasks = [_task(name, challenges[name], path) for name in challenges]
-  if solutions is None:
-    return tasks
-  return [_solved(task, solutions, solutions_path) for task in tasks]
+  found = [_task(name, tasks[name], path) for name in tasks]
+  if not solutions_path:
+    return found
+  solutions = _read_object(solutions_path)
+  return [_solved(task, solutions, solutions_path) for task in found]
+
+
+def _read_object(path: str) -> dict:
+  content = read_json(path, "ARC tasks")
+  if not isinstance(content, dict):
+    raise UserError(
+      f"{path}: holds {shorten(content)}; expected an object whose keys are "
+      f"the names of tasks."
+    )
+  return content
 
 
 def _solved(task: ArcTask, solutions: dict, path: str) -> ArcTask:
@@ -127,7 +127,7 @@ def _solved(task: ArcTask, solutions: dict, path: str) -> ArcTask:
   where = f"{path}: task {task.name!r}"
   outputs = solutions.get(task.name)
   if not isinstance(outputs, list) or len(outputs) != len(task.test):
-    found = "is not there" if outputs is None else f"has {_show(outputs)}"
+    found = "is not there" if outputs is None else f"has {shorten(outputs)}"
     raise UserError(
       f"{where}: {found}; expected a list of {len(task.test)} grids, one for "
       f"each test pair in {task.source}. Do the two files belong together?"
@@ -140,39 +140,8 @@ def _solved(task: ArcTask, solutions: dict, path: str) -> ArcTask:
   return dataclasses.replace(task, test=tuple(pairs))
 
 
-def _load(path: str):
-  """Parses a json file."""
-  try:
-    with open(path, "rb") as file:
-      return json.loads(file.read(), object_pairs_hook=_object)
-  except OSError as error:
-    raise UserError(
-      f"{path}: cannot be read ({error.strerror}); check the path."
-    ) from error
-  except RecursionError as error:
-    raise UserError(
-      f"{path}: lists within lists without end; expected a json file of ARC "
-      f"tasks."
-    ) from error
-  except ValueError as error:
-    raise UserError(
-      f"{path}: not valid json ({error}); expected a json file of ARC tasks. "
-      f"Download it again."
-    ) from error
-
-
-def _object(items: list[tuple]) -> dict:
-  """Refuses an object in which a key stands twice: json keeps the last."""
-  content = dict(items)
-  if len(content) < len(items):
-    keys = [key for key, _ in items]
-    twice = next(key for key in keys if keys.count(key) > 1)
-    raise ValueError(f"the key {_show(twice)} stands twice in an object")
-  return content
-
-
 def _task(name: str, content, path: str) -> ArcTask:
-  where = f"{path}: task {_show(name)}"
+  where = f"{path}: task {shorten(name)}"
   # Names of copies are made of it, see `names.copy_names`.
   is_taken = name == "<blank>" or "|||" in name
   if is_taken or not name.strip() or not name.isprintable():
@@ -182,14 +151,15 @@ def _task(name: str, content, path: str) -> ArcTask:
     )
   if not isinstance(content, dict):
     raise UserError(
-      f"{where}: {_show(content)}; expected an object with 'train' and 'test'."
+      f"{where}: {shorten(content)}; expected an object with 'train' and "
+      f"'test'."
     )
   pairs = {}
   for part, kind in (("train", "training"), ("test", "test")):
     entries = content.get(part)
     if not isinstance(entries, list) or not entries:
       raise UserError(
-        f"{where}: {part!r} is {_show(entries)}; expected a list of one or "
+        f"{where}: {part!r} is {shorten(entries)}; expected a list of one or "
         f"more pairs."
       )
     pairs[part] = tuple(
@@ -202,7 +172,8 @@ def _task(name: str, content, path: str) -> ArcTask:
 def _pair(entry, where: str, may_lack_output: bool) -> Pair:
   if not isinstance(entry, dict):
     raise UserError(
-      f"{where}: {_show(entry)}; expected an object with 'input' and 'output'."
+      f"{where}: {shorten(entry)}; expected an object with 'input' and "
+      f"'output'."
     )
   question = _grid(entry.get("input"), f"{where}, input")
   if may_lack_output and "output" not in entry:
@@ -223,8 +194,3 @@ def _grid(rows, where: str) -> np.ndarray:
       f"at most."
     )
   return grid
-
-
-def _show(value) -> str:
-  """Shortens what a file holds to something that fits in a message."""
-  return reprlib.repr(value)

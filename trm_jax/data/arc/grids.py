@@ -1,31 +1,26 @@
-"""ARC grids: tokens, symmetries, and drawing.
+"""ARC grids: tokens, text, and drawing.
 
 A grid of up to `size` x `size` cells stands on a square canvas of tokens:
 
     0  padding      1  the end of a row or a column      c + 2  colour c
 
-Questions and answers stand at the canvas's origin, its top left; only
-`translate` moves them. What a model puts on the canvas may be no grid at all,
-so it is *decoded*: to the largest rectangle at the origin that holds only
-colours, and of equally large ones to that with fewer rows.
-
-Symmetries are those of the reference, as numbers: first one of the eight
-symmetries of the square, then the image of each colour. The two commute.
+Questions and answers stand at the canvas's origin, its top left; only the
+augmentation of `symmetry` moves them. What a model puts on the canvas may be
+no grid at all, so it is *decoded*: to the largest rectangle at the origin that
+holds only colours, and of equally large ones to that with fewer rows.
 """
 
-import functools
 import json
 import math
 import re
 import reprlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from trm_jax.data import dihedral
-from trm_jax.data import task as task_lib
 from trm_jax.errors import UserError
+
+# The largest side of a grid, and of the canvas it is placed on.
+MAX_SIZE = 30
 
 PAD = 0
 EOS = 1
@@ -38,21 +33,14 @@ COLOURS = (
   "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25",
 )  # fmt: skip
 
+# The symmetry that changes nothing, see `symmetry`.
 IDENTITY = np.arange(-1, NUM_COLOURS).clip(0).astype(np.uint8)
-
-# How the symmetries of the square, numbered as in `dihedral`, find the cell to
-# show at (row, column) of a grid of any shape: some swap the two numbers, and
-# then some count rows, or columns, from the far end.
-_SWAPS = np.array([0, 1, 0, 1, 0, 0, 1, 1], bool)
-_FLIPS_ROWS = np.array([0, 0, 1, 1, 0, 1, 0, 1], bool)
-_FLIPS_COLUMNS = np.array([0, 1, 1, 0, 1, 0, 0, 1], bool)
-_INVERSE = np.array(dihedral.DIHEDRAL_INVERSE, np.uint8)
 
 
 def encode(
   grid: np.ndarray, size: int = 30, row: int = 0, column: int = 0
 ) -> np.ndarray:
-  """Puts a grid on a canvas.
+  """Puts a grid [h, w] of colours on a canvas of uint8 [size * size] tokens.
 
   The cells below its last row and right of its last column become EOS where
   they are on the canvas; the corner between them stays padding.
@@ -62,9 +50,6 @@ def encode(
     size: cells along one side of the canvas.
     row: the canvas's row for the grid's first one.
     column: the canvas's column for the grid's first one.
-
-  Returns:
-    uint8 [size * size] tokens.
 
   Raises:
     UserError: the grid does not fit.
@@ -97,16 +82,19 @@ def decode(tokens: np.ndarray) -> np.ndarray:
     where the first token is no colour.
   """
   tokens = np.asarray(tokens)
-  height, width = _extent(tokens, np)
+  height, width = extent(tokens, np)
   size = math.isqrt(len(tokens))
   grid = tokens.reshape(size, size)[:height, :width] - FIRST_COLOUR
   return grid.astype(np.uint8)
 
 
-def _extent(tokens, xp):
-  """Height and width of the grid at the origin of a canvas [S]."""
+def extent(tokens, xp):
+  """Height and width of the grid at the origin of a canvas [S].
+
+  `xp` is numpy or jax.numpy.
+  """
   size = math.isqrt(len(tokens))
-  is_other = ~_is_colour(tokens).reshape(size, size)
+  is_other = ~is_colour(tokens).reshape(size, size)
   # Others in the rectangle from the origin to each cell. In row-major order
   # the first of the largest rectangles has the fewest rows.
   others = xp.cumsum(xp.cumsum(is_other, axis=0), axis=1)
@@ -120,168 +108,9 @@ def _extent(tokens, xp):
   )
 
 
-def _is_colour(tokens):
+def is_colour(tokens):
+  """Which tokens are colours."""
   return (tokens >= FIRST_COLOUR) & (tokens < FIRST_COLOUR + NUM_COLOURS)
-
-
-def transform(
-  tokens: jax.Array, symmetry: jax.Array, *, size: int
-) -> jax.Array:
-  """Shows a grid under a symmetry, in pure JAX.
-
-  Args:
-    tokens: integers [S]. The grid is read from the origin as `decode` does,
-      and what else is on the canvas is dropped.
-    symmetry: uint8 [11]: a symmetry of the square, then the image of each
-      colour.
-    size: cells along one side of the canvas.
-
-  Returns:
-    The image at the origin, of the dtype of `tokens` [S].
-  """
-  height, width = _extent(tokens, jnp)
-  square, colours = symmetry[0], symmetry[1:]
-  swaps = jnp.asarray(_SWAPS)[square]
-  image_height = jnp.where(swaps, width, height)
-  image_width = jnp.where(swaps, height, width)
-
-  def read(rows, columns):
-    rows, columns = (
-      jnp.where(swaps, columns, rows),
-      jnp.where(swaps, rows, columns),
-    )
-    rows = jnp.where(jnp.asarray(_FLIPS_ROWS)[square], height - 1 - rows, rows)
-    columns = jnp.where(
-      jnp.asarray(_FLIPS_COLUMNS)[square], width - 1 - columns, columns
-    )
-    cells = tokens[_cell(rows, columns, size)]
-    colour = jnp.clip(cells.astype(jnp.int32) - FIRST_COLOUR, 0, 9)
-    return colours[colour] + FIRST_COLOUR
-
-  return _place(read, (image_height, image_width), (0, 0), size, tokens.dtype)
-
-
-def unview(tokens: jax.Array, symmetry: jax.Array, *, size: int) -> jax.Array:
-  """Undoes `transform`: any answer to a copy, as an answer to the original.
-
-  Args:
-    tokens: integers [S].
-    symmetry: uint8 [11], the copy's.
-    size: cells along one side of the canvas.
-
-  Returns:
-    The decoded grid under the inverse symmetry, of the dtype of `tokens` [S].
-  """
-  return transform(tokens, inverse(symmetry), size=size)
-
-
-def inverse(symmetry):
-  """Returns the symmetries that undo these.
-
-  Args:
-    symmetry: uint8 [..., 11], of numpy or of JAX.
-
-  Returns:
-    uint8 [..., 11], of the same library.
-  """
-  xp = symmetry.__array_namespace__()
-  square = xp.asarray(_INVERSE)[symmetry[..., :1]]
-  colours = xp.argsort(symmetry[..., 1:], axis=-1).astype(xp.uint8)
-  return xp.concatenate([square, colours], axis=-1)
-
-
-def translate(
-  key: jax.Array, inputs: jax.Array, labels: jax.Array, *, size: int
-) -> tuple[jax.Array, jax.Array]:
-  """Moves a question and its answer by the same random offset, in pure JAX.
-
-  The offset is uniform over those that keep both grids on the canvas.
-
-  Args:
-    key: a typed PRNG key.
-    inputs: integers [S], a grid with its EOS, anywhere on the canvas.
-    labels: integers [S], a grid with its EOS at the same offset, or all 0
-      where no solution is known.
-    size: cells along one side of the canvas.
-
-  Returns:
-    `inputs` and `labels` moved. A label that is all 0 stays so.
-  """
-  top, left, *extent = _box(inputs, size)
-  _, _, *label_extent = _box(labels, size)
-  largest = jnp.maximum(jnp.stack(extent), jnp.stack(label_extent))
-  row, column = jax.random.randint(key, (2,), 0, size - largest + 1)
-
-  def move(tokens, extent):
-    def read(rows, columns):
-      return tokens[_cell(rows + top, columns + left, size)]
-
-    return _place(read, extent, (row, column), size, tokens.dtype)
-
-  return move(inputs, extent), move(labels, label_extent)
-
-
-def _box(tokens, size):
-  """Top, left, height and width of the one grid on a canvas [S]."""
-  is_colour = _is_colour(tokens).reshape(size, size)
-  rows, columns = is_colour.any(axis=1), is_colour.any(axis=0)
-  return jnp.argmax(rows), jnp.argmax(columns), rows.sum(), columns.sum()
-
-
-def _cell(rows, columns, size):
-  """Numbers of cells; those off the canvas are moved onto it."""
-  return jnp.clip(rows, 0, size - 1) * size + jnp.clip(columns, 0, size - 1)
-
-
-def _place(read, extent, offset, size, dtype):
-  """Puts a grid and its EOS on an empty canvas.
-
-  Args:
-    read: `(rows [S], columns [S]) -> tokens [S]` of the grid's cells; what it
-      tells of cells outside of the grid is not used.
-    extent: its height and width.
-    offset: the row and column of its first cell.
-    size: cells along one side of the canvas.
-    dtype: of the tokens.
-
-  Returns:
-    Tokens [S].
-  """
-  cells = np.arange(size * size)
-  rows, columns = cells // size - offset[0], cells % size - offset[1]
-  height, width = extent
-  in_rows = (rows >= 0) & (rows < height)
-  in_columns = (columns >= 0) & (columns < width)
-  is_end = (in_rows & (columns == width)) | (in_columns & (rows == height))
-  return jnp.where(
-    in_rows & in_columns,
-    read(rows, columns).astype(dtype),
-    jnp.where(is_end, EOS, PAD).astype(dtype),
-  )
-
-
-@functools.cache
-def task(size: int = 30) -> task_lib.Task:
-  """Describes ARC on one canvas; the same size gives the same object.
-
-  Args:
-    size: cells along one side of the canvas; 30 holds every official grid.
-
-  Returns:
-    The task.
-  """
-  return task_lib.Task(
-    name="arc",
-    seq_len=size * size,
-    vocab_size=FIRST_COLOUR + NUM_COLOURS,
-    augment=functools.partial(translate, size=size),
-    parse=functools.partial(parse, size=size),
-    render=render,
-    draw=draw,
-    view=functools.partial(transform, size=size),
-    unview=functools.partial(unview, size=size),
-    best_metric="pass@2",
-  )
 
 
 def parse(text: str, *, size: int) -> np.ndarray:
@@ -350,16 +179,24 @@ def as_grid(rows) -> np.ndarray:
 
 
 def render(tokens: np.ndarray) -> str:
-  """Writes the grid that tokens decode to on one line.
-
-  Args:
-    tokens: integers [S].
-
-  Returns:
-    Its rows, digits, with `/` between; nothing for an empty grid. `parse`
-    reads it back.
-  """
+  """Writes the grid that tokens [S] decode to: rows of digits, `/` between."""
   return "/".join("".join(map(str, row)) for row in decode(tokens).tolist())
+
+
+def from_numbers(grid: np.ndarray) -> str:
+  """A task's json with one question, a grid [h, w] of colours."""
+  return json.dumps({"test": [{"input": grid.tolist()}]})
+
+
+def style(character: str, given: str) -> str:
+  """The rich style of a cell: digits are black on light colours."""
+  del given
+  if not character.isdigit():
+    return "#000000 on #8080c0"
+  colour = COLOURS[int(character)]
+  parts = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+  light = np.dot(list(parts), [0.299, 0.587, 0.114])
+  return f"{'#000000' if light > 128 else '#ffffff'} on {colour}"
 
 
 def draw(axes, puzzle, answer=None, label=None) -> None:

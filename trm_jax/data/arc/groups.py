@@ -3,18 +3,18 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from trm_jax.data.arc import files
 from trm_jax.data.arc.files import ArcTask, Pair
-from trm_jax.data.arc.settings import ArcData
 from trm_jax.errors import UserError
 
 
-def gather(settings: ArcData) -> tuple[list[ArcTask], list[str]]:
+def gather(settings: Any) -> tuple[list[ArcTask], list[str]]:
   """Reads the sources and makes one group of each name.
 
   Args:
-    settings: what the dataset is made of.
+    settings: an `ArcData`.
 
   Returns:
     The tasks, those of `settings.train` first, each source's by name; here

@@ -1,22 +1,18 @@
 """Reads recorded predictions, and the tasks that they are to be scored on."""
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
 import zipfile
 import zlib
-from typing import Any
 
 import numpy as np
 
+from trm_jax.data import folder as folder_lib
 from trm_jax.data.arc import files, grids
 from trm_jax.data.arc import names as names_lib
 from trm_jax.errors import UserError
-
-# A test input and its solution, None where that is not known.
-Pair = tuple[np.ndarray, np.ndarray | None]
 
 # The arrays of a file: what numbers they hold, and how many axes they have.
 _ARRAYS = {
@@ -160,42 +156,15 @@ def find_tasks(path: str | os.PathLike) -> pathlib.Path:
   )
 
 
-def read_tasks(path: pathlib.Path) -> dict[str, list[Pair]]:
-  """Reads the test pairs of tasks.
-
-  Args:
-    path: a file that `find_tasks` found.
-
-  Returns:
-    The test pairs of each task, by the task's name.
+def read_pairs(path: pathlib.Path) -> dict[str, tuple[files.Pair, ...]]:
+  """Reads the test pairs of each task, from a file that `find_tasks` found.
 
   Raises:
     UserError: the file cannot be read, or does not hold tasks.
   """
-  if path.name.endswith(files.CHALLENGES):
-    return {task.name: list(task.test) for task in files.read(str(path))}
-  content = _read_json(path)
-  if not isinstance(content, dict) or not content:
-    raise UserError(f"{path}: expected an object whose keys name tasks.")
-  return {name: _test_pairs(name, task, path) for name, task in content.items()}
-
-
-def _test_pairs(name, task, path) -> list[Pair]:
-  try:
-    return [
-      (
-        grids.as_grid(pair["input"]),
-        grids.as_grid(pair["output"]) if "output" in pair else None,
-      )
-      for pair in task["test"]
-    ]
-  except UserError as error:
-    raise UserError(f"{path}: task {name!r}: {error}") from error
-  except (KeyError, TypeError) as error:
-    raise UserError(
-      f"{path}: task {name!r}: expected 'test', a list of pairs with 'input' "
-      "and, where it is known, 'output'."
-    ) from error
+  is_source = path.name.endswith(files.CHALLENGES)
+  read_file = files.read if is_source else files.read_tasks
+  return {task.name: task.test for task in read_file(str(path))}
 
 
 def read_identifiers(
@@ -219,21 +188,7 @@ def read_identifiers(
       f"{' or '.join(map(str, places))}: not there; expected the names of "
       "the puzzles that the model was trained on. Copy the file."
     )
-  names = _read_json(path)
-  if not isinstance(names, list) or not all(type(n) is str for n in names):
-    raise UserError(f"{path}: expected a list of names of puzzles.")
   try:
-    return names_lib.parse_names(names)
+    return names_lib.parse_names(folder_lib.read_names(path))
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
-
-
-def _read_json(path: pathlib.Path) -> Any:
-  try:
-    return json.loads(path.read_text("utf-8"))
-  except OSError as error:
-    raise UserError(
-      f"{path}: cannot be read ({error.strerror}); check the path."
-    ) from error
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{path}: not JSON ({error}); copy it again.") from error

@@ -5,14 +5,10 @@ goal, path) are 1 to 5. Cells are numbered along the rows, from the top left; a
 step leads to the cell above, below, to the left or to the right.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trm_jax.data import task as task_lib
-from trm_jax.data.dihedral import DIHEDRAL_INVERSE, dihedral_cells
 from trm_jax.errors import UserError
 
 WALL = 1
@@ -36,6 +32,13 @@ _COLORS = {
   PATH: "#f0b254",
 }
 _NO_CELL_COLOR = "#8080c0"
+_STYLES = {
+  "#": "#303030 on #303030",
+  " ": "#303030 on #ffffff",
+  "S": "bold #000000 on #7fc97f",
+  "G": "bold #000000 on #e08fb0",
+  "o": "#000000 on #f0b254",
+}
 
 
 def parse(text: str, *, size: int) -> np.ndarray:
@@ -77,14 +80,7 @@ def parse(text: str, *, size: int) -> np.ndarray:
 
 
 def render(tokens: np.ndarray) -> str:
-  """Writes a maze on one line, the inverse of `parse`.
-
-  Args:
-    tokens: integers [L].
-
-  Returns:
-    One character a cell: `?` for a token that is no cell's.
-  """
+  """Writes a maze [L] on one line; `?` is an invalid token."""
   return "".join(_CHARACTERS.get(int(token), "?") for token in tokens)
 
 
@@ -150,64 +146,10 @@ def _neighbours(cells):
   )
 
 
-def augment(
-  key: jax.Array, inputs: jax.Array, labels: jax.Array, *, size: int
-) -> tuple[jax.Array, jax.Array]:
-  """Shows one maze and its answer under the same random symmetry.
-
-  Args:
-    key: a typed PRNG key.
-    inputs: uint8 [L], the maze's tokens.
-    labels: uint8 [L], the answer's tokens.
-    size: cells along one side of the maze.
-
-  Returns:
-    The images of `inputs` and `labels`.
-  """
-  symmetry = _sample(key)
-  return (
-    _turn(symmetry, inputs, size=size),
-    _turn(symmetry, labels, size=size),
-  )
-
-
-def _sample(key):
-  return jax.random.randint(key, (), 0, 8)
-
-
-def _turn(symmetry, tokens, *, size):
-  return tokens[jnp.asarray(dihedral_cells(size))[symmetry]]
-
-
-def _turn_back(symmetry, tokens, *, size):
-  return _turn(jnp.asarray(DIHEDRAL_INVERSE)[symmetry], tokens, size=size)
-
-
-@functools.cache
-def task(size: int) -> task_lib.Task:
-  """Describes mazes of one size; the same size gives the same object.
-
-  Args:
-    size: cells along one side of the maze.
-
-  Returns:
-    The task.
-  """
-  return task_lib.Task(
-    name="maze",
-    seq_len=size * size,
-    vocab_size=len(TOKENS) + 1,
-    augment=functools.partial(augment, size=size),
-    parse=functools.partial(parse, size=size),
-    render=render,
-    draw=draw,
-    is_solution=functools.partial(is_valid, size=size),
-    symmetries=task_lib.Symmetries(
-      sample=_sample,
-      show=functools.partial(_turn, size=size),
-      undo=functools.partial(_turn_back, size=size),
-    ),
-  )
+def style(character: str, given: str) -> str:
+  """The rich style of a cell; a wall is a solid block."""
+  del given
+  return _STYLES.get(character, "#000000 on #8080c0")
 
 
 def draw(axes, puzzle, answer=None, label=None) -> None:

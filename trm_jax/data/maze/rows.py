@@ -1,43 +1,22 @@
-"""Reads maze csv files: `source,question,answer,rating`, plain or .gz."""
-
-import os
+"""Mazes in csv files: what makes a row bad."""
 
 import numpy as np
 
-from trm_jax.data import csv_rows
+from trm_jax.data.csv_rows import Format
 from trm_jax.data.maze import grid, paths
 
 _CHUNK = 4096  # mazes searched together: bounds the memory of a huge file
 
 
-def read_csv(
-  path: str | os.PathLike, size: int, skip_bad_rows: bool = False
-) -> csv_rows.Rows:
-  """Reads and checks a csv file.
-
-  Every row must have four columns, grids of the right length and characters
-  (spaces are free cells), a whole number as rating, a question with one start
-  and one goal, and an answer that marks a shortest path between them.
-
-  Args:
-    path: the file; `.gz` at the end of its name means that it is compressed.
-    size: cells along one side of the maze.
-    skip_bad_rows: whether to leave bad rows out instead of refusing the file.
-
-  Returns:
-    The rows, and the reasons for those that were skipped.
-
-  Raises:
-    UserError: the file cannot be read, is empty or has a bad row.
-  """
-  form = csv_rows.Format(
+def csv_format(size: int) -> Format:
+  """Rows of a maze with one start and one goal, and a shortest path."""
+  return Format(
     length=size * size,
     board=f"a {size}x{size} maze",
     alphabet=grid.TOKENS,
     cell=grid.CELL,
     faults=_faults,
   )
-  return csv_rows.read(path, form, skip_bad_rows)
 
 
 def _faults(inputs, labels):

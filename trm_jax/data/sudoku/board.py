@@ -5,18 +5,42 @@ d + 1. Cells are numbered along the rows, from the top left.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trm_jax.data import task as task_lib
-from trm_jax.data.sudoku import geometry, symmetry
 from trm_jax.errors import UserError
+
+# size -> rows and columns of a box.
+BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 
 PAD = 0
 BLANK = 1
 TOKENS = {".": BLANK} | {str(digit): digit + 1 for digit in range(10)}
+
+_CHARACTERS = {BLANK: "."} | {digit + 1: str(digit) for digit in range(1, 10)}
+
+
+def check_size(size: int) -> None:
+  """Raises a `UserError` unless boards of this size exist."""
+  if size not in BOXES:
+    raise UserError(
+      f"size: {size!r} is not a Sudoku size; choose one of {sorted(BOXES)}."
+    )
+
+
+@functools.cache
+def units(size: int) -> np.ndarray:
+  """The cells of the rows, columns and boxes, int32 [3 * size, size]."""
+  height, width = BOXES[size]
+  rows = np.arange(size * size, dtype=np.int32).reshape(size, size)
+  boxes = rows.reshape(size // height, height, size // width, width)
+  boxes = boxes.swapaxes(1, 2).reshape(size, size)
+  table = np.concatenate([rows, rows.T, boxes])
+  table.setflags(write=False)  # every caller shares it
+  return table
 
 
 def parse(text: str, *, size: int) -> np.ndarray:
@@ -51,26 +75,42 @@ def parse(text: str, *, size: int) -> np.ndarray:
 
 
 def render(tokens: np.ndarray) -> str:
-  """Writes a grid on one line, the inverse of `parse`.
-
-  Args:
-    tokens: integers [L].
-
-  Returns:
-    One character a cell: `.` for a blank, `?` for a token that is no cell's.
-  """
+  """Writes a grid [L] on one line: `.` is a blank, `?` an invalid token."""
   return "".join(_CHARACTERS.get(int(token), "?") for token in tokens)
 
 
-_CHARACTERS = {BLANK: "."} | {digit + 1: str(digit) for digit in range(1, 10)}
+def from_numbers(grid: np.ndarray, *, size: int) -> str:
+  """The text of a board of digits, with 0 for a blank."""
+  if grid.shape not in ((size, size), (size * size,)):
+    raise UserError(
+      f"its shape is {grid.shape}; expected {(size, size)} or {(size * size,)}"
+    )
+  if grid.min() < 0 or grid.max() > 9:
+    raise UserError(
+      f"numbers from {grid.min()} to {grid.max()}; expected digits, and 0 for "
+      "a blank"
+    )
+  return "".join(map(str, grid.reshape(-1).tolist()))
+
+
+def check_givens(tokens: np.ndarray) -> None:
+  """Raises a `UserError` if a unit has a digit twice."""
+  size = math.isqrt(len(tokens))
+  cells = np.sort(tokens[units(size)], axis=-1)
+  twice = (cells[:, 1:] == cells[:, :-1]) & (cells[:, 1:] > BLANK)
+  if twice.any():
+    unit, place = np.argwhere(twice)[0].tolist()
+    kind = ("row", "column", "box")[unit // size]
+    digit = render(cells[unit, [place]])
+    raise UserError(
+      f"{kind} {unit % size + 1} has two {digit}s, so there is no solution."
+    )
 
 
 def is_solution(
   inputs: jax.Array, answers: jax.Array, *, size: int
 ) -> jax.Array:
-  """Tells whether answers are legal completed grids that keep the givens.
-
-  The rules alone decide: no label is consulted.
+  """Whether answers are legal completed grids that keep the givens.
 
   Args:
     inputs: integers [..., L], the puzzles' tokens.
@@ -85,7 +125,7 @@ def is_solution(
 
 
 def solves(inputs: np.ndarray, answers: np.ndarray, *, size: int) -> np.ndarray:
-  """Is `is_solution` for host arrays, without a device or a compilation."""
+  """`is_solution` for host arrays, without a device or a compilation."""
   return _is_complete(answers, size, np) & _keeps_givens(inputs, answers)
 
 
@@ -94,7 +134,7 @@ def _is_complete(answers, size, xp):
   is_digit = (answers > BLANK) & (answers <= size + 1)
   shift = xp.where(is_digit, answers, 2).astype(xp.uint16) - xp.uint16(2)
   bits = xp.where(is_digit, xp.uint16(1) << shift, xp.uint16(0))
-  seen = xp.bitwise_or.reduce(bits[..., geometry.units(size)], axis=-1)
+  seen = xp.bitwise_or.reduce(bits[..., units(size)], axis=-1)
   return (seen == (1 << size) - 1).all(-1)
 
 
@@ -102,35 +142,9 @@ def _keeps_givens(inputs, answers):
   return ((inputs <= BLANK) | (inputs == answers)).all(-1)
 
 
-@functools.cache
-def task(size: int) -> task_lib.Task:
-  """Describes Sudoku of one size; the same size gives the same object.
-
-  Args:
-    size: cells along one side of the board: 4, 6 or 9.
-
-  Returns:
-    The task.
-
-  Raises:
-    UserError: there is no board of this size.
-  """
-  geometry.check_size(size)
-  return task_lib.Task(
-    name="sudoku",
-    seq_len=size * size,
-    vocab_size=size + 2,
-    augment=functools.partial(symmetry.augment, size=size),
-    parse=functools.partial(parse, size=size),
-    render=render,
-    draw=draw,
-    is_solution=functools.partial(is_solution, size=size),
-    symmetries=task_lib.Symmetries(
-      sample=functools.partial(symmetry.sample, size=size),
-      show=symmetry.apply,
-      undo=symmetry.undo,
-    ),
-  )
+def style(character: str, given: str) -> str:
+  """Givens are bold in the terminal, filled cells blue."""
+  return "bold" if character == given != "." else "#2e9bd6"
 
 
 def draw(axes, puzzle, answer=None, label=None) -> None:
@@ -145,8 +159,8 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
     answer: integers [L], the answer's tokens, or None to leave blanks blank.
     label: integers [L], the right answer, or None if it is not known.
   """
-  size = round(len(puzzle) ** 0.5)
-  height, width = geometry.BOXES[size]
+  size = math.isqrt(len(puzzle))
+  height, width = BOXES[size]
   for line in range(size + 1):
     axes.axhline(line, color="black", linewidth=0.5 + 1.5 * (line % height < 1))
     axes.axvline(line, color="black", linewidth=0.5 + 1.5 * (line % width < 1))

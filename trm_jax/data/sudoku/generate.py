@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from trm_jax.data.sudoku import geometry
+from trm_jax.data.sudoku.board import check_size
 from trm_jax.data.sudoku.solver import Bitboard, solve
 from trm_jax.errors import UserError
 
@@ -57,7 +57,7 @@ def generate(
   Raises:
     UserError: no such puzzle turned up in `MAX_DRAWS` draws.
   """
-  geometry.check_size(size)
+  check_size(size)
   if givens[1] < _FEWEST_GIVENS[size]:
     raise UserError(
       f"givens={givens}: a {size}x{size} Sudoku with one solution has at least "

@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from trm_jax.data.sudoku import geometry
+from trm_jax.data.sudoku.board import units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +32,10 @@ class Result:
 
 
 def solve(puzzle: np.ndarray, limit: int = 2) -> Result:
-  """Searches for solutions.
+  """Searches a puzzle, tokens [L], for up to `limit` solutions.
 
   Propagates naked and hidden singles, then branches on a cell with the fewest
   candidates.
-
-  Args:
-    puzzle: integers [L], the tokens of the puzzle.
-    limit: solutions to find before stopping.
-
-  Returns:
-    The number of solutions, the guesses needed, and the first solution.
   """
   board = Bitboard.of(round(len(puzzle) ** 0.5))
   givens = [0] * board.size
@@ -74,27 +67,20 @@ class Bitboard:
   @functools.cache
   def of(cls, size: int) -> "Bitboard":
     """Builds the bit sets of a size, once."""
-    units = tuple(
-      sum(1 << int(cell) for cell in unit) for unit in geometry.units(size)
+    masks = tuple(
+      sum(1 << cell for cell in unit) for unit in units(size).tolist()
     )
     peers = []
     for cell in range(size * size):
       bit = 1 << cell
       shared = 0
-      for unit in units:
+      for unit in masks:
         shared |= unit if unit & bit else 0
       peers.append(shared & ~bit)
-    return cls(size, (1 << size * size) - 1, units, tuple(peers))
+    return cls(size, (1 << size * size) - 1, masks, tuple(peers))
 
   def candidates(self, givens: list[int]) -> list[int]:
-    """Where each digit may stand, by the givens' own cells and peers.
-
-    Args:
-      givens: for each digit, the cells where it is given.
-
-    Returns:
-      For each digit, the cells where it may stand.
-    """
+    """Where each digit may stand, by the cells where it is given."""
     filled = 0
     for cells in givens:
       filled |= cells

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trm_jax.data.sudoku import geometry
+from trm_jax.data.sudoku.board import BOXES
 
 
 @flax.struct.dataclass
-class Symmetry:
+class BoardSymmetry:
   """A symmetry of the board, as data.
 
   Attributes:
@@ -22,20 +22,16 @@ class Symmetry:
   digits: jax.Array
 
 
-def sample(key: jax.Array, size: int) -> Symmetry:
+def sample(
+  key: jax.Array, inputs=None, labels=None, *, size: int
+) -> BoardSymmetry:
   """Draws a symmetry of the Sudoku board, uniform over the group.
 
   Digits are relabelled; bands, rows in a band, stacks and columns in a stack
   trade places; where a box is square, the board is transposed half the time.
-
-  Args:
-    key: a typed PRNG key.
-    size: cells along one side of the board.
-
-  Returns:
-    The symmetry.
   """
-  height, width = geometry.BOXES[size]
+  del inputs, labels
+  height, width = BOXES[size]
   bands, stacks = size // height, size // width
   # One draw for all: it compiles and runs far faster than one a choice.
   draws = jax.random.bits(key, (1 + size + bands + size + stacks + size,))
@@ -48,18 +44,13 @@ def sample(key: jax.Array, size: int) -> Symmetry:
   if height == width:
     cells = jnp.where(flip[0] >> 31, cells.T, cells)
   digits = jnp.concatenate([jnp.arange(2), _permutation(digits) + 2])
-  return Symmetry(cells.reshape(-1), digits)
+  return BoardSymmetry(cells.reshape(-1), digits)
 
 
 def _permute_lines(group_draws, line_draws):
-  """Permutes groups of lines, and the lines within each group.
+  """Which line is shown in each place, int32 [lines], by uint32 draws.
 
-  Args:
-    group_draws: uint32 [G].
-    line_draws: uint32 [G, lines in a group].
-
-  Returns:
-    int32 [lines], which line is shown in each place.
+  Groups [G] are permuted, and the lines [G, lines in a group] within each.
   """
   group = _permutation(group_draws)[:, None]
   line = _permutation(line_draws)
@@ -79,47 +70,17 @@ def _permutation(draws):
   return before.sum(-1, dtype=jnp.int32)
 
 
-def apply(symmetry: Symmetry, tokens: jax.Array) -> jax.Array:
-  """Maps a grid to its image.
-
-  Args:
-    symmetry: the symmetry.
-    tokens: integers [L].
-
-  Returns:
-    The image, of the dtype of `tokens` [L].
-  """
+def apply(symmetry: BoardSymmetry, tokens: jax.Array) -> jax.Array:
+  """The image of a grid [L], of the dtype of `tokens`."""
   return symmetry.digits[tokens[symmetry.cells]].astype(tokens.dtype)
 
 
-def undo(symmetry: Symmetry, tokens: jax.Array) -> jax.Array:
-  """Maps an image back: the inverse of `apply`."""
-  return apply(inverse(symmetry), tokens)
-
-
-def inverse(symmetry: Symmetry) -> Symmetry:
-  """Returns the symmetry that undoes this one."""
-  return Symmetry(_invert(symmetry.cells), _invert(symmetry.digits))
+def undo(symmetry: BoardSymmetry, tokens: jax.Array) -> jax.Array:
+  """The inverse of `apply`."""
+  cells, digits = _invert(symmetry.cells), _invert(symmetry.digits)
+  return apply(BoardSymmetry(cells, digits), tokens)
 
 
 def _invert(permutation):
   places = jnp.arange(permutation.shape[0], dtype=permutation.dtype)
   return jnp.zeros_like(permutation).at[permutation].set(places)
-
-
-def augment(
-  key: jax.Array, inputs: jax.Array, labels: jax.Array, *, size: int
-) -> tuple[jax.Array, jax.Array]:
-  """Shows one puzzle and its answer under the same random symmetry.
-
-  Args:
-    key: a typed PRNG key.
-    inputs: uint8 [L], the puzzle's tokens.
-    labels: uint8 [L], the answer's tokens.
-    size: cells along one side of the board.
-
-  Returns:
-    The images of `inputs` and `labels`.
-  """
-  symmetry = sample(key, size)
-  return apply(symmetry, inputs), apply(symmetry, labels)

@@ -160,23 +160,18 @@ class Graph:
     self._add("Loop", names, made, {"body": graph})
     return structure.unflatten(made)
 
-  def model(
-    self, name: str, doc: str, metadata: dict[str, str]
-  ) -> onnx.ModelProto:
+  def model(self, doc: str, metadata: dict[str, str]) -> onnx.ModelProto:
     """The finished model.
 
+    It is not given to the checker of `onnx`, which would copy all weights.
+
     Args:
-      name: of the graph.
       doc: text for people.
       metadata: text for programs.
-
-    Returns:
-      The model, which the checker of `onnx` has not seen: it would copy all
-      weights.
     """
     graph = helper.make_graph(
       self._nodes[0],
-      name,
+      "trm_jax",
       self._inputs,
       self._outputs,
       [numpy_helper.from_array(a, n) for n, a in self._stored.items()],
@@ -199,22 +194,6 @@ class Graph:
     names = [value.name for value in made]
     node = helper.make_node(kind, inputs, names, **attributes)
     self._nodes[-1].append(node)
-
-
-def count_nodes(graph: onnx.GraphProto) -> int:
-  """Nodes of a graph and of the loops in it."""
-  return sum(
-    1 + sum(count_nodes(attribute.g) for attribute in node.attribute)
-    for node in graph.node
-  )
-
-
-def describe(info: onnx.ValueInfoProto) -> str:
-  """An input or output in words, as in "inputs int32[batch, 81]"."""
-  tensor = info.type.tensor_type
-  dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
-  sizes = (str(d.dim_param or d.dim_value) for d in tensor.shape.dim)
-  return f"{info.name} {dtype}[{', '.join(sizes)}]"
 
 
 def _info(name: str, dtype: Any, shape: Sequence[int | str]):

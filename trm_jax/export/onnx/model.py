@@ -1,10 +1,9 @@
-"""The model of `trm_jax.core`, said once more in ONNX.
+"""The model of `trm_jax.core`, written in ONNX.
 
 Functions have the names and the order of those in `core.layers`,
 `core.network` and `core.recursion`; where JAX scans, an ONNX `Loop` runs.
-Loops are nested and not unrolled: the size of a graph then does not depend on
-T or n, and weights are used from inside where they lie. Arithmetic is float32
-throughout, whatever `config.dtype` says.
+Loops are nested and not unrolled, so that the size of a graph does not depend
+on T or n. Arithmetic is float32 throughout.
 """
 
 import functools
@@ -29,12 +28,11 @@ def build(params: Params, config: ModelConfig, precision: str) -> Graph:
 
   Args:
     params: the model.
-    config: the same, of a family with the standard cycle.
+    config: its config, of a family with the standard cycle.
     precision: how matrices are stored, "float32" or "int8".
 
   Returns:
-    A graph from `inputs`, `puzzle_ids`, `depth` and `threshold` to `answers`,
-    `logits`, `q_halt` and `steps`, see `export.onnx_file`.
+    A graph with the inputs and outputs of `export.onnx_file`.
   """
   graph = Graph()
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
@@ -61,13 +59,9 @@ def build(params: Params, config: ModelConfig, precision: str) -> Graph:
 
 
 def refine(
-  weights: Weights,
-  initial: Latents,
-  x: Value,
-  depth: Value,
-  threshold: Value,
-  config: ModelConfig,
-) -> tuple[Value, Value]:
+  weights: Weights, initial: Latents, x: Value, depth: Value,
+  threshold: Value, config: ModelConfig,
+) -> tuple[Value, Value]:  # fmt: skip
   """Supervision steps until every puzzle has halted, or `depth` of them.
 
   Args:
@@ -92,8 +86,8 @@ def refine(
   def step(_, carry):
     latents, halted, steps = carry
     refined = supervision_step(weights, latents, x, table, config)
-    # The answer of a puzzle that has halted stands still, and so its margin;
-    # nobody reads its scratchpad any more.
+    # A halted puzzle keeps its answer, and so its margin; its scratchpad is
+    # not read again.
     rows = graph.op("Unsqueeze", halted, graph.sizes(1, 2))
     y = graph.op("Where", rows, latents.y, refined.y)
     steps = steps + graph.cast(graph.op("Not", halted), np.int32)
@@ -133,12 +127,9 @@ def initial_latents(
 
 
 def supervision_step(
-  weights: Weights,
-  latents: Latents,
-  x: Value,
-  table: Rotary,
+  weights: Weights, latents: Latents, x: Value, table: Rotary,
   config: ModelConfig,
-) -> Latents:
+) -> Latents:  # fmt: skip
   """One supervision step of a family that recurs."""
 
   def net(stack: str, h: Value) -> Value:
@@ -204,19 +195,17 @@ def embed(
   graph, width = inputs.graph, config.width
   x = graph.op("Gather", weights["embed"]["tokens"], inputs)
   if config.prefix:
+    shape = graph.sizes(config.prefix, width)
     if puzzle_rows is None:
       batch = graph.op("Shape", inputs, end=1)
-      prefix = graph.sizes(config.prefix, width)
-      shape = graph.op("Concat", batch, prefix, axis=0)
+      shape = graph.op("Concat", batch, shape, axis=0)
       rows = graph.op("Expand", weights["embed"]["registers"], shape)
     else:
-      room = config.prefix * width - config.puzzle_emb_ndim
-      if room:
-        puzzle_rows = graph.op("Pad", puzzle_rows, graph.sizes(0, 0, 0, room))
+      missing = config.prefix * width - config.puzzle_emb_ndim
+      padding = graph.sizes(0, 0, 0, missing)
+      padded = graph.op("Pad", puzzle_rows, padding) if missing else puzzle_rows
       # A size of 0 is the one that was there.
-      rows = graph.op(
-        "Reshape", puzzle_rows, graph.sizes(0, config.prefix, width)
-      )
+      rows = graph.op("Reshape", padded, graph.sizes(0, config.prefix, width))
     x = graph.op("Concat", rows, x, axis=1)
   if config.positions == "learned":
     x = (x + weights["embed"]["positions"]) * math.sqrt(0.5)
@@ -332,20 +321,11 @@ def rotate(heads: Value, table: tuple[Value, Value]) -> Value:
 
 
 def store(graph: Graph, weights: Weights, precision: str) -> Weights:
-  """Stores the network's weights.
+  """Stores the network's weights, matrices with two axes: inputs, outputs.
 
-  Matrices get two axes, inputs and outputs. As "int8" each output (of an
-  embedding: each row) has a scale of its own, and the graph multiplies them
-  out once a run, outside of all loops. Both heads stay as they are: they have
-  few weights, and every answer and every decision to halt hangs on them.
-
-  Args:
-    graph: where to.
-    weights: `Params.weights`, arrays.
-    precision: "float32" or "int8".
-
-  Returns:
-    The same tree of values.
+  As "int8" each output (of an embedding: each row) has a scale, and the graph
+  multiplies them out once a run, outside of all loops. Both heads stay as they
+  are: they are small, and answers and halting depend on them directly.
   """
 
   def put(path, array: np.ndarray) -> Value:
@@ -369,10 +349,7 @@ def store(graph: Graph, weights: Weights, precision: str) -> Weights:
 def store_table(
   graph: Graph, table: np.ndarray, puzzle_ids: Value, precision: str
 ) -> Value:
-  """Stores the puzzle table and takes rows of it: ids `[B]` to `[B, E]`.
-
-  As "int8" only the rows that are taken are ever multiplied out.
-  """
+  """Stores the puzzle table and takes rows of it: ids `[B]` to `[B, E]`."""
   if precision == "float32":
     return graph.op("Gather", graph.weight("puzzle_table", table), puzzle_ids)
   stored, scales = quantize(table, axis=0)
@@ -385,15 +362,9 @@ def store_table(
 
 
 def quantize(matrix: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-  """Rounds a matrix to int8, with a scale for each place of an axis.
+  """Rounds `[N, M]` to int8, with a float32 scale for each index of an axis.
 
-  Args:
-    matrix: float32 `[N, M]`.
-    axis: 0 or 1.
-
-  Returns:
-    int8 `[N, M]` in [-127, 127], and float32 scales; their product differs
-    from the matrix by half a scale at most.
+  Values times scales differ from the matrix by half a scale at most.
   """
   largest = np.max(np.abs(matrix), axis=1 - axis, keepdims=True)
   scales = np.where(largest > 0, largest / _INT8_MAX, 1).astype(np.float32)

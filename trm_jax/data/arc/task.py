@@ -1,22 +1,17 @@
-"""What an ARC dataset is made of: the `data` section of a config."""
+"""The record of ARC, and the settings of its datasets."""
 
 import dataclasses
+import functools
 
 from trm_jax.data import checks
-from trm_jax.data import task as task_lib
-from trm_jax.data.arc import grids
+from trm_jax.data.arc import builder, grids, names, questions, symmetry
+from trm_jax.data.arc.files import WANTED
+from trm_jax.data.task import Dataset, Task
 from trm_jax.errors import UserError
 
-# The largest side of a grid, and of the canvas it is placed on.
-MAX_SIZE = 30
-
-WANTED = (
-  "A source is a folder with one json file a task (data/training and "
-  "data/evaluation of github.com/fchollet/ARC-AGI or "
-  "github.com/arcprize/ARC-AGI-2, corpus of "
-  "github.com/victorvikram/ConceptARC), or a file ..._challenges.json of the "
-  "Kaggle competitions, beside its ..._solutions.json."
-)
+# Puzzle ids of the reference's datasets of ARC-AGI-1 and 2, which leave out
+# copies that come out equal, of 1001 of each task.
+_ARC_1, _ARC_2 = 876_407, 1_191_730
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,21 +45,16 @@ class ArcData:
   test: str = ""
   num_aug: int = 1000
   seed: int = 0
-  size: int = MAX_SIZE
+  size: int = grids.MAX_SIZE
   only: str = ""
   refuse_overlap: bool = False
   cache_dir: str = ""
   path: str = ""
 
   def __post_init__(self):
-    checks.require_text(self, "train", "test", "only", "cache_dir", "path")
+    checks.convert_fields(self)
     checks.require_whole(self, "num_aug", "seed", least=0)
-    checks.require_whole(self, "size", least=1)
-    checks.require_flag(self, "refuse_overlap")
-    if self.size > MAX_SIZE:
-      raise UserError(
-        f"size: {self.size}; expected a whole number from 1 to {MAX_SIZE}."
-      )
+    checks.require_whole(self, "size", most=grids.MAX_SIZE)
     if not (self.path or self.train_sources or self.test_sources):
       raise UserError(
         f"train, test: both are empty; give at least one of them a source. "
@@ -87,10 +77,66 @@ class ArcData:
     return _items(self.only)
 
   @property
-  def task(self) -> task_lib.Task:
+  def task(self) -> Task:
     """The task that the data belongs to."""
-    return grids.task(self.size)
+    return arc_task(self.size)
+
+  @classmethod
+  def few(
+    cls, size=None, copies=0, source="", seed=0, cache_dir="", **_
+  ) -> "ArcData":
+    """The tasks of a source, with few copies; see `task.Settings`."""
+    size = size or cls.size
+    return cls(
+      test=source, size=size, num_aug=copies, seed=seed, cache_dir=cache_dir
+    )
 
 
 def _items(text: str) -> tuple[str, ...]:
   return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+def _expected_size(settings: ArcData) -> tuple[int, int, int]:
+  copies = settings.num_aug + 1
+  if settings.only:
+    tasks = len(settings.only_names)
+    return tasks, copies, tasks * copies + 1
+  is_second = "ARC-AGI-2" in settings.train + settings.test
+  ids = _ARC_2 if is_second else _ARC_1
+  tasks = ids // 1000
+  return tasks, copies, ids if copies == 1001 else tasks * copies + 1
+
+
+DATASET = Dataset(
+  load=builder.load,
+  num_groups=builder.num_groups,
+  prepare=builder.prepare,
+  identifiers=builder.identifiers,
+  expected_size=_expected_size,
+  selects=("only",),
+)
+
+
+@functools.cache
+def arc_task(size: int = grids.MAX_SIZE) -> Task:
+  """The record of ARC on a canvas with so many cells along a side."""
+  return Task(
+    name="arc",
+    seq_len=size * size,
+    vocab_size=grids.FIRST_COLOUR + grids.NUM_COLOURS,
+    dataset=DATASET,
+    parse=functools.partial(grids.parse, size=size),
+    render=grids.render,
+    draw=grids.draw,
+    augmentation=symmetry.TRANSLATION,
+    copies=symmetry.COPIES,
+    parse_names=names.parse_names,
+    form=questions.FORM,
+    read=questions.read,
+    in_rows=True,
+    from_numbers=grids.from_numbers,
+    decode=lambda tokens: grids.decode(tokens).tolist(),
+    in_place=False,
+    style=grids.style,
+    best_metric="pass@2",
+  )

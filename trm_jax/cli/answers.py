@@ -1,0 +1,217 @@
+"""What the program `solve` reads and writes."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from scipy import special
+
+from trm_jax.cli import report
+from trm_jax.data import questions
+from trm_jax.data.questions import Fault, Question
+from trm_jax.data.task import Split, Task
+from trm_jax.draw import pictures, scenes, terminal
+from trm_jax.errors import UserError
+from trm_jax.solve.processor import TRMProcessor
+from trm_jax.solve.reasoning import Reasoning
+
+_SECONDS = 0.7  # of a frame
+_DRAWN = 20  # puzzles at most
+
+
+class Form(NamedTuple):
+  """How answers are written; each is a flag of the program."""
+
+  several: bool  # all answers of the rollouts
+  json: bool  # an object a line
+  show: bool  # the refinement in the terminal
+  gif: str  # the file to draw the refinement into, or ""
+
+
+def solve(
+  workdir: str,
+  checkpoint: str,
+  name: str,
+  config: Mapping[str, Any],
+  form: Form,
+  memory: str,
+) -> int:
+  """Solves the puzzles of a file.
+
+  Args:
+    workdir: a run, or exported weights.
+    checkpoint: of the run.
+    name: the file, or "-" for standard input.
+    config: fields of `ReasonConfig`.
+    form: how answers are written.
+    memory: what a device may need at most, or "".
+
+  Returns:
+    The exit status: 1 if there was an invalid puzzle.
+  """
+  verbose = bool(form.json or form.show or form.gif)
+  with _open(name) as stream:  # a wrong path should not wait for the weights
+    processor = TRMProcessor.from_pretrained(
+      workdir, {**config, "verbose_reasoning": verbose}, checkpoint
+    )
+    task = processor.model.experiment.task
+    found = questions.read(stream, task, name)
+  if memory:
+    processor.set_memory_limit(memory)
+  asked = [item for item in found if isinstance(item, Question)]
+  if (form.show or form.gif) and len(asked) > _DRAWN:
+    raise UserError(
+      f"{name}: {len(asked)} puzzles are too many to draw; at most {_DRAWN}"
+    )
+  with report.progress_bar("solving") as on_progress:
+    results = processor.solve(asked, form.several, on_progress)
+  if form.gif and results:
+    _draw_gif(asked, results, task, form.gif)
+  try:
+    status = _write(found, results, task, form)
+    sys.stdout.flush()
+  except BrokenPipeError:  # the reader has ended, as `head` does
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  return status
+
+
+def check(argv: list[str], workdir: str, confidence: float, form: Form):
+  """Refuses flags that do not go together, before anything is loaded."""
+  if len(argv) > 2:
+    raise UserError(f"expected one file, or - for standard input: {argv[1:]}")
+  if not workdir:
+    raise UserError("--workdir is missing: name a run, or exported weights")
+  if form.gif and not form.gif.endswith(".gif"):
+    raise UserError(f"--gif={form.gif}: the name must end in .gif")
+  if form.json and form.show:
+    raise UserError("--json and --show: both write to the output; choose one")
+  if not 0 < confidence < 1:
+    raise UserError(
+      f"--confidence={confidence:g}: must be a probability between 0 and 1; "
+      "--fixed never halts early"
+    )
+
+
+def _open(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+  if name == "-":
+    return contextlib.nullcontext(sys.stdin.buffer)
+  try:
+    return open(name, "rb")
+  except OSError as error:
+    raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+
+
+def _write(
+  found: Sequence[Question | Fault],
+  results: Sequence[Reasoning],
+  task: Task,
+  form: Form,
+) -> int:
+  """Writes answers and faults in the order of the input; the exit status."""
+  solved, faults = iter(results), 0
+  for item in found:
+    if isinstance(item, Fault):
+      faults += 1
+      where = f"line {item.line}" if item.line else "json"
+      print(f"{where}: {item.message} [{item.text}]", file=sys.stderr)
+      if form.json:
+        print(json.dumps({"line": item.line, "error": item.message}))
+      continue
+    result = next(solved)
+    if form.show:
+      _show(item, result, task)
+    elif form.json:
+      print(json.dumps(_as_json(item, result)))
+    elif form.several:
+      for one in result.alternatives:
+        print(f"# {item.name}, {one.fraction:.1%}")
+        print(_as_text(one.answer, task))
+    else:
+      if task.name == "arc":
+        print(f"# {item.name}")
+      print(_as_text(result.answer, task))
+  checked = [result.checked for result in results if result.checked is not None]
+  told = f"{len(results)} answered"
+  if checked:
+    told += f", {sum(checked)} of them right by the rules"
+  steps = np.mean([result.steps for result in results] or [0])
+  told += f"; {steps:.2f} steps a puzzle"
+  print(told + f"; {faults} were invalid" * bool(faults), file=sys.stderr)
+  return 1 if faults else 0
+
+
+def _as_text(answer: Any, task: Task) -> str:
+  """An answer in its task's form; an empty line ends one of several lines."""
+  if task.name == "arc":
+    return "\n".join([*("".join(map(str, row)) for row in answer), ""])
+  if task.name == "maze":
+    side = math.isqrt(task.seq_len)
+    places = range(0, task.seq_len, side)
+    return "\n".join([*(answer[i : i + side] for i in places), ""])
+  return answer
+
+
+def _as_json(question: Question, result: Reasoning) -> dict[str, Any]:
+  names = ("name", "answer", "confidence", "checked", "steps", "flops")
+  return {
+    "line": question.line,
+    **{name: getattr(result, name) for name in names},
+    "alternatives": [vars(one) for one in result.alternatives],
+    "history": [vars(step) for step in result.reasoning_history],
+  }
+
+
+def _show(question: Question, result: Reasoning, task: Task):
+  """Draws the answer after each step in the terminal."""
+  before = [None, *result.history[:-1]]
+  frames = [
+    terminal.draw(task, question.tokens, answer, old, question.label)
+    for answer, old in zip(result.history, before, strict=True)
+  ]
+  terminal.play(frames, Console(), question.name, _SECONDS)
+  checked = {None: "", True: ", a solution", False: ", not a solution"}
+  print(f"confidence {result.confidence:.1%}{checked[result.checked]}")
+  for one in result.alternatives:
+    print(f"{one.fraction:.1%} of the rollouts:\n{_as_text(one.answer, task)}")
+
+
+def _draw_gif(
+  asked: Sequence[Question],
+  results: Sequence[Reasoning],
+  task: Task,
+  path: str,
+):
+  """Draws the refinement of all puzzles; those that halt early stay as is."""
+  inputs = np.stack([question.tokens for question in asked])
+  unknown = np.zeros_like(inputs[0])
+  labels = np.stack([unknown if q.label is None else q.label for q in asked])
+  last = max(len(result.history) for result in results)
+
+  def at_each_step(histories: list[Any]) -> np.ndarray:
+    return np.array(
+      [[h[min(step, len(h) - 1)] for h in histories] for step in range(last)]
+    )
+
+  confidences = [
+    [step.confidence for step in result.reasoning_history] for result in results
+  ]
+  frames = scenes.with_answers(
+    scenes.scenes_of(Split.of_rows(inputs, labels), task),
+    task,
+    at_each_step([result.history for result in results]),
+    special.logit(at_each_step(confidences)),
+  )
+  pictures.save_gif(
+    (pictures.panels(frame, task, "", last) for frame in frames),
+    pathlib.Path(path),
+    _SECONDS,
+  )
+  print(f"wrote {path}", file=sys.stderr)

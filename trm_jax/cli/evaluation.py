@@ -1,0 +1,266 @@
+"""What the programs `evaluate` and `halting` do with a run and its puzzles."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from trm_jax.cli import app, report
+from trm_jax.config import Experiment
+from trm_jax.core.network import Params
+from trm_jax.data.task import Split
+from trm_jax.draw import curves
+from trm_jax.errors import UserError
+from trm_jax.run import files, processes, result
+from trm_jax.run.folder import RunFolder, write_json
+from trm_jax.solve import calibration, evaluate, held_out, score, vote
+from trm_jax.solve.rules import SolveConfig
+from trm_jax.solve.solver import Rollouts, Solver
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+  """A run, and what it is tested on."""
+
+  folder: RunFolder
+  experiment: Experiment  # of the run, with the data that is tested
+  puzzles: Split
+  split: str  # "test" or "train"
+  data: str  # the source that is tested instead of the run's own, or ""
+  unseen: str  # the embedding of puzzles that were not trained on
+
+  @property
+  def kind(self) -> str:
+    """What the puzzles are called."""
+    return "held-out" if self.split == "test" else "training"
+
+  def restore(self, checkpoint: str) -> tuple[int, Params]:
+    """The run's model at a checkpoint, see `held_out.restore`."""
+    return held_out.restore(
+      self.folder, self.experiment, checkpoint, self.unseen
+    )
+
+  def write(
+    self, step: int, records: Sequence[Any], ballot: Any, **more: Any
+  ) -> list[pathlib.Path]:
+    """Writes `result.json`, and the submission of a vote."""
+    made = [self.folder.result]
+    result.write(
+      made[0], step, records, split=self.split, data=self.data, **more
+    )
+    if ballot:
+      task = self.experiment.task
+      _, pairs = vote.questions_of(self.puzzles, task)
+      made.append(self.folder.submission)
+      write_json(made[-1], vote.submission(ballot, pairs, task))
+    return made
+
+  def draw(self, name: str, step: int, plot: Any, *values: Any) -> pathlib.Path:
+    """Draws a picture into the run's folder, which may be in a bucket."""
+    path = self.folder.plots / f"{name}.png"
+    with files.written_locally(path) as file:
+      plot(*values, file, report.title(self.experiment, step))
+    return path
+
+
+@contextlib.contextmanager
+def several_processes(join: Callable[[], None], workdir: str) -> Iterator[None]:
+  """Joins the processes, and lets the first run the block before the others."""
+  # Nothing is to be saved when a signal asks to stop.
+  jax.config.update("jax_enable_preemption_service", False)
+  join()
+  app.agree(RunFolder(workdir).read_config())
+  with processes.leader_first("data"):
+    yield
+
+
+def by_depth(tested: Tested, checkpoints: Sequence[str], depths: list[int]):
+  """Every depth in one pass, and the votes of one or more checkpoints."""
+  has_copies = tested.puzzles.symmetries is not None
+  if len(checkpoints) > 1 and not has_copies:
+    raise UserError(
+      f"--checkpoint={','.join(checkpoints)}: several checkpoints can only "
+      "vote where puzzles have copies, as in ARC; name one"
+    )
+  ballots = evaluate.new_ballots(depths) if has_copies else None
+  records, steps = [], []
+  for which in checkpoints:
+    step, params = tested.restore(which)
+    if step in steps:
+      continue  # "best" may be "last", and must not vote twice
+    records = report.evaluate_depths(
+      tested.experiment, step, params, tested.puzzles, depths, ballots
+    )
+    steps.append(step)
+  told = f"step {steps[-1]}"
+  more: dict[str, Any] = {}
+  if has_copies:
+    more["voting_checkpoints"] = steps
+  if len(steps) > 1:
+    told += f"; votes of steps {', '.join(map(str, steps))} together"
+  if not processes.is_leader():
+    return
+  made = tested.write(
+    steps[-1], records, ballots and ballots[max(ballots)], **more
+  )
+  report.print_records(records, f"{tested.folder.path}, {told}", tested.kind)
+  if "exact_accuracy" in records[0]:
+    made.append(
+      tested.draw(
+        "depth", steps[-1],
+        lambda path, title: curves.depth_curve(
+          records, path, title, tested.kind
+        ),
+      )
+    )  # fmt: skip
+  print(f"wrote {', '.join(map(str, made))}")
+
+
+def run_rollouts(
+  params: Params,
+  experiment: Experiment,
+  puzzles: Split,
+  settings: SolveConfig,
+  depths: Sequence[int],
+) -> Rollouts:
+  """Runs the rollouts of a split, with a bar; compiling is not timed."""
+  solver = Solver(
+    params, experiment.model, experiment.task, experiment.eval.batch_size
+  )
+  inputs, _, ids = evaluate.as_shown(puzzles, experiment.task)
+  with report.progress_bar("solving") as on_progress:
+    solver.compile(len(inputs), settings, depths)
+    return solver.solve(
+      inputs, ids, settings, depths, prune=False, on_progress=on_progress
+    )
+
+
+def by_rollouts(
+  tested: Tested,
+  checkpoint: str,
+  settings: SolveConfig,
+  depths: list[int],
+  breadths: list[int],
+  selects: list[str],
+  calibrate: str | None,
+):
+  """Depth x breadth, with halting; and calibration, if asked for."""
+  experiment, puzzles = tested.experiment, tested.puzzles
+  task = experiment.task
+  if "," in checkpoint:
+    raise UserError(
+      f"--checkpoint={checkpoint}: several checkpoints can only vote at "
+      "breadth 1 and fixed depth; name one"
+    )
+  if calibrate and (tested.split != "test" or puzzles.symmetries is not None):
+    raise UserError(
+      f"--calibrate={calibrate}: needs held-out puzzles without copies, whose "
+      "answers can be right or wrong one by one; leave it out here"
+    )
+  step, params = tested.restore(checkpoint)
+  found = run_rollouts(params, experiment, puzzles, settings, depths)
+  if not processes.is_leader():
+    return  # all have the same results
+  ballot = None
+  inputs, labels, _ = evaluate.as_shown(puzzles, task)
+  if puzzles.symmetries is not None:
+    records, ballot = score.vote_grid(found, puzzles, task, breadths)
+  else:
+    records = score.grid(found, inputs, labels, task, breadths, selects)
+  records = [r | {"halt": settings.halting_label} for r in records]
+  speed = score.throughput(found)
+  made = tested.write(
+    step, records, ballot, settings=dataclasses.asdict(settings), speed=speed
+  )
+  report.print_records(
+    records, f"{tested.folder.path}, step {step}", tested.kind
+  )
+  print(
+    f"{speed['puzzles_per_second']:.1f} puzzles/s at breadth "
+    f"{settings.breadth}, {speed['flops_per_puzzle']:.2e} FLOPs each"
+  )
+  if "exact_accuracy" in records[0]:
+    made.append(tested.draw("solve", step, curves.solve_grid, records))
+  if calibrate:
+    made += _calibrate(tested, step, labels, found, calibrate, settings.seed)
+  print(f"wrote {', '.join(map(str, made))}")
+
+
+def _calibrate(
+  tested: Tested,
+  step: int,
+  labels: np.ndarray,
+  found: Rollouts,
+  kind: str,
+  seed: int,
+) -> list[pathlib.Path]:
+  """Fits confidence to the first rollouts, at all depths together.
+
+  Whether to halt is asked early as well, where more answers are wrong.
+  """
+  labelled = np.flatnonzero(labels.any(-1))
+  right = score.is_right(found.answers[labelled, :1], labels[labelled])[:, 0]
+  q = found.q_halt[labelled, 0]  # [N, M]
+  before, after = calibration.evaluate_fit(q, right, kind, seed)
+  fitted = calibration.fit(q, right, kind).to_json()
+  write_json(tested.folder.calibration, {"checkpoint": step} | fitted)
+  print(
+    f"calibration error {before.error:.1%}, {after.error:.1%} after "
+    f"{kind} calibration on the other half of {len(q)} puzzles, over the "
+    f"answers at {q.shape[1]} depths"
+  )
+  picture = tested.draw("reliability", step, curves.reliability, before, after)
+  return [tested.folder.calibration, picture]
+
+
+def compare_halting(tested: Tested, checkpoint: str, depth: int, within: float):
+  """Finds the cheapest halting rules on half of the puzzles, times the others.
+
+  They may cost `within` points of accuracy against the fixed depth.
+  """
+  experiment = tested.experiment
+  if not experiment.model.is_recursive:
+    raise UserError(
+      f"family={experiment.model.family!r} takes a single step: there is "
+      "nothing to halt"
+    )
+  count = len(tested.puzzles)
+  order = np.random.default_rng(experiment.eval.seed).permutation(count)
+  if count < 2:
+    raise UserError("there are fewer than two puzzles: give more with --data")
+  tuned, timed = (tested.puzzles.take(h) for h in np.array_split(order, 2))
+  inputs, tuned_labels, _ = evaluate.as_shown(tuned, experiment.task)
+  labels = evaluate.as_shown(timed, experiment.task)[1]
+  if not (tuned_labels.any() and labels.any()):
+    raise UserError("no puzzle has a label: there is nothing to compare with")
+  step, params = tested.restore(checkpoint)
+  fixed = SolveConfig(depth=depth)
+  found = run_rollouts(params, experiment, tuned, fixed, range(1, depth + 1))
+  replayed = score.replay(found, inputs, tuned_labels, experiment.task, depth)
+  best = score.cheapest(replayed, within)
+  measured = []
+  for settings in (record["rule"] for record in [replayed[0], *best]):
+    found = run_rollouts(params, experiment, timed, settings, [])
+    right = score.is_right(found.answers, labels)[labels.any(-1), 0, 0]
+    steps = found.steps[:, 0, 0]
+    record = score.halting_record(settings, right, steps, found.flops_per_step)
+    measured.append(record | score.throughput(found))
+  for record in measured:
+    record["speedup"] = (
+      record["puzzles_per_second"] / measured[0]["puzzles_per_second"]
+    )
+  path = tested.folder.path / "halting.json"
+  written = {
+    name: [r | {"rule": dataclasses.asdict(r["rule"])} for r in records]
+    for name, records in (("replayed", replayed), ("measured", measured))
+  }
+  write_json(path, {"checkpoint": step, "depth": depth} | written)
+  bold = {i for i, r in enumerate(replayed) if any(r is one for one in best)}
+  report.print_records(replayed, f"replayed on {len(tuned)} puzzles", bold=bold)
+  report.print_records(measured, f"measured on {len(timed)} other puzzles")
+  picture = tested.draw("halting", step, curves.halting_rules, replayed)
+  print(f"wrote {path}, {picture}")

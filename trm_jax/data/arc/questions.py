@@ -1,0 +1,80 @@
+"""Reads ARC questions: a task's json, or a competition's challenges."""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from trm_jax.data.arc import grids
+from trm_jax.data.questions import Fault, Question, excerpt
+from trm_jax.data.task import Task
+from trm_jax.errors import UserError
+
+FORM = "the json of an ARC task, or of a competition's challenges"
+
+_MOST_BYTES = 100_000_000  # parsed, it takes many times the memory
+_LONGEST_NAME = 200
+
+
+def read(stream: BinaryIO, task: Task, name: str) -> Iterator[Question | Fault]:
+  """Reads the test pairs of tasks; see `Task.read`."""
+  size = math.isqrt(task.seq_len)
+  for called, content in _tasks(stream, name).items():
+    where = f"task {excerpt(called)!r}"
+    if not called.isprintable() or len(called) > _LONGEST_NAME:
+      yield Fault.of(
+        0, called,
+        f"{where}: not a name; expected at most {_LONGEST_NAME} printable "
+        "characters",
+      )  # fmt: skip
+      continue
+    pairs = content.get("test") if isinstance(content, dict) else None
+    if not isinstance(pairs, list) or not pairs:
+      yield Fault.of(
+        0, called, f"{where}: expected an object with a list 'test' of pairs"
+      )
+      continue
+    for number, pair in enumerate(pairs):
+      try:
+        tokens, label = _pair(pair, size)
+      except UserError as error:
+        yield Fault.of(
+          0, f"{called}_{number}", f"{where}, test pair {number + 1}: {error}"
+        )
+      else:
+        yield Question(tokens, label, f"{called}_{number}", 0)
+
+
+def _tasks(stream: BinaryIO, name: str) -> dict[str, Any]:
+  """Name -> what should be a task."""
+  text = stream.read(_MOST_BYTES + 1)
+  if len(text) > _MOST_BYTES:
+    raise UserError(
+      f"{name}: more than {_MOST_BYTES:,} bytes of json; split it into smaller "
+      "files."
+    )
+  if not text.strip():
+    return {}
+  try:
+    content = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise UserError(
+      f"{name}: not valid json ({error}); expected {FORM}."
+    ) from error
+  if not isinstance(content, dict):
+    raise UserError(f"{name}: holds no object; expected {FORM}.")
+  if isinstance(content.get("test"), list):
+    return {pathlib.PurePath(name).stem: content}
+  return content
+
+
+def _pair(pair: Any, size: int) -> tuple[np.ndarray, np.ndarray | None]:
+  if not isinstance(pair, dict):
+    raise UserError("expected an object with 'input', and 'output' if known.")
+  question = grids.encode(grids.as_grid(pair.get("input")), size)
+  if "output" not in pair:
+    return question, None
+  return question, grids.encode(grids.as_grid(pair["output"]), size)

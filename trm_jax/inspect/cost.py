@@ -1,0 +1,322 @@
+"""What a compiled program does, each instruction as often as it runs.
+
+`Compiled.cost_analysis` cannot tell this: it counts the body of a loop once,
+takes the memory inside a TPU's core for main memory, and an array of which a
+row is read for read as a whole. So the operations of matrix products and the
+bytes of main memory are added up here, over the loops of the compiled module.
+
+Bytes include the padding of tiles. Arrays in other memory than the main one
+(a TPU's vector memory) cost nothing; of an array that is sliced, gathered from
+or updated in part, that part counts.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from trm_jax.inspect import hlo
+from trm_jax.inspect.hlo import Computation, Module
+
+# Run another computation, some of them on the SparseCore.
+_CALLS = {"call", "call-start", "async-start"}
+# Move nothing themselves.
+_FREE = _CALLS | {
+  "parameter", "constant", "tuple", "get-tuple-element", "bitcast",
+  "after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency",
+  "while", "conditional",
+}  # fmt: skip
+# Custom calls of the TPU's compiler that only name memory.
+_FREE_CALLS = {"ConcatBitcast", "AllocateBuffer", "SliceBitcast"}
+_SLICES = {"slice", "dynamic-slice", "gather"}
+# opcode -> which operand is written into the first.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
+_COLLECTIVES = {
+  "all-reduce", "all-gather", "reduce-scatter", "all-to-all",
+  "collective-permute", "collective-broadcast", "ragged-all-to-all",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """A loop of a program."""
+
+  where: str  # the line of Python that it comes from
+  trips: int | None  # of its body each time; None, if data decide, counts once
+  recursive: bool  # whether it is one of the recursion's scans
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """A collective operation."""
+
+  kind: str  # as "all-reduce"
+  dtypes: tuple[str, ...]  # of what it moves
+  bytes: int  # of its value on one device; of a gather the whole
+  sent: float  # bytes that each device must send
+  groups: int  # of devices that exchange among themselves
+  group_size: int  # devices in each
+  times: int  # how often a call of the program runs it
+  recursive: bool  # whether it is inside a scan of the recursion
+  where: str  # the line of Python that it comes from, or JAX's name for it
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What one call of a program does on one device."""
+
+  flops: float = 0.0  # multiplications and additions of matrix products
+  bytes: float = 0.0  # of main memory, read and written
+  cycles: float = 0.0  # as the compiler estimates its work, as far as it says
+  collectives: tuple[Collective, ...] = ()
+  loops: tuple[Loop, ...] = ()
+
+  def __add__(self, other: "Counts") -> "Counts":
+    ours, theirs = vars(self), vars(other)
+    return Counts(**{name: ours[name] + theirs[name] for name in ours})
+
+  def repeat(self, times: int, recursive: bool) -> "Counts":
+    """The counts of a loop's body that runs so often."""
+    collectives = tuple(
+      dataclasses.replace(
+        one, times=one.times * times, recursive=one.recursive or recursive
+      )
+      for one in self.collectives
+    )
+    return Counts(
+      self.flops * times, self.bytes * times, self.cycles * times,
+      collectives, self.loops,
+    )  # fmt: skip
+
+
+def count(
+  program: jax.stages.Compiled | Module, recursion: str = "core/recursion.py"
+) -> Counts:
+  """Adds up what one call of a program does; of branches the costliest.
+
+  Args:
+    program: the program.
+    recursion: end of the path of the file whose loops are the recursion.
+  """
+  module = program if isinstance(program, Module) else Module.of(program)
+
+  def run(computation: Computation) -> Counts:
+    return sum(
+      (step(computation, one) for one in computation.instructions.values()),
+      Counts(),
+    )
+
+  def step(computation: Computation, one: Any) -> Counts:
+    called = module.called(one)
+    if one.opcode == "while":
+      body, condition = called
+      trips = module.trips(computation, one)
+      times = 1 if trips is None else trips
+      files = [file for file, *_ in module.stack(one)]
+      recursive = any(file.endswith(recursion) for file in files)
+      loop = Loop(module.where(one) or one.name, trips, recursive)
+      return (
+        Counts(loops=(loop,))
+        + run(body).repeat(times, recursive)
+        + run(condition).repeat(times + 1, recursive)
+      )
+    if one.opcode == "conditional":
+      return max(map(run, called), key=lambda found: (found.flops, found.bytes))
+    if one.opcode in _CALLS:
+      return sum(map(run, called), Counts())
+    return Counts(
+      sum(flops for flops, _ in products(module, computation, one)),
+      traffic(module, computation, one),
+      _cycles(one),
+      tuple(_collectives(module, computation, one)),
+    )
+
+  return run(module.entry)
+
+
+def products(
+  module: Module, computation: Computation, one: Any
+) -> Iterator[tuple[float, Any]]:
+  """The matrix products in an instruction: (FLOPs, instruction) of each."""
+  if one.opcode == "fusion":
+    for fused in module.called(one):
+      for inner in fused.instructions.values():
+        yield from products(module, fused, inner)
+    return
+  # A GPU's products are calls of a library, described in JSON.
+  call = re.search(
+    rb'"lhs_contracting_dimensions":\[([^\]]*)\]', one.backend_config
+  )
+  if one.opcode == "dot":
+    summed = list(one.dot.lhs_contracting)
+  elif one.opcode == "custom-call" and call:
+    summed = [int(axis) for axis in re.findall(rb"\d+", call[1])]
+  else:
+    if one.opcode == "convolution":  # a TPU's products
+      yield _convolution_flops(computation, one), one
+    return
+  left = computation.operands(one)[0].shape.dimensions
+  out = next(hlo.arrays(one.shape)).dimensions
+  yield 2.0 * math.prod(out) * math.prod(left[i] for i in summed), one
+
+
+def _convolution_flops(computation: Computation, one: Any) -> float:
+  """As XLA counts: places in the padding and between dilations are free."""
+  left, right = (i.shape.dimensions for i in computation.operands(one))
+  axes, places = one.convolution, 1
+  for window, source, target in zip(
+    one.window.dimensions, axes.input_spatial, axes.output_spatial, strict=True
+  ):
+    gap = window.base_dilation
+    at = (
+      np.arange(one.shape.dimensions[target])[:, None] * window.stride
+      + np.arange(window.size) * window.window_dilation
+      - window.padding_low
+    )
+    inside = (at >= 0) & (at <= (left[source] - 1) * gap) & (at % gap == 0)
+    places *= int(inside.sum())
+  batch = left[axes.input_batch] // max(one.batch_group_count, 1)
+  summed = right[axes.kernel_input_feature]
+  return 2.0 * batch * right[axes.kernel_output_feature] * summed * places
+
+
+def traffic(module: Module, computation: Computation, one: Any) -> int:
+  """Bytes of main memory that one run of an instruction moves."""
+  opcode, to = one.opcode, list(hlo.arrays(one.shape))
+  if opcode in _FREE or opcode.endswith(("-done", "-update")):
+    return 0
+  if opcode == "custom-call" and one.custom_call_target in _FREE_CALLS:
+    return 0
+  if opcode == "fusion":
+    (fused,) = module.called(one)
+    read = sum(
+      min(_read(module, fused, parameter), _moved(array))
+      for parameter in fused.parameters
+      for array in [*hlo.arrays(parameter.shape)][:1]
+    )
+    return read + _written(module, fused, fused.root, to)
+  sources = computation.inputs(one)
+  if opcode in _SLICES:
+    return _part(sources[0], to[0]) + _moved(to[0])
+  if opcode in ("copy-start", "slice-start"):
+    # (destination, source, context) and ((source), destination, context).
+    target = to[0 if opcode == "copy-start" else 1]
+    return _part(sources[0], target) + _moved(target)
+  if opcode in _UPDATES:
+    update = sources[_UPDATES[opcode]]
+    return _moved(update) + 2 * _part(to[0], update)
+  if opcode.endswith("-start"):
+    return sum(map(_moved, sources)) * 2
+  return sum(map(_moved, sources + to))
+
+
+def _read(module: Module, fused: Computation, one: Any) -> int:
+  """Bytes that a fusion reads of one of its inputs."""
+  total, whole = 0, next(hlo.arrays(one.shape))
+  for user, place in fused.users.get(one.id, []):
+    if user.opcode in ("bitcast", "reshape", "get-tuple-element"):
+      total += _read(module, fused, user)
+    elif user.opcode in _SLICES and place == 0:
+      total += _part(whole, user.shape)
+    elif user.opcode == "dynamic-update-slice" and place == 0:
+      continue  # updated in place
+    elif user.opcode == "scatter" and place == 0:
+      total += _part(whole, fused.operands(user)[-1].shape)
+    elif user.opcode == "fusion":
+      (inner,) = module.called(user)
+      total += _read(module, inner, inner.parameters[place])
+    else:
+      return _moved(whole)
+  return total
+
+
+def _written(
+  module: Module, fused: Computation, root: Any, to: Sequence[Any]
+) -> int:
+  """Bytes that a fusion writes."""
+  operands = fused.operands(root)
+  if root.opcode == "tuple":
+    return sum(
+      _written(module, fused, part, [array])
+      for part, array in zip(operands, to, strict=False)
+    )
+  if root.opcode in ("bitcast", "reshape"):
+    return _written(module, fused, operands[0], to)
+  if root.opcode in _UPDATES:
+    return _part(to[0], operands[_UPDATES[root.opcode]].shape)
+  if root.opcode == "fusion":
+    (inner,) = module.called(root)
+    return _written(module, inner, inner.root, to)
+  return sum(map(_moved, to))
+
+
+def _moved(array: Any) -> int:
+  """Bytes of main memory that reading or writing an array moves."""
+  return _part(array, array)
+
+
+def _part(whole: Any, part: Any) -> int:
+  """Bytes of main memory that a part of an array takes there."""
+  return 0 if whole.layout.memory_space else hlo.padded_bytes(part)
+
+
+def _cycles(one: Any) -> int:
+  """The compiler's estimate; it writes the largest number for unknown."""
+  found = re.search(rb'"estimated_cycles":"(\d+)"', one.backend_config)
+  cycles = int(found[1]) if found else 0
+  return cycles if cycles < 2**62 else 0
+
+
+def _collectives(
+  module: Module, computation: Computation, one: Any
+) -> Iterator[Collective]:
+  kind = one.opcode.removesuffix("-start")
+  if one.opcode == "fusion":
+    for fused in module.called(one):
+      for part in fused.instructions.values():
+        yield from _collectives(module, fused, part)
+  if kind not in _COLLECTIVES:
+    return
+  given = computation.inputs(one)
+  groups, size = device_groups(one, module.devices)
+  whole = sum(map(hlo.data_bytes, given))
+  sent = whole * (size - 1) / size
+  if kind == "all-reduce":
+    sent *= 2
+  elif kind == "all-gather":
+    whole, sent = whole * size, whole * (size - 1.0)
+  elif kind in ("collective-permute", "collective-broadcast"):
+    sent = float(whole)
+  yield Collective(
+    kind=kind,
+    dtypes=tuple(dict.fromkeys(map(hlo.dtype, given))),
+    bytes=whole,
+    sent=sent,
+    groups=groups,
+    group_size=size,
+    times=1,
+    recursive=False,
+    where=module.where(one) or one.metadata.op_name,
+  )
+
+
+def device_groups(one: Any, devices: int) -> tuple[int, int]:
+  """How many groups of devices a collective has, and how large they are."""
+  if one.source_target_pairs:
+    return len(one.source_target_pairs), 2
+  mesh = [axis.size for axis in one.mesh_groups.mesh.axes]
+  if mesh:
+    size = math.prod(
+      ref.part.size or mesh[ref.index] for ref in one.mesh_groups.axes
+    )
+    return math.prod(mesh) // size, size
+  if one.iota_groups.count:
+    return one.iota_groups.count, one.iota_groups.size
+  groups = [*one.device_list.groups, *one.replica_groups]
+  if groups and groups[0].values:
+    return len(groups), len(groups[0].values)
+  return 1, devices

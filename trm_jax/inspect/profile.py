@@ -1,0 +1,175 @@
+"""Profiles a dispatch: a trace of it, and what its operations cost.
+
+This is `trm profile`. Traces are kept for Perfetto and XProf.
+"""
+
+import collections
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from trm_jax.errors import UserError
+from trm_jax.inspect import trace
+
+_TRACES = "plugins/profile/*/*.xplane.pb"  # where the profiler puts them
+
+
+def writable(path: str) -> pathlib.Path:
+  """The folder for traces, which is tried before anything is compiled.
+
+  Raises:
+    UserError: if it cannot be written to.
+  """
+  folder = pathlib.Path(path)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise UserError(
+      f"--out={path}: cannot be written to ({error.strerror}); name another "
+      "folder"
+    ) from error
+  return folder
+
+
+def record(
+  call: Callable[[], Any], times: int, name: str, out: pathlib.Path
+) -> pathlib.Path:
+  """Traces some calls into a new folder.
+
+  Args:
+    call: what to run; it is called once before, to be compiled.
+    times: calls in the trace.
+    name: of a call in the trace.
+    out: the folder for traces.
+
+  Returns:
+    The trace's file.
+
+  Raises:
+    UserError: if the trace cannot be written.
+  """
+  jax.block_until_ready(call())
+  before = set(out.glob(_TRACES))
+  options = jax.profiler.ProfileOptions()
+  # Following every Python call takes time, in which devices would wait.
+  options.python_tracer_level = 0
+  options.enable_hlo_proto = True
+  pending = None
+  try:
+    with jax.profiler.trace(
+      str(out), create_perfetto_trace=True, profiler_options=options
+    ):
+      for number in range(times):
+        with jax.profiler.StepTraceAnnotation(name, step_num=number):
+          now = call()
+        jax.block_until_ready(pending)  # as the loop: one dispatch late
+        pending = now
+      jax.block_until_ready(pending)
+  except OSError as error:
+    raise UserError(
+      f"--out={out}: the trace could not be written ({error.strerror})"
+    ) from error
+  written = set(out.glob(_TRACES)) - before
+  if len(written) != 1:
+    raise UserError(
+      f"--out={out}: {len(written)} new traces are there where there should be "
+      "one; does another profiler write to it? Name another folder"
+    )
+  return written.pop()
+
+
+def report(file: pathlib.Path, steps: int) -> dict[str, Any]:
+  """What a trace tells, as plain values.
+
+  Args:
+    file: the trace.
+    steps: supervision steps in it.
+
+  Returns:
+    `devices`, `seconds`, `busy`; `operations`, the costliest first; `parts`,
+    part of the model -> fraction of the time, and what of it is backward; and
+    the files for XProf and Perfetto.
+  """
+  found = trace.read(file)
+  total = sum(operation.seconds for operation in found.operations)
+  rows, parts = [], collections.defaultdict(lambda: [0.0, 0.0])
+  for operation in found.operations:
+    source = found.source(operation)
+    rate = operation.calls / max(operation.seconds, 1e-12)
+    fraction = operation.seconds / total
+    parts[source.part][0] += fraction
+    parts[source.part][1] += fraction * source.backward
+    innermost: dict[str, int] = {}  # line of each file
+    for path, line in source.lines:
+      innermost.setdefault(pathlib.Path(path).name, line)
+    rows.append(
+      {
+        "name": operation.name,
+        "part": source.part,
+        "backward": source.backward,
+        "fraction": fraction,
+        "ms_a_step": 1e3 * operation.seconds / found.devices / steps,
+        "calls_a_step": operation.calls / found.devices / steps,
+        "gflops_a_second": source.flops * rate / 1e9,
+        "gbytes_a_second": source.bytes * rate / 1e9,
+        "path": source.path,
+        "lines": [f"{name}:{line}" for name, line in innermost.items()][:3],
+      }
+    )
+  return {
+    "device": jax.devices()[0].device_kind,
+    "devices": found.devices,
+    "steps": steps,
+    "seconds": found.seconds,
+    "busy": found.busy,
+    "operations": rows,
+    "parts": {
+      part: {"fraction": fraction, "backward": backward}
+      for part, (fraction, backward) in sorted(
+        parts.items(), key=lambda item: -item[1][0]
+      )
+    },
+    "xplane": str(file),
+    "perfetto": str(file.with_name("perfetto_trace.json.gz")),
+  }
+
+
+def show(report: dict[str, Any], title: str, out: pathlib.Path):
+  """Prints a `report`: its operations, the parts, and where the trace lies."""
+  operations = Table(
+    "operation, and where it comes from", "time, %", "ms", "calls", "GFLOP/s",
+    "GB/s", show_lines=True,
+    title=f"{title}, a step on {report['devices']} x {report['device']}",
+  )  # fmt: skip
+  for row in report["operations"]:
+    side = ", backward" if row["backward"] else ""
+    rates = (row["gflops_a_second"], row["gbytes_a_second"])
+    operations.add_row(
+      f"{row['name']}\n{row['part']}{side}: {row['path']}\n"
+      f"{', '.join(row['lines'])}",
+      f"{100 * row['fraction']:.1f}",
+      f"{row['ms_a_step']:.4g}",
+      f"{row['calls_a_step']:.4g}",
+      *(f"{rate:,.4g}" if rate else "" for rate in rates),
+    )
+  parts = Table("part", "time, %", "of that backward, %")
+  for name, row in report["parts"].items():
+    backward = row["backward"] / max(row["fraction"], 1e-12)
+    parts.add_row(name, f"{100 * row['fraction']:.1f}", f"{100 * backward:.0f}")
+  console = Console(markup=False, highlight=False)
+  console.print(operations, parts)
+  seconds, steps = report["seconds"], report["steps"]
+  console.print(
+    f"{steps} steps: {seconds:.4g} s, {1e3 * seconds / steps:.4g} ms a step. "
+    f"Busy for {100 * report['busy']:.1f}%; the rest of the time a device "
+    f"waits for the host.\n\n"
+    f"Perfetto: on https://ui.perfetto.dev open {report['perfetto']}\n"
+    f"XProf:    pip install xprof; xprof --logdir={out}",
+    soft_wrap=True,
+  )

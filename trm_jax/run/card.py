@@ -1,0 +1,130 @@
+"""Cards and fingerprints: what an exported file says of itself, checked.
+
+A card is a JSON object: `Pretrained.card` and what its format adds. Each format
+also has a fingerprint of its contents, compared before anything uses them.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trm_jax.errors import UserError
+from trm_jax.run import files
+
+
+def write(path: pathlib.Path, content: bytes, card: Mapping[str, Any]):
+  """Writes a file, and its card with a fingerprint beside it.
+
+  Raises:
+    UserError: if they cannot be written.
+  """
+  card = dict(card) | {"sha256": fingerprint(content)}
+  files.write({path: content, files.card_path(path): files.to_json(card)})
+
+
+def read(
+  path: pathlib.Path, format: str, limit: int
+) -> tuple[dict[str, Any], bytes]:
+  """Reads what `write` wrote.
+
+  Args:
+    path: the file.
+    format: what its card must say.
+    limit: bytes that such a file can have.
+
+  Returns:
+    The card, and the contents, which are those that were written.
+
+  Raises:
+    UserError: if a file is missing, damaged, too large or of another format.
+  """
+  beside = files.card_path(path)
+  try:
+    card = json.loads(_read_bytes(beside, limit))
+    if not isinstance(card, dict):
+      raise ValueError("not an object")
+  except (ValueError, RecursionError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f"{beside} is damaged: {error}") from error
+  check_format(beside, card.get("format"), format)
+  content = _read_bytes(path, limit)
+  check_fingerprint(path, fingerprint(content), card.get("sha256"))
+  return card, content
+
+
+def _read_bytes(path: pathlib.Path, limit: int) -> bytes:
+  try:
+    if not path.is_file():  # a pipe would be waited for
+      raise UserError(f"{path}: there is no such file")
+    size = path.stat().st_size
+    if size > limit:
+      raise UserError(
+        f"{path}: {size:,} bytes; its format has {limit:,} at most"
+      )
+    return path.read_bytes()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def fingerprint(content: bytes | Mapping[str, np.ndarray]) -> str:
+  """The SHA-256 of bytes, or of arrays in the order of their names."""
+  if isinstance(content, bytes):
+    return hashlib.sha256(content).hexdigest()
+  digest = hashlib.sha256()
+  for name in sorted(content):
+    array = np.ascontiguousarray(content[name])
+    digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+  return digest.hexdigest()
+
+
+def check_fingerprint(path: pathlib.Path, found: Any, expected: Any):
+  """Refuses contents that are not those that were written.
+
+  Raises:
+    UserError: naming the file.
+  """
+  if found != expected:
+    raise UserError(
+      f"{path} is damaged or was edited: its contents are not those of its "
+      "fingerprint; export the model again"
+    )
+
+
+def check_format(path: pathlib.Path, found: Any, expected: str):
+  """Refuses another format or version.
+
+  Raises:
+    UserError: naming both.
+  """
+  if found != expected:
+    raise UserError(
+      f"{path}: format is {found!r:.60}, expected {expected!r}; export the "
+      "model again with this version"
+    )
+
+
+def check_arrays(
+  path: pathlib.Path, found: Mapping[str, str], expected: Mapping[str, str]
+):
+  """Refuses arrays that are not those of a config.
+
+  Args:
+    path: where they are.
+    found: name -> dtype and shape, as of `checkpoint.described`.
+    expected: the same by the config.
+
+  Raises:
+    UserError: naming the first array that differs.
+  """
+  for name in sorted(found.keys() | expected.keys()):
+    if found.get(name) != expected.get(name):
+      raise UserError(
+        f"{path}: array {name!r} is {found.get(name, 'missing')}, but its "
+        f"config makes it {expected.get(name, 'absent')}"
+      )

@@ -1,0 +1,188 @@
+"""The compiled parts of training, for one seed or for many together.
+
+With several seeds, the state of every member is stacked along a leading axis,
+the training step is vmapped over it, and devices share the members, which
+differ in their seed alone. One seed has neither the axis nor the vmap.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from trm_jax.config import Experiment
+from trm_jax.core import network
+from trm_jax.core.network import Params
+from trm_jax.data.batches import Table
+from trm_jax.data.task import Split
+from trm_jax.errors import UserError
+from trm_jax.run import checkpoint, sharding
+from trm_jax.train import step as train
+
+# Bytes of examples, above which devices share them.
+_SHARED_FROM = 2**28
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A run's compiled functions, and where their arrays live.
+
+  Attributes:
+    mesh: the devices, with an axis "member" if there are several seeds.
+    recipe: what a step does.
+    seeds: one a member.
+    abstract: the state's shapes, dtypes and shardings.
+    init: makes a fresh state, already sharded.
+    dispatch: `(state, table, choices) -> (state, metrics)`; donates the state.
+      Metrics are [K], or [M, K] for several members.
+    averaged: `(state, i) -> Params`, the averaged model of a member; of
+      several, on every device.
+  """
+
+  mesh: Mesh
+  recipe: train.Recipe
+  seeds: tuple[int, ...]
+  abstract: train.TrainState
+  init: Callable[[], train.TrainState]
+  dispatch: Callable[[train.TrainState, Table, Any], Any]
+  averaged: Callable[[train.TrainState, int], Params]
+
+
+def build(
+  experiment: Experiment, seeds: Sequence[int] | None = None
+) -> Program:
+  """Lays the experiment out over the devices and prepares its functions.
+
+  Args:
+    experiment: what to train.
+    seeds: one a member, in place of the experiment's own.
+
+  Raises:
+    UserError: if the devices do not suit the config.
+  """
+  mesh = sharding.make_mesh(
+    experiment.mesh.data, experiment.mesh.model, len(seeds or [0])
+  )
+  check_batches(experiment, mesh)
+  model, here = experiment.model, mesh.devices.flat[0].platform
+  if model.kernel_platform not in (None, here):
+    raise UserError(
+      f"config.model.attention={model.attention!r}: is a kernel of the "
+      f"platform {model.kernel_platform!r}, but these devices are "
+      f"{here!r}; set config.model.attention='blocks', which runs anywhere and "
+      "computes the same; a run may change it when it resumes"
+    )
+  return lay_out(experiment, mesh, seeds)
+
+
+def check_batches(experiment: Experiment, mesh: Mesh):
+  """Refuses batches that the devices do not divide.
+
+  Raises:
+    UserError: naming the field.
+  """
+  sharding.check_batch(
+    "config.train.batch_size", experiment.train.batch_size, mesh
+  )
+  # Members take turns in evaluation, each on all devices.
+  sharding.check_batch(
+    "config.eval.batch_size", experiment.eval.batch_size, mesh, shared=True
+  )
+
+
+def lay_out(
+  experiment: Experiment, mesh: Mesh, seeds: Sequence[int] | None = None
+) -> Program:
+  """`build` for a given mesh, whose devices may be only described."""
+  recipe = train.Recipe.of(experiment)
+  seeds = tuple(seeds or [recipe.train.seed])
+  several = len(seeds) > 1
+  if several and (mesh.shape["model"] > 1 or recipe.model.attention == "cudnn"):
+    # Below a map over members, JAX cannot give a kernel's heads to "model",
+    # nor differentiate cuDNN's.
+    model = network.portable(recipe.model)
+    recipe = dataclasses.replace(recipe, model=model)
+  split_slots = sharding.split_slots(
+    mesh, experiment.train.microbatches(mesh.shape["data"])
+  )
+
+  def init():
+    if several:
+      init_member = lambda seed: train.init_state(recipe, seed)  # noqa: E731
+      return jax.vmap(init_member)(np.asarray(seeds, np.uint32))
+    return train.init_state(recipe, seeds[0])
+
+  def dispatch(state, table, choices):
+    def steps(state):
+      return train.train_steps(state, table, recipe, choices, split_slots)
+
+    if several:
+      steps = jax.vmap(steps, spmd_axis_name="member")
+    return steps(state)
+
+  def averaged(state, i):
+    return jax.tree.map(lambda leaf: leaf[i], state.averaged_params)
+
+  shapes = jax.eval_shape(init)
+  placed = sharding.shardings(shapes, mesh, stacked=several)
+  whole = sharding.replicated(mesh)
+  return Program(
+    mesh=mesh,
+    recipe=recipe,
+    seeds=seeds,
+    abstract=checkpoint.abstract_state(shapes, placed),
+    init=jax.jit(init, out_shardings=placed),
+    dispatch=jax.jit(dispatch, out_shardings=(placed, whole), donate_argnums=0),
+    averaged=(
+      jax.jit(averaged, out_shardings=whole)
+      if several
+      else lambda state, i: state.averaged_params
+    ),
+  )
+
+
+def stage(split: Split, mesh: Mesh) -> Table:
+  """Puts a whole split onto the devices, as stored (uint8 tokens).
+
+  Every device gets all of it, unless it is large: then they share the
+  examples, and looking up a batch sends it, and no more, between them.
+  """
+  table = Table.of(split)
+  if split.inputs.nbytes + split.labels.nbytes <= _SHARED_FROM:
+    return sharding.put(table, sharding.replicated(mesh))
+  rest = table.replace(inputs=None, labels=None)
+  return sharding.put(rest, sharding.replicated(mesh)).replace(
+    inputs=sharding.put_rows(split.inputs, mesh),
+    labels=sharding.put_rows(split.labels, mesh),
+  )
+
+
+class Dispatch(NamedTuple):
+  """A compiled dispatch with its arguments on the devices, to be timed."""
+
+  call: Callable[[], Any]  # goes on from the last call; returns the metrics
+  compiled: Any  # jax.stages.Compiled
+  compile_seconds: float
+  steps: int  # optimizer steps of a call
+
+
+def prepare_dispatch(program: Program, split: Split) -> Dispatch:
+  """Puts data and a fresh state onto the devices, and compiles."""
+  table = stage(split, program.mesh)
+  state = program.init()
+  steps = program.recipe.train.steps_per_dispatch
+  choices = program.recipe.choices(0, steps)
+  started = time.perf_counter()
+  compiled = program.dispatch.lower(state, table, choices).compile()
+  seconds = time.perf_counter() - started
+
+  def call():
+    nonlocal state
+    state, metrics = compiled(state, table, choices)
+    return metrics
+
+  return Dispatch(call, compiled, seconds, steps)
