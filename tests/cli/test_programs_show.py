@@ -36,7 +36,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
   ),
   "no_source": ({"task": "arc", "out": "x.png"}, "--data is missing"),
   "no_run": ({"workdir": "{}", "out": "x.png"}, "is not a run folder"),
-  "size": ({"task": "sudoku", "size": 5, "out": "x.png"}, "size: 5 is not"),
+  "size": (
+    {"task": "sudoku", "size": 5, "out": "x.png"},
+    "size=5: not the size",
+  ),
   "contradiction": (
     {"workdir": "{}/run", "task": "maze", "out": "x.png"},
     "is of arc",

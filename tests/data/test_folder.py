@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from test_task import assert_same
 
-from trm_jax.data import folder, folder_writer
+from trm_jax.data import folder, folder_arrays, folder_writer
 from trm_jax.data.arc.task import arc_task
 from trm_jax.data.maze.task import maze_task
 from trm_jax.data.sudoku.task import sudoku_task
@@ -136,7 +136,9 @@ def test_check_fits():
   ],
 )
 def test_other_types_and_orders_are_read_as_bytes(arc, store, monkeypatch):
-  monkeypatch.setattr(folder, "_CHUNK", 7 * 900)  # several, the last one short
+  monkeypatch.setattr(
+    folder_arrays, "_CHUNK", 7 * 900
+  )  # several, the last one short
   expected = read(ARC, "train")
   convert = store if callable(store) and not isinstance(store, type) else None
   for array in ARRAYS:
@@ -415,7 +417,7 @@ REFUSED = [
 def test_what_the_layout_does_not_allow_is_refused(
   arc, damage, words, monkeypatch
 ):
-  monkeypatch.setattr(folder, "_CHUNK", 7 * 900)
+  monkeypatch.setattr(folder_arrays, "_CHUNK", 7 * 900)
   damage(arc)
   with pytest.raises(UserError, match=words) as error:
     read(arc, "train")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_folder import ARC, arrays_of
 from test_task import puzzles_of, splits
 
-from trm_jax.data import folder, folder_writer
+from trm_jax.data import folder, folder_arrays, folder_writer
 from trm_jax.data.arc.task import arc_task
 from trm_jax.data.task import BLANK, Split, Symmetry, Task
 from trm_jax.errors import UserError
@@ -107,7 +107,9 @@ def test_what_is_written_is_read(tmp_path_factory, split, data):
   path = tmp_path_factory.mktemp("written") / "deep" / "folder"
   written = {"train": train, "test": split}
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(folder, "_CHUNK", data.draw(st.sampled_from([1, 8, 1 << 22])))
+    patch.setattr(
+      folder_arrays, "_CHUNK", data.draw(st.sampled_from([1, 8, 1 << 22]))
+    )
     folder_writer.write(path, written, names, task_of())
     assert folder.identifiers(path) == names
     assert folder.metadata(path) == folder.Metadata(

@@ -268,11 +268,8 @@ def test_many_mazes_are_searched_like_one(size):
   mazes = np.where(is_open, grid.FREE, grid.WALL)
   for maze in mazes:
     maze[rng.choice(size * size, 2, replace=False)] = grid.START, grid.GOAL
-  start, goal = mazes == grid.START, mazes == grid.GOAL
+  start = mazes == grid.START
   distances = np.array([paths.search(maze, grid.START)[0] for maze in mazes])
-  steps = paths.count_steps(mazes == grid.FREE, start, goal)
-  assert (np.where(steps, steps, -1) == distances[goal]).all()
-  assert (steps == 0).any() and steps.max() > size / 2
   for least in (1, 2, size, 2 * size, 10**4):
     far = (distances >= least).any(-1)
     rows, cells = paths.far_cells(mazes != grid.WALL, start, least)

@@ -162,7 +162,7 @@ BAD = {
   "shape": (np.zeros((2, 8), int), r"shape is \(2, 8\); expected \(4, 4\)"),
   "negative": (np.full((4, 4), -1), r"numbers from -1 to -1"),
   "large": (np.full((4, 4), 10), r"numbers from 10"),
-  "floats": (np.zeros((4, 4)), r"of float64 .*rows of digits"),
+  "floats": (np.zeros((4, 4)), r"of float64 .*a Sudoku a line"),
   "flat_floats": ([0.5] * 16, r"of float64"),
   "bools": ([True] * 16, r"of bool"),
   "none": (None, r"puzzle: NoneType is no puzzle"),
@@ -207,7 +207,7 @@ def test_mazes():
     assert len(result.answer) == 25
     same(result, results[0] if result is not results[4] else result)
   for bad, message in (
-    (np.zeros((5, 5), int), r"expected a text of '# SG'"),
+    (np.zeros((5, 5), int), r"expected a maze of '# SG'"),
     (first[:-1], r"25 characters"),
     (first.replace("S", " "), r"0 cells 'S'"),
     (f"{first}\n\n{second}", r"holds 2 puzzles"),

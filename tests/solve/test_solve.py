@@ -121,7 +121,7 @@ def test_halting_gives_what_fixed_depth_gives_at_that_step(
   solver = _solver(family=family)
   settings = RULES[rule]
   fixed = solver.solve(inputs, _ids(inputs), SolveConfig(depth=DEPTH), ALL)
-  steps = score.halting_steps(fixed, settings)[:, 0]
+  steps = score.halting_steps(score.halting_values(fixed), settings)[:, 0]
   found = solver.solve(inputs, _ids(inputs), settings, ALL)
   np.testing.assert_array_equal(found.steps[:, 0, -1], steps)
   rows = np.arange(len(inputs))
@@ -408,7 +408,7 @@ def test_settings_that_do_not_suit_are_refused(changes, settings, message):
 
 def test_what_a_task_lacks_is_refused():
   model = _model()
-  task = dataclasses.replace(TASK, symmetries=None, is_solution=None)
+  task = dataclasses.replace(TASK, augmentation=None, is_solution=None)
   solver = Solver(_params(model), model, task, 4, jax.devices()[:1])
   asked = np.ones((1, 16), np.uint8), np.zeros(1, int)
   for settings, message in (

@@ -135,7 +135,7 @@ def _write(
         print(f"# {item.name}, {one.fraction:.1%}")
         print(_as_text(one.answer, task))
     else:
-      if task.name == "arc":
+      if not item.line:
         print(f"# {item.name}")
       print(_as_text(result.answer, task))
   checked = [result.checked for result in results if result.checked is not None]
@@ -150,13 +150,12 @@ def _write(
 
 def _as_text(answer: Any, task: Task) -> str:
   """An answer in its task's form; an empty line ends one of several lines."""
-  if task.name == "arc":
-    return "\n".join([*("".join(map(str, row)) for row in answer), ""])
-  if task.name == "maze":
+  if not task.in_rows:
+    return answer
+  if isinstance(answer, str):
     side = math.isqrt(task.seq_len)
-    places = range(0, task.seq_len, side)
-    return "\n".join([*(answer[i : i + side] for i in places), ""])
-  return answer
+    answer = [answer[i : i + side] for i in range(0, task.seq_len, side)]
+  return "\n".join([*("".join(map(str, row)) for row in answer), ""])
 
 
 def _as_json(question: Question, result: Reasoning) -> dict[str, Any]:

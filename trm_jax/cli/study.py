@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from rich.table import Table
 
 from trm_jax.cli import app, progress, report
 from trm_jax.core import flops, network
@@ -156,12 +155,7 @@ def _print_plan(
     f"FLOPs a puzzle, depth {depth}", f"time on one {chip}",
   )  # fmt: skip
   title = f"{len(settings)} settings x {len(study.seeds)} seeds"
-  table = Table(*heads, title=title)
-  for column in table.columns[1:]:
-    column.justify = "right"
-  for row in rows:
-    table.add_row(*row)
-  report.print_table(table)
+  report.print_table(heads, rows, title)
   print(
     f"to train: {sum(part.training_flops for part in work):.2e} FLOPs, with "
     f"all tests {_duration(total)} on one {chip} at {utilisation:.0%} of its "

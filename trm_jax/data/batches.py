@@ -29,16 +29,8 @@ class Table(struct.PyTreeNode):
   """A training split as the device holds it; see `task.Split`.
 
   Attributes:
-    inputs: uint8 [N, S].
-    labels: uint8 [N, S].
-    puzzle_ids: int32 [Q].
-    first_puzzle: int32 [G + 1].
-    first_example: int32 [Q].
-    num_examples: int32 [Q].
-    symmetries: uint8 [Q, K] or None.
     group_rows: int32 [G], examples that each group gives to a pass: as many
       as its largest puzzle has. A smaller one shows its first ones again.
-    is_viewed: as in `Split`; static.
     num_rows: examples of a pass, the sum of `group_rows`; static.
     equal_rows: what every group gives, or 0 if they differ; static.
   """
@@ -115,15 +107,9 @@ def start() -> Cursor:
 
 
 def advance(cursor: Cursor, count: ArrayLike, num_rows: int) -> Cursor:
-  """Moves a cursor forward. The position wraps, so it never overflows.
+  """The cursor after integer [...] more examples, of passes of `num_rows`.
 
-  Args:
-    cursor: where to start.
-    count: integer [...], examples to pass, 0 or more.
-    num_rows: examples of a pass.
-
-  Returns:
-    The cursor `count` examples later, each leaf of the shape of `count`.
+  The position wraps, so it never overflows.
   """
   # Two int32 numbers that are not negative add up without overflow in uint32.
   total = cursor.position.astype(jnp.uint32) + jnp.asarray(count, jnp.uint32)
@@ -143,9 +129,6 @@ def take(
     offsets: integers [B], how far past the cursor each example lies, below B.
     seed: uint32 [], the seed of the order.
     table: the split.
-
-  Returns:
-    The examples.
   """
   ahead = advance(cursor, offsets, table.num_rows)
   if table.equal_rows:
@@ -171,14 +154,11 @@ def take(
 
 
 def _find(cursor, ahead, seed, table):
-  """Which group covers each place of the stream, where groups differ.
+  """The group of each place of the stream, and which of its examples.
 
-  A pass lays its shuffled groups end to end, so the group is found by
-  bisection in their running total. A batch may reach over several passes.
-
-  Returns:
-    group: int32 [B].
-    place: int32 [B], which of the group's examples.
+  Where groups differ in size: a pass lays its shuffled groups end to end, so
+  the group is found by bisection in their running total. A batch may reach
+  over several passes.
   """
   batch = ahead.position.shape[0]
   passes = -(-batch // table.num_rows) + 1
@@ -209,22 +189,19 @@ def shuffled_row(
   position: ArrayLike,
   num_rows: int,
 ) -> jax.Array:
-  """Says which row of a shuffle stands at a position.
+  """The row at a position of a shuffle, int32 [...].
 
   For each seed and epoch this is a bijection of [0, num_rows), computed
   pointwise: a Feistel network permutes the smallest square that holds the
-  rows, and a point that lands outside them is sent round again until it is
-  back (cycle walking, which keeps a bijection one). Black and Rogaway,
-  "Ciphers with Arbitrary Finite Domains", 2002, describe both.
+  rows, and a point that lands outside them is permuted again until it is
+  back (cycle walking). See Black and Rogaway, "Ciphers with Arbitrary Finite
+  Domains", 2002.
 
   Args:
     seed: uint32 [].
     epoch: uint32, broadcastable with `position`.
     position: integers [...] in [0, num_rows).
     num_rows: rows of the split, at least 1 and below 2**31.
-
-  Returns:
-    int32 [...], rows in [0, num_rows).
   """
   position, epoch = jnp.broadcast_arrays(
     jnp.asarray(position, jnp.uint32), jnp.asarray(epoch, jnp.uint32)

@@ -1,5 +1,6 @@
 """Checks of settings; each names the field, its value and what was expected."""
 
+import dataclasses
 import json
 import os
 import reprlib
@@ -12,8 +13,9 @@ from trm_jax.errors import UserError
 
 def convert_fields(settings: Any) -> None:
   """Checks the types of a frozen dataclass's fields, see `convert`."""
-  for name, hint in typing.get_type_hints(type(settings)).items():
-    value = convert(name, getattr(settings, name), hint)
+  hints = typing.get_type_hints(type(settings))
+  for name in (field.name for field in dataclasses.fields(settings)):
+    value = convert(name, getattr(settings, name), hints[name])
     object.__setattr__(settings, name, value)
 
 
@@ -65,7 +67,9 @@ def require_whole(
   for name in names:
     value = getattr(settings, name)
     if not least <= value <= most:
-      bounds = f"{least} or more" if most == 2**31 - 1 else f"{least} to {most}"
+      bounds = f"at least {least}"
+      if most != 2**31 - 1:
+        bounds = f"from {least} to {most}"
       raise UserError(f"{name}={value!r}: must be {bounds}")
 
 
@@ -93,28 +97,6 @@ def require_multiple(settings: Any, *names: str, of: str) -> None:
     value = getattr(settings, name)
     if value % divisor:
       raise UserError(f"{name}={value}: must be a multiple of {of}={divisor}")
-
-
-def require_source(settings: Any, hub_size: int) -> None:
-  """Raises a `UserError` unless a split has a source that fits the size.
-
-  Args:
-    settings: has `train`, `test`, `path` and `size`.
-    hub_size: the size of the puzzles that "hub" stands for.
-  """
-  if settings.path:
-    return
-  if not settings.train and not settings.test:
-    raise UserError(
-      "train, test: both are empty; give at least one of them a csv path, "
-      "'generate' or 'hub'"
-    )
-  if "hub" in (settings.train, settings.test) and settings.size != hub_size:
-    raise UserError(
-      f"size={settings.size}: the puzzles of the hub are "
-      f"{hub_size}x{hub_size}; use size={hub_size}, or set train and test to "
-      f"'generate' or to csv paths"
-    )
 
 
 def read_json(path: str | os.PathLike, wanted: str) -> Any:

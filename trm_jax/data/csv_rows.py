@@ -79,18 +79,11 @@ class Format:
 
 
 def read(path: str | os.PathLike, form: Format, skip_bad_rows: bool) -> Rows:
-  """Reads and checks a csv file.
+  """Reads and checks a csv file, plain or .gz.
 
   Every row must have four columns, grids of the right length and characters,
-  a number as rating, and none of the faults of its format.
-
-  Args:
-    path: the file; `.gz` at the end of its name means that it is compressed.
-    form: the format of the rows.
-    skip_bad_rows: whether to leave bad rows out instead of refusing the file.
-
-  Returns:
-    The rows, and the reasons for those that were skipped.
+  a number as rating, and none of the faults of its format. Bad rows are
+  skipped, or else the file is refused.
 
   Raises:
     UserError: the file cannot be read, is empty or has a bad row.
@@ -120,16 +113,7 @@ def read(path: str | os.PathLike, form: Format, skip_bad_rows: bool) -> Rows:
 
 
 def drop(rows: Rows, bad: np.ndarray, fault: str, skip_bad_rows: bool) -> Rows:
-  """Leaves out rows for a fault that was found after reading.
-
-  Args:
-    rows: the rows.
-    bad: bool [N], which of them have the fault.
-    fault: what is wrong with them.
-    skip_bad_rows: whether to leave such rows out instead of refusing them.
-
-  Returns:
-    The other rows; the reasons are added to `skipped`.
+  """Leaves out rows, bool [N], for a fault that was found after reading.
 
   Raises:
     UserError: a row is bad and may not be skipped, or all are bad.
@@ -158,13 +142,7 @@ def _refuse_empty(rows: Rows):
 
 
 def split(line: str) -> list[str]:
-  """The columns of one line.
-
-  A line is parsed by itself, so that a quote cannot swallow those below it.
-
-  Raises:
-    UserError: it is not a row of a csv file.
-  """
+  """The columns of one line; a quote cannot swallow the lines below it."""
   try:
     return next(csv.reader([line], strict=True), [])
   except csv.Error as error:

@@ -93,14 +93,10 @@ def identifiers(settings: Settings) -> list[str]:
 
 
 def tested_on(settings, source: str):
-  """The settings of the same task with another test split.
+  """The settings with another test split, and without a training split.
 
-  Args:
-    settings: the `data` section of an experiment.
-    source: a folder in the reference's layout, or what `settings.test` takes.
-
-  Returns:
-    The settings, without a training split.
+  The source is a folder in the reference's layout, or what `settings.test`
+  takes.
   """
   if os.path.isdir(os.path.join(os.path.expanduser(source), "test")):
     return dataclasses.replace(settings, path=source)
@@ -122,9 +118,6 @@ def match_ids(
     known: the name of each id of the model's.
     unseen: "error" refuses puzzles that the model does not know; "blank" and
       "mean" give them id 0, whose row the caller leaves or sets to the mean.
-
-  Returns:
-    The split with the model's ids.
 
   Raises:
     UserError: a puzzle is not known, and `unseen` is "error".

@@ -22,22 +22,22 @@ DIHEDRAL_NAMES = (
 )  # fmt: skip
 
 
+def images(grid: np.ndarray) -> list[np.ndarray]:
+  """A grid, of any shape, under each of the symmetries."""
+  turned = [np.rot90(grid, turns) for turns in range(4)]
+  mirrored = [np.fliplr(grid), np.flipud(grid), grid.T]
+  return [*turned, *mirrored, np.fliplr(turned[1])]
+
+
 @functools.cache
 def dihedral_cells(size: int) -> np.ndarray:
-  """Says where each cell of an image comes from.
+  """Where the cells of images come from, int32 [8, size * size].
 
-  Args:
-    size: cells along one side of the grid.
-
-  Returns:
-    int32 [8, size * size]; cell i of image k shows cell `[k, i]` of the
-    original, with cells numbered along the rows.
+  Cell i of image k shows cell `[k, i]` of the original, with cells numbered
+  along the rows.
   """
   grid = np.arange(size * size, dtype=np.int32).reshape(size, size)
-  images = [np.rot90(grid, turns) for turns in range(4)]
-  images += [np.fliplr(grid), np.flipud(grid), grid.T]
-  images += [np.fliplr(np.rot90(grid))]
-  table = np.stack(images).reshape(8, -1)
+  table = np.stack(images(grid)).reshape(8, -1)
   table.setflags(write=False)  # it is shared by every caller
   return table
 
@@ -59,13 +59,5 @@ def symmetry(size: int) -> Symmetry:
 
 
 def canonical(grid: np.ndarray, size: int) -> bytes:
-  """Names a grid so that all its images, and no other grid, share the name.
-
-  Args:
-    grid: uint8 [size * size].
-    size: cells along one side of the grid.
-
-  Returns:
-    The bytes of the image that is first in the order of bytes.
-  """
+  """Bytes that all images of a grid, uint8 [size * size], share alone."""
   return min(image.tobytes() for image in grid[dihedral_cells(size)])

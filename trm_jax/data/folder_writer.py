@@ -1,15 +1,17 @@
 """Writes datasets in the layout of the reference's builders, see `folder`."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 
-from trm_jax.data import folder
+from trm_jax.data import folder, folder_arrays
 from trm_jax.data.task import Split, Task, show
 from trm_jax.errors import UserError
 
@@ -22,8 +24,7 @@ def write(
 ) -> None:
   """Writes a folder that `folder.read` and the reference can read.
 
-  The folder appears when it is complete and has passed the checks of
-  `folder.read`; until then, and if anything fails, it is not there.
+  It appears when it is complete and has passed the checks of `folder.read`.
 
   Args:
     path: the folder to make. It may exist if it is empty.
@@ -80,7 +81,7 @@ def _write_split(path, split: Split, num_ids: int, task: Task):
     ]
     for file in files:
       np.lib.format.write_array_header_1_0(file, header)
-    for rows in folder.chunks(*shape):
+    for rows in folder_arrays.chunks(*shape):
       shown = show(split, examples[rows], puzzles[rows], task)
       for file, chunk in zip(files, shown, strict=True):
         file.write(np.asarray(chunk, np.uint8).tobytes())
@@ -111,3 +112,56 @@ def _write_split(path, split: Split, num_ids: int, task: Task):
 
 def _write_json(path: pathlib.Path, value):
   path.write_text(json.dumps(value), "utf-8")
+
+
+def check_images(task: Task) -> None:
+  """Raises a `UserError` if `with_images` would have no images, or too many."""
+  if not (task.augmentation and task.augmentation.count):
+    raise UserError(
+      f"--dihedral: not for {task.name}, whose symmetries are too many to "
+      "store; only those of mazes are few"
+    )
+
+
+def with_images(split: Split, task: Task) -> Split:
+  """Groups of a puzzle and its images under all symmetries, stored."""
+  symmetry = task.augmentation
+  assert symmetry and symmetry.count
+  numbers = np.arange(symmetry.count)
+  images = jax.vmap(symmetry.apply, in_axes=(0, None))
+
+  @jax.jit
+  def all_images(tokens):
+    return jax.lax.map(lambda each: images(numbers, each), tokens)
+
+  shown = [
+    np.asarray(all_images(tokens)).reshape(-1, task.seq_len)
+    for tokens in (split.inputs, split.labels)
+  ]
+  first = np.arange(len(split) + 1, dtype=np.int32) * symmetry.count
+  return dataclasses.replace(Split.of_rows(*shown), first_puzzle=first)
+
+
+def test_puzzles(splits: Mapping[str, Split], task: Task) -> dict:
+  """The puzzles that are tested, as the reference's evaluator reads them."""
+  tested, trained = splits.get("test"), splits["train"]
+
+  def pairs(split, group):
+    """The pairs of a group's first puzzle, which is the original."""
+    puzzle = split.first_puzzle[group]
+    first = split.first_example[puzzle]
+    return [
+      {
+        "input": task.decode(split.inputs[row]),
+        "output": task.decode(split.labels[row]),
+      }
+      for row in range(first, first + split.num_examples[puzzle])
+    ]
+
+  return {
+    name: {
+      "train": pairs(trained, trained.names.index(name)),
+      "test": pairs(tested, group),
+    }
+    for group, name in enumerate(tested.names if tested else ())
+  }

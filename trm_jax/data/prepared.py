@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import huggingface_hub
 import numpy as np
@@ -18,13 +18,84 @@ import tensorflow_datasets as tfds
 from absl import logging
 from huggingface_hub.errors import HfHubHTTPError
 
-from trm_jax.data import csv_rows, records
+from trm_jax.data import checks, csv_rows, records
 from trm_jax.data.csv_rows import Format, Rows
 from trm_jax.data.records import Say
 from trm_jax.data.task import Dataset, Split
 from trm_jax.errors import UserError
 
 _SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class PuzzleData:
+  """What a dataset of square boards is made of.
+
+  Attributes:
+    size: cells along one side of the board.
+    train: "hub" (a dataset of the Hugging Face hub), "generate", the path of a
+      csv file, or "" for no such split.
+    test: the same, for the test split.
+    subsample: training rows to keep, chosen by the seed; 0 keeps all.
+    min_rating: rows of files rated lower are left out, in both splits.
+    seed: the seed of the subsample and of the generator.
+    num_train: training puzzles to generate.
+    num_test: test puzzles to generate.
+    skip_bad_rows: whether bad rows of a csv file are left out with a warning
+      instead of refusing the file.
+    cache_dir: where prepared datasets are kept; "" is the default of TFDS
+      (`TFDS_DATA_DIR`, or tensorflow_datasets in the home folder).
+    path: a folder in the reference's layout, to be used as it is. If given,
+      nothing of the above is read but `size`.
+    hub_size: the size of the boards of the hub.
+  """
+
+  size: int = 0
+  train: str = "hub"
+  test: str = "hub"
+  subsample: int = 0
+  min_rating: int = 0
+  seed: int = 0
+  num_train: int = 1000
+  num_test: int = 1000
+  skip_bad_rows: bool = False
+  cache_dir: str = ""
+  path: str = ""
+  hub_size: ClassVar[int] = 0
+
+  def __post_init__(self):
+    checks.convert_fields(self)
+    self.check_size()
+    checks.require_whole(self, "subsample", "min_rating", "seed", least=0)
+    checks.require_whole(self, "num_train", "num_test")
+    if self.path:
+      return
+    if not self.train and not self.test:
+      raise UserError(
+        "train, test: both are empty; give at least one of them a csv path, "
+        "'generate' or 'hub'"
+      )
+    if "hub" in (self.train, self.test) and self.size != self.hub_size:
+      size = f"{self.hub_size}x{self.hub_size}"
+      raise UserError(
+        f"size={self.size}: the puzzles of the hub are {size}; use "
+        f"size={self.hub_size}, or set train and test to 'generate' or to csv "
+        "paths"
+      )
+
+  def check_size(self) -> None:
+    """Raises a `UserError` unless there are boards of this size."""
+    checks.require_whole(self, "size")
+
+  @classmethod
+  def few(
+    cls, *, size: int, split: str, count: int, seed: int, cache_dir: str,
+    **settings: Any,
+  ):  # fmt: skip
+    """Settings of a few generated puzzles, with `train` and `test` alike."""
+    settings |= {"train": "", "test": "", split: "generate"}
+    settings |= {f"num_{split}": count, "seed": seed, "cache_dir": cache_dir}
+    return cls(size=size, **settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +120,6 @@ class SlowCheck:
 @dataclasses.dataclass(frozen=True)
 class Puzzles:
   """How the datasets of a task with square boards are made.
-
-  Its settings have `size`, `train`, `test`, `subsample`, `min_rating`, `seed`,
-  `num_train`, `skip_bad_rows` and `cache_dir`.
 
   Attributes:
     name: the task's name.
@@ -92,17 +160,17 @@ class Puzzles:
       read_rows=self.read_rows,
     )
 
-  def prepare(self, settings: Any, say: Say = logging.info) -> list[str]:
+  def prepare(self, settings: PuzzleData, say: Say = logging.info) -> list[str]:
     """Makes a dataset, if it is not there yet; see `task.Dataset`."""
     return records.notes(self._builder(settings, say))
 
-  def num_groups(self, settings: Any, split: str) -> int:
+  def num_groups(self, settings: PuzzleData, split: str) -> int:
     """Counts the puzzles of a split."""
     self._check_split(settings, split)
     return records.count(self._builder(settings), split)
 
   def load(
-    self, settings: Any, split: str, groups: np.ndarray | None = None
+    self, settings: PuzzleData, split: str, groups: np.ndarray | None = None
   ) -> Split:
     """Stages a split in host memory; the dataset is prepared if need be."""
     self._check_split(settings, split)
@@ -115,18 +183,18 @@ class Puzzles:
         tokens[part, row] = np.frombuffer(grid, np.uint8)
     return Split.of_rows(*tokens)
 
-  def expected_size(self, settings: Any) -> tuple[int, int, int]:
+  def expected_size(self, settings: PuzzleData) -> tuple[int, int, int]:
     """Rows, copies and puzzle ids, as far as the settings tell."""
     known = {"generate": settings.num_train, "hub": self.hub_rows}
     rows = known.get(settings.train, 1024)
     return min(rows, settings.subsample or rows), 1, 1
 
-  def read_rows(self, settings: Any, path: str) -> Rows:
+  def read_rows(self, settings: PuzzleData, path: str) -> Rows:
     """Reads and checks a csv file."""
     form = self.csv_format(settings.size)
     return csv_rows.read(path, form, settings.skip_bad_rows)
 
-  def _check_split(self, settings: Any, split: str):
+  def _check_split(self, settings: PuzzleData, split: str):
     given = [name for name in _SPLITS if getattr(settings, name)]
     if split not in given:
       raise UserError(
@@ -134,7 +202,9 @@ class Puzzles:
         f"{split!r} to a csv path, 'generate' or 'hub'."
       )
 
-  def _builder(self, settings: Any, say: Say = logging.info) -> records.Records:
+  def _builder(
+    self, settings: PuzzleData, say: Say = logging.info
+  ) -> records.Records:
     """The prepared dataset, made if it is not there yet."""
     files = self._files(settings)
     grid = tfds.features.Tensor(
@@ -161,7 +231,7 @@ class Puzzles:
     return records.prepare(config, settings.cache_dir, say, announcement)
 
   def _make(
-    self, settings: Any, files: dict[str, str], say: Say
+    self, settings: PuzzleData, files: dict[str, str], say: Say
   ) -> tuple[records.Splits, list[str]]:
     """Reads or generates the records of each split, with notes on them."""
     splits: dict[str, Rows] = {}
@@ -181,7 +251,7 @@ class Puzzles:
     return {split: _records(rows) for split, rows in splits.items()}, notes
 
   def _selected(
-    self, settings: Any, split: str, path: str
+    self, settings: PuzzleData, split: str, path: str
   ) -> tuple[Rows, list[str]]:
     """Reads a csv file and chooses the rows of a split; adds notes on them."""
     skip, slow = settings.skip_bad_rows, self.slow_check
@@ -222,7 +292,7 @@ class Puzzles:
       logging.warning("%s", note)
     return rows, notes
 
-  def _files(self, settings: Any) -> dict[str, str]:
+  def _files(self, settings: PuzzleData) -> dict[str, str]:
     """The file of each split that has a source, or "generate"."""
     files = {}
     for split in _SPLITS:
@@ -233,7 +303,7 @@ class Puzzles:
         files[split] = os.path.expanduser(source)
     return files
 
-  def _content_name(self, settings: Any, files: dict[str, str]) -> str:
+  def _content_name(self, settings: PuzzleData, files: dict[str, str]) -> str:
     """Names the dataset after all that decides its content."""
     content = dataclasses.asdict(settings)
     unread = ["cache_dir", "path"]
@@ -251,13 +321,6 @@ class Puzzles:
     text = json.dumps(content, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"{self.name}-{settings.size}x{settings.size}-{digest}"
-
-
-def few_generated(split: str, count: int, settings: dict) -> dict[str, Any]:
-  """The settings of `Settings.few` where puzzles are generated."""
-  made = {name: settings[name] for name in ("seed", "cache_dir")}
-  made |= {"train": "", "test": "", split: "generate"}
-  return made | {f"num_{split}": count}
 
 
 def _records(rows: Rows) -> Iterator[dict]:

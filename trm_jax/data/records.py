@@ -47,7 +47,7 @@ class _RecordsInfo(tfds.core.DatasetInfo):
   """What is known of a dataset, none of which is on the servers of TFDS."""
 
   def initialize_from_bucket(self):
-    """Looks nowhere; that of TFDS would leave an empty temporary folder."""
+    """Does nothing; that of TFDS would leave an empty temporary folder."""
 
 
 class Records(tfds.core.GeneratorBasedBuilder):
@@ -94,11 +94,8 @@ def prepare(
   Args:
     config: the dataset.
     cache_dir: where datasets are kept; "" is the default of TFDS.
-    say: told the announcement before the dataset is made.
+    say: called with the announcement before the dataset is made.
     announcement: a sentence on what may take how long.
-
-  Returns:
-    The dataset.
 
   Raises:
     UserError: it cannot be made, or not kept in this folder.
@@ -138,19 +135,12 @@ def _builder(config: RecordsConfig, folder: str | None) -> Records:
 
 
 def notes(builder: Records) -> list[str]:
-  """Returns what users of the dataset should read."""
+  """What users of the dataset should read."""
   return list((builder.info.metadata or {}).get("notes", []))
 
 
 def count(builder: Records, split: str) -> int:
-  """Counts the records of a split.
-
-  Args:
-    builder: the dataset.
-    split: "train" or "test".
-
-  Returns:
-    The number of records.
+  """Counts the records of a split, "train" or "test".
 
   Raises:
     UserError: the dataset has no such split.
@@ -167,12 +157,7 @@ def count(builder: Records, split: str) -> int:
 def read(
   builder: Records, split: str, rows: np.ndarray | None = None
 ) -> Iterator[Any]:
-  """Reads records.
-
-  Args:
-    builder: the dataset.
-    split: "train" or "test".
-    rows: integers [N], the records to read; None reads all of them.
+  """Reads the records of a split, or those of some rows.
 
   Yields:
     The features of each record, by name, as they are in a `tf.train.Example`.
@@ -193,17 +178,10 @@ def read(
 
 
 def digest(path: str, wanted: str) -> str:
-  """Returns the SHA-256 of a file in hexadecimal.
-
-  Args:
-    path: the file.
-    wanted: what it should be, for the error.
-
-  Returns:
-    64 characters.
+  """The SHA-256 of a file in hexadecimal.
 
   Raises:
-    UserError: the file cannot be read.
+    UserError: the file cannot be read; it says what is wanted.
   """
   try:
     with open(path, "rb") as file:

@@ -4,7 +4,6 @@ A cell is two characters wide: what it holds, and a mark. `*` marks a cell that
 has changed, `x` one that is wrong; so all is seen without colours, too.
 """
 
-import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -18,25 +17,6 @@ from rich.text import Text
 from trm_jax.data.task import Task
 
 _CHANGED, _WRONG = "bold #ffffff on #cc00cc", "bold #ffffff on #d00000"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cell:
-  """What a cell holds, how that looks, and its mark."""
-
-  character: str
-  style: str
-  mark: str = " "
-  mark_style: str = ""
-
-  def write(self, text: Text) -> None:
-    """Appends the cell's two characters."""
-    text.append(self.character, self.style)
-    if self.mark == " ":
-      # A wall fills its cell.
-      text.append("#" if self.character == "#" else " ", self.style)
-    else:
-      text.append(self.mark, self.mark_style)
 
 
 def draw(
@@ -57,12 +37,9 @@ def draw(
     question: integers [S], its tokens.
     answer: integers [S], the answer's tokens; None for the bare puzzle.
     before: integers [S], an earlier answer: cells that have changed since are
-      marked. None marks none.
+      marked.
     label: integers [S], the right answer: cells that differ from it are
       marked. None, or all 0, if it is not known.
-
-  Returns:
-    What a `rich` console prints.
   """
   rows = task.rows(question if answer is None else answer)
   given = task.rows(question)
@@ -95,28 +72,25 @@ def _at(rows: list[str], row: int, column: int) -> str:
 
 def _cell(
   task: Task, character: str, given: str, before: str, right: str
-) -> _Cell:
+) -> Text:
+  """The two characters of a cell: what it holds, and its mark."""
   style = task.style(character, given)
+  cell = Text(character, style)
   is_wrong, has_changed = character != right, character != before
-  if not is_wrong and not has_changed:
-    return _Cell(character, style)
-  mark = "x" if is_wrong else "*"
-  return _Cell(character, style, mark, _CHANGED if has_changed else _WRONG)
+  if is_wrong or has_changed:
+    mark = "x" if is_wrong else "*"
+    return cell.append(mark, _CHANGED if has_changed else _WRONG)
+  return cell.append("#" if character == "#" else " ", style)  # a solid wall
 
 
-def _lines(cells: Sequence[Sequence[_Cell]]) -> Text:
-  text = Text(no_wrap=True)
-  for number, row in enumerate(cells):
-    if number:
-      text.append("\n")
-    for cell in row:
-      cell.write(text)
-  if not cells:
-    text.append("(no grid)")
+def _lines(cells: Sequence[Sequence[Text]]) -> Text:
+  rows = [Text.assemble(*row) for row in cells]
+  text = Text("\n").join(rows) if rows else Text("(no grid)")
+  text.no_wrap = True
   return text
 
 
-def _boxes(cells: list[list[_Cell]], height: int, width: int) -> Table:
+def _boxes(cells: list[list[Text]], height: int, width: int) -> Table:
   """A board with lines between its boxes."""
   size = len(cells)
   table = Table(show_header=False, show_lines=True, padding=(0, 0, 0, 1))

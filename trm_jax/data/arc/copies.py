@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trm_jax.data import dihedral
 from trm_jax.data.arc.files import ArcTask, Pair
 from trm_jax.data.arc.grids import IDENTITY, MAX_SIZE, NUM_COLOURS
 
@@ -42,23 +43,14 @@ _COLOURS = _numbers(NUM_COLOURS)
 
 
 def symmetries(task: ArcTask, num_aug: int, seed: int) -> np.ndarray:
-  """Draws the copies of a task.
+  """Draws the copies of a task, uint8 [1 + copies, 11], the identity first.
 
   As in the reference: the symmetry of the square is uniform over all eight,
   the colours 1 to 9 are permuted, and colour 0 stays. A candidate is dropped
   if it shows the same pairs as the original or as a copy before it: the same
   inputs with the same outputs, in any order, training and test pairs together.
-  The draws depend on the seed and on the name of the task alone.
-
-  Args:
-    task: the task.
-    num_aug: copies wanted beside the original. There are fewer if `5 *
-      num_aug` candidates do not hold so many.
-    seed: the seed.
-
-  Returns:
-    uint8 [1 + copies, 11], as `symmetry.transform` takes them; the first is the
-    identity.
+  The draws depend on the seed and on the name of the task alone. There are
+  less than `num_aug` copies if `5 * num_aug` candidates do not hold so many.
   """
   digest = hashlib.sha256(task.name.encode()).digest()
   rng = np.random.default_rng([seed, int.from_bytes(digest, "little")])
@@ -86,15 +78,7 @@ def _draw(rng: np.random.Generator) -> np.ndarray:
 
 
 def _hashes(sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """Hashes what copies show.
-
-  Args:
-    sums: uint64 [8, P, 10], of `_colour_sums`.
-    rows: uint8 [N, 11], the copies.
-
-  Returns:
-    uint64 [N]. Arithmetic wraps around.
-  """
+  """Hashes what copies, uint8 [N, 11], show: uint64 [N], by `_colour_sums`."""
   square, colours = rows[:, 0], rows[:, 1:]
   pairs = np.einsum("npc,nc->np", sums[square], _COLOURS[colours])
   # Pairs are mixed before they are added up, or outputs could trade places
@@ -112,11 +96,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def _colour_sums(pairs: Sequence[Pair]) -> np.ndarray:
   """Sums the numbers of the cells of each colour.
 
-  Args:
-    pairs: P inputs with their outputs; an unknown output counts for nothing.
-
   Returns:
-    uint64 [8, P, 10], for each symmetry of the square and each colour.
+    uint64 [8, P, 10], for each symmetry of the square, pair and colour.
   """
   sums = np.zeros((8, len(pairs), NUM_COLOURS), np.uint64)
   for number, pair in enumerate(pairs):
@@ -130,35 +111,13 @@ def _colour_sums(pairs: Sequence[Pair]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _numbers_in_images(role: int, height: int, width: int) -> np.ndarray:
-  """Looks up the numbers of the places where cells are in a grid's images.
+  """The numbers of the places where the cells of a grid are in its images.
 
-  Args:
-    role: 0 for an input, 1 for an output.
-    height: rows of the grid.
-    width: columns of the grid.
-
-  Returns:
-    uint64 [8, height * width], for each symmetry of the square and each cell
-    of the grid.
+  Of an input (role 0) or an output (1), uint64 [8, height * width].
   """
   grid = np.arange(height * width).reshape(height, width)
   cells = np.empty((8, height * width), np.uint64)
-  for square, image in enumerate(_images(grid)):
+  for square, image in enumerate(dihedral.images(grid)):
     rows, columns = image.shape
     cells[square, image] = _CELLS[role, :rows, :columns]
   return cells
-
-
-def _images(grid: np.ndarray) -> list[np.ndarray]:
-  """Shows a grid under each symmetry of the square, in their order."""
-  quarter = np.rot90(grid)
-  return [
-    grid,
-    quarter,
-    np.rot90(grid, 2),
-    np.rot90(grid, 3),
-    np.fliplr(grid),
-    np.flipud(grid),
-    grid.T,
-    np.fliplr(quarter),
-  ]

@@ -40,16 +40,13 @@ IDENTITY = np.arange(-1, NUM_COLOURS).clip(0).astype(np.uint8)
 def encode(
   grid: np.ndarray, size: int = 30, row: int = 0, column: int = 0
 ) -> np.ndarray:
-  """Puts a grid [h, w] of colours on a canvas of uint8 [size * size] tokens.
+  """Puts a grid [h, w] of colours on a canvas, at a row and a column.
 
   The cells below its last row and right of its last column become EOS where
   they are on the canvas; the corner between them stays padding.
 
-  Args:
-    grid: uint8 [h, w], colours from 0 to 9.
-    size: cells along one side of the canvas.
-    row: the canvas's row for the grid's first one.
-    column: the canvas's column for the grid's first one.
+  Returns:
+    uint8 [size * size] tokens.
 
   Raises:
     UserError: the grid does not fit.
@@ -71,15 +68,9 @@ def encode(
 
 
 def decode(tokens: np.ndarray) -> np.ndarray:
-  """Reads the grid at the canvas's origin, the inverse of `encode`.
+  """Reads the grid, uint8 [h, w], at the origin of a canvas, tokens [S].
 
-  Args:
-    tokens: integers [S], S a square number; any values.
-
-  Returns:
-    uint8 [h, w]: of the rectangles at the origin that hold only colours the
-    largest, of equally large ones that with fewer rows. It is empty, 0 x 0,
-    where the first token is no colour.
+  It is empty, 0 x 0, where the first token is no colour.
   """
   tokens = np.asarray(tokens)
   height, width = extent(tokens, np)
@@ -114,15 +105,7 @@ def is_colour(tokens):
 
 
 def parse(text: str, *, size: int) -> np.ndarray:
-  """Reads a grid from text.
-
-  Args:
-    text: rows of digits, ended by line ends or by `/`; white space in a row
-      is skipped. Or a list of lists of numbers in JSON.
-    size: cells along one side of the canvas.
-
-  Returns:
-    uint8 [size * size] tokens.
+  """Reads a grid from rows of digits, ended by line ends or `/`, or from JSON.
 
   Raises:
     UserError: the text is no grid, or one too large for the canvas.
@@ -146,13 +129,7 @@ def parse(text: str, *, size: int) -> np.ndarray:
 
 
 def as_grid(rows) -> np.ndarray:
-  """Checks a grid of a JSON file.
-
-  Args:
-    rows: what should be a list of equally long lists of colours.
-
-  Returns:
-    uint8 [h, w].
+  """Checks what should be equally long lists of colours; uint8 [h, w].
 
   Raises:
     UserError: it is something else.
@@ -200,16 +177,10 @@ def style(character: str, given: str) -> str:
 
 
 def draw(axes, puzzle, answer=None, label=None) -> None:
-  """Draws a puzzle, or the answer given to it, onto matplotlib axes.
+  """Draws a puzzle, or the answer given to it; see `Task.draw`.
 
-  Where a label is known, its extent is outlined with dashes if the answer has
-  another, and cells of the answer that are not as there are crossed out.
-
-  Args:
-    axes: the matplotlib `Axes` to draw on.
-    puzzle: integers [S], the puzzle's tokens; drawn if there is no answer.
-    answer: integers [S], the answer's tokens, or None.
-    label: integers [S], the right answer; None or all 0 if it is not known.
+  The label's extent is outlined with dashes if the answer has another, and
+  cells of the answer that differ from it are crossed out.
   """
   from matplotlib import colors, patheffects  # slow; only pictures need them
 

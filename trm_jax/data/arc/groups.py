@@ -11,10 +11,7 @@ from trm_jax.errors import UserError
 
 
 def gather(settings: Any) -> tuple[list[ArcTask], list[str]]:
-  """Reads the sources and makes one group of each name.
-
-  Args:
-    settings: an `ArcData`.
+  """Reads the sources of an `ArcData` and makes one group of each name.
 
   Returns:
     The tasks, those of `settings.train` first, each source's by name; here

@@ -25,16 +25,7 @@ _DIGITS = np.array([i for i, letter in enumerate(_SUFFIX) if letter.isdigit()])
 
 
 def copy_names(tasks: Sequence[str], symmetries: np.ndarray) -> list[str]:
-  """Names copies as the reference does; a million take about a second.
-
-  Args:
-    tasks: N names, of the originals.
-    symmetries: uint8 [N, 11].
-
-  Returns:
-    N names, for example "007bbfb7|||t3|||0123456789"; under the identity
-    just the task's.
-  """
+  """Names the copies, uint8 [N, 11], of N tasks; a million take a second."""
   letters = np.tile(np.frombuffer(_SUFFIX.encode(), np.uint8), (len(tasks), 1))
   letters[:, _DIGITS] += symmetries - grids.IDENTITY
   text = letters.tobytes().decode()
@@ -47,13 +38,7 @@ def copy_names(tasks: Sequence[str], symmetries: np.ndarray) -> list[str]:
 
 
 def parse_names(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
-  """Reads the names of copies, the inverse of `copy_names`, and as fast.
-
-  Args:
-    names: N names.
-
-  Returns:
-    N names of originals, and the symmetries, uint8 [N, 11].
+  """The inverse of `copy_names`: names of tasks, and uint8 [N, 11].
 
   Raises:
     UserError: a name is malformed.

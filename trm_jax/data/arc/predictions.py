@@ -47,10 +47,7 @@ def read(path: str | os.PathLike, num_ids: int) -> Predictions:
     path: an `.npz` file with `inputs` and `preds`, integers [M, S];
       `q_halt_logits`, floats [M]; and `puzzle_identifiers`, integers [M].
       Rows with identifier 0 are left out.
-    num_ids: how many puzzle ids there are, the blank one included.
-
-  Returns:
-    The predictions.
+    num_ids: puzzle ids, the blank one included.
 
   Raises:
     UserError: the file cannot be read, or does not hold these arrays.
@@ -125,12 +122,8 @@ def _read_arrays(path) -> dict[str, np.ndarray]:
 def find_tasks(path: str | os.PathLike) -> pathlib.Path:
   """Finds the file that holds the tasks.
 
-  Args:
-    path: that file; or a folder that holds test_puzzles.json, as those in the
-      reference's layout do, or one file whose name ends in challenges.json.
-
-  Returns:
-    The file.
+  It is at `path`, or in a folder there: test_puzzles.json, as in the
+  reference's layout, or one whose name ends in challenges.json.
 
   Raises:
     UserError: there is none, or more than one.
@@ -170,13 +163,9 @@ def read_pairs(path: pathlib.Path) -> dict[str, tuple[files.Pair, ...]]:
 def read_identifiers(
   *folders: pathlib.Path,
 ) -> tuple[list[str], np.ndarray]:
-  """Reads what puzzle ids stand for.
+  """The task of each puzzle id, and its symmetry, uint8 [N, 11].
 
-  Args:
-    *folders: where to look for identifiers.json; the first found is taken.
-
-  Returns:
-    The task of each puzzle id, and its symmetry, uint8 [N, 11].
+  They are read from the first identifiers.json in these folders.
 
   Raises:
     UserError: it is in none of the folders, or damaged.

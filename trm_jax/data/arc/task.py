@@ -82,9 +82,7 @@ class ArcData:
     return arc_task(self.size)
 
   @classmethod
-  def few(
-    cls, size=None, copies=0, source="", seed=0, cache_dir="", **_
-  ) -> "ArcData":
+  def few(cls, *, size=None, copies=0, source="", seed=0, cache_dir="", **_):
     """The tasks of a source, with few copies; see `task.Settings`."""
     size = size or cls.size
     return cls(

@@ -16,9 +16,9 @@ from trm_jax.data.dihedral import canonical
 from trm_jax.data.maze import grid, paths
 from trm_jax.errors import UserError
 
-# The wish counts as infeasible after so many mazes in a row (or mazes with so
-# many cells: close to a minute's work) without a cell that is far enough, or
-# after so many in a row that were made before.
+# The settings count as infeasible after so many mazes in a row (or so many
+# cells, close to a minute's work) without a cell that is far enough, or after
+# so many in a row that were made before.
 MAX_MISSES = 5_000_000
 MAX_MISSED_CELLS = 2**32
 MAX_REPEATS = 2_000
@@ -58,7 +58,7 @@ def generate(
       others are walled off, which makes the walls denser.
     held_out: draws other mazes than without.
     avoid: mazes not to make, nor their images: `dihedral.canonical` of each.
-    say: told now and then how far the work is.
+    say: called now and then with how far the work is.
 
   Returns:
     inputs: uint8 [count, L] tokens of the mazes.
@@ -117,12 +117,7 @@ def _draws(size, wall_density, min_length, unique, rng) -> Iterator[tuple]:
 
 
 def _draw_batch(batch, size, wall_density, min_length, rng):
-  """Draws mazes without a goal; returns those that have far cells, and these.
-
-  Returns:
-    mazes: uint8 [M, L].
-    far: bool [M, L], the cells where the goal may be.
-  """
+  """Mazes [M, L] without a goal, and the cells where it may be, bool [M, L]."""
   noise = rng.random((batch, size * size), np.float32)
   is_free = noise >= rng.uniform(*wall_density, (batch, 1)).astype(np.float32)
   # The highest noise is at a free cell, and at each with the same chance.

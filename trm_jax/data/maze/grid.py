@@ -42,19 +42,11 @@ _STYLES = {
 
 
 def parse(text: str, *, size: int) -> np.ndarray:
-  """Reads a maze from text. Spaces are free cells; only line ends are skipped.
-
-  Args:
-    text: one line of `size * size` characters, or `size` lines of `size`, of
-      `#` (wall), space (free cell), `S` (start), `G` (goal) and `o` (path).
-    size: cells along one side of the maze.
-
-  Returns:
-    uint8 [L] tokens.
+  """Reads a maze from one line of text, or from one a row.
 
   Raises:
-    UserError: the text has another shape, a character that is none of these,
-      or not exactly one start and one goal.
+    UserError: the text has another shape, other characters than `# SGo`, or
+      not exactly one start and one goal.
   """
   lines = text.replace("\r\n", "\n").strip("\n").split("\n")
   cells = "".join(lines)
@@ -85,7 +77,7 @@ def render(tokens: np.ndarray) -> str:
 
 
 def is_valid(inputs: jax.Array, answers: jax.Array, *, size: int) -> jax.Array:
-  """Tells whether answers mark a shortest path from start to goal.
+  """Whether answers [..., L] mark a shortest path from start to goal.
 
   Any shortest path will do, for most mazes have many: no label is consulted.
   The answer must keep every cell of the maze but free cells, and turn those
@@ -153,16 +145,10 @@ def style(character: str, given: str) -> str:
 
 
 def draw(axes, puzzle, answer=None, label=None) -> None:
-  """Draws a maze, and the answer given to it, onto matplotlib axes.
+  """Draws a maze and its answer onto matplotlib axes; see `Task.draw`.
 
-  Walls are dark, free cells white, the path orange, start and goal lettered;
-  where a label is known, cells that differ from it are crossed.
-
-  Args:
-    axes: the matplotlib `Axes` to draw on.
-    puzzle: integers [L], the maze's tokens.
-    answer: integers [L], the answer's tokens, or None for the bare maze.
-    label: integers [L], the right answer, or None if it is not known.
+  Walls are dark, free cells white, the path orange, start and goal lettered,
+  and wrong cells crossed.
   """
   from matplotlib import colors  # slow to import, and only pictures need it
 

@@ -14,18 +14,12 @@ _LOOK = 8
 
 
 def shortest_path(tokens: np.ndarray) -> np.ndarray:
-  """Marks the shortest path that a label of the reference's mazes marks.
+  """The maze [L] with the cells of a shortest path turned to path.
 
   Most mazes have many shortest paths. This one comes of a breadth-first
   search from the start that tries the neighbours below, left, right and above
   in this order and enters each cell from the first that reaches it. It
   reproduces every label of maze-30x30-hard-1k.
-
-  Args:
-    tokens: integers [L], a maze with exactly one start and one goal.
-
-  Returns:
-    uint8 [L], the maze with the cells between start and goal turned to path.
 
   Raises:
     UserError: there is no way from start to goal.
@@ -42,15 +36,11 @@ def shortest_path(tokens: np.ndarray) -> np.ndarray:
 
 
 def search(tokens: np.ndarray, source: int) -> tuple[list[int], list[int]]:
-  """Searches a maze breadth first, in the order of `shortest_path`.
-
-  Args:
-    tokens: integers [L], a maze with exactly one token `source`.
-    source: the token to start from.
+  """Searches a maze [L] breadth first, in the order of `shortest_path`.
 
   Returns:
-    distances: steps to each cell, -1 where it cannot be reached.
-    parents: the cell that each was entered from, -1 where there is none.
+    distances: steps from the token `source` to each cell, -1 for none.
+    parents: the cell that each was entered from, -1 for none.
   """
   near = _neighbours(math.isqrt(len(tokens)))
   first = int((tokens == source).argmax())
@@ -85,48 +75,10 @@ def _neighbours(size: int) -> list[list[int]]:
   ]
 
 
-def count_steps(
-  is_open: np.ndarray, start: np.ndarray, goal: np.ndarray
-) -> np.ndarray:
-  """Counts the steps from start to goal in many mazes at once.
-
-  Args:
-    is_open: bool [N, L], the cells that may be entered.
-    start: bool [N, L], the cells to start from.
-    goal: bool [N, L], the cells to reach, open or not.
-
-  Returns:
-    int32 [N], 0 where there is no way.
-  """
-  steps = np.zeros(len(is_open), np.int32)
-  frontier, goal = _pack(start), _pack(goal)
-  unseen = _pack(is_open) | goal
-  rows = np.arange(len(is_open))
-  count = 0
-  while len(rows):
-    count += 1
-    frontier, unseen = _step(frontier, unseen)
-    arrived = rows[(frontier & goal).any((0, 1))]
-    steps[arrived[steps[arrived] == 0]] = count
-    if count % _LOOK == 0:
-      goes_on = frontier.any((0, 1)) & (steps[rows] == 0)
-      if 2 * goes_on.sum() <= len(rows):
-        frontier, unseen, goal, rows = (
-          array.compress(goes_on, -1)
-          for array in (frontier, unseen, goal, rows)
-        )
-  return steps
-
-
 def far_cells(
   is_open: np.ndarray, start: np.ndarray, least: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Finds the cells that are far from the start, in many mazes at once.
-
-  Args:
-    is_open: bool [N, L], the cells that may be entered.
-    start: bool [N, L], the cell to start from.
-    least: steps from the start, 1 or more.
 
   Returns:
     rows: int64 [M], the mazes that have such cells, in order.

@@ -5,8 +5,6 @@ import numpy as np
 from trm_jax.data.csv_rows import Format
 from trm_jax.data.maze import grid, paths
 
-_CHUNK = 4096  # mazes searched together: bounds the memory of a huge file
-
 
 def csv_format(size: int) -> Format:
   """Rows of a maze with one start and one goal, and a shortest path."""
@@ -70,11 +68,12 @@ def _describe(question, answer):
 
 
 def _count_steps(inputs, is_path):
-  """Counts the steps of a shortest way, through free and through path cells."""
-  steps, marked = np.zeros((2, len(inputs)), np.int32)
-  for begin in range(0, len(inputs), _CHUNK):
-    some = slice(begin, begin + _CHUNK)
-    start, goal = inputs[some] == grid.START, inputs[some] == grid.GOAL
-    steps[some] = paths.count_steps(inputs[some] == grid.FREE, start, goal)
-    marked[some] = paths.count_steps(is_path[some], start, goal)
-  return steps, marked
+  """Steps of shortest ways, through free and path cells; 0 for none."""
+  steps = np.zeros((2, len(inputs)), np.int32)
+  is_end = (inputs == grid.START) | (inputs == grid.GOAL)
+  for row, maze in enumerate(inputs):
+    goal = int((maze == grid.GOAL).argmax())
+    marked = np.where(is_path[row] | is_end[row], maze, grid.WALL)
+    for way, cells in enumerate((maze, marked)):
+      steps[way, row] = max(0, paths.search(cells, grid.START)[0][goal])
+  return steps

@@ -2,70 +2,44 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 from trm_jax.data import checks, dihedral
 from trm_jax.data.csv_rows import Rows
 from trm_jax.data.maze import grid, paths
 from trm_jax.data.maze.generate import generate
 from trm_jax.data.maze.rows import csv_format
-from trm_jax.data.prepared import Puzzles, few_generated
+from trm_jax.data.prepared import PuzzleData, Puzzles
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
 
-# The size of the mazes of the hub.
-_HUB_SIZE = 30
-
 
 @dataclasses.dataclass(frozen=True)
-class MazeData:
-  """What a maze dataset is made of.
+class MazeData(PuzzleData):
+  """What a maze dataset is made of; "hub" is maze-30x30-hard-1k.
 
-  Attributes:
-    size: cells along one side of a maze, 3 or more.
-    train: "hub" (maze-30x30-hard-1k from the Hugging Face hub), "generate",
-      the path of a csv file, or "" for no such split.
-    test: the same, for the test split.
-    subsample: training rows to keep, chosen by the seed; 0 keeps all.
-    min_rating: rows of files rated lower are left out, in both splits.
-    seed: the seed of the subsample and of the generator.
-    num_train: training mazes to generate.
-    num_test: test mazes to generate.
+  Attributes, beside those of `PuzzleData`:
     wall_density: lowest and highest chance of a cell to be a wall, in
       generated mazes; each maze draws its own.
     min_length: cells on the shortest paths of generated mazes, start and goal
       included, at least; those of the hub have 110 or more.
     unique: whether generated mazes have one shortest path only.
-    skip_bad_rows: whether bad rows of a csv file are left out with a warning
-      instead of refusing the file.
-    cache_dir: where prepared datasets are kept; "" is the default of TFDS
-      (`TFDS_DATA_DIR`, or tensorflow_datasets in the home folder).
-    path: a folder in the reference's layout, to be used as it is. If given,
-      nothing of the above is read but `size`.
   """
 
-  size: int = _HUB_SIZE
-  train: str = "hub"
-  test: str = "hub"
-  subsample: int = 0
-  min_rating: int = 0
-  seed: int = 0
-  num_train: int = 1000
-  num_test: int = 1000
+  size: int = 30
   wall_density: tuple[float, float] = (0.3, 0.5)
   min_length: int = 110
   unique: bool = False
-  skip_bad_rows: bool = False
-  cache_dir: str = ""
-  path: str = ""
+  hub_size: ClassVar[int] = 30
 
   def __post_init__(self):
-    checks.convert_fields(self)
-    checks.require_whole(self, "size", least=3)
-    checks.require_whole(self, "subsample", "min_rating", "seed", least=0)
-    checks.require_whole(self, "num_train", "num_test", least=1)
+    super().__post_init__()
     checks.require_whole(self, "min_length", least=2)
-    checks.require_source(self, hub_size=_HUB_SIZE)
     checks.require_range(self, "wall_density", least=0, most=0.999)
+
+  def check_size(self) -> None:
+    """Raises a `UserError` unless start and goal can be apart."""
+    checks.require_whole(self, "size", least=3)
 
   @property
   def task(self) -> Task:
@@ -73,12 +47,12 @@ class MazeData:
     return maze_task(self.size)
 
   @classmethod
-  def few(cls, size=None, split="test", count=1, **settings) -> "MazeData":
+  def few(cls, *, size=None, copies=0, source="", **settings):
     """A few mazes to look at; see `task.Settings`."""
+    del copies, source
     size = size or cls.size
     length = max(2, min(size**2 // 8, cls.min_length))
-    made = few_generated(split, count, settings)
-    return cls(size=size, min_length=length, **made)
+    return super().few(size=size, min_length=length, **settings)
 
 
 def _generate(settings: MazeData, split: str, train: Rows | None, say):

@@ -27,7 +27,7 @@ def check_size(size: int) -> None:
   """Raises a `UserError` unless boards of this size exist."""
   if size not in BOXES:
     raise UserError(
-      f"size: {size!r} is not a Sudoku size; choose one of {sorted(BOXES)}."
+      f"size={size!r}: not the size of a Sudoku; choose one of {sorted(BOXES)}"
     )
 
 
@@ -44,18 +44,11 @@ def units(size: int) -> np.ndarray:
 
 
 def parse(text: str, *, size: int) -> np.ndarray:
-  """Reads a grid from text, row by row; white space is skipped.
-
-  Args:
-    text: one character a cell: a digit, or `.` or `0` for a blank.
-    size: cells along one side of the board.
-
-  Returns:
-    uint8 [L] tokens.
+  """Reads a grid from text, row by row: a digit a cell, `.` or `0` a blank.
 
   Raises:
-    UserError: the text has another length, or a character that is neither a
-      digit of this size nor a blank.
+    UserError: the text, without white space, has another length or other
+      characters.
   """
   cells = "".join(text.split())
   if len(cells) != size * size:
@@ -110,16 +103,7 @@ def check_givens(tokens: np.ndarray) -> None:
 def is_solution(
   inputs: jax.Array, answers: jax.Array, *, size: int
 ) -> jax.Array:
-  """Whether answers are legal completed grids that keep the givens.
-
-  Args:
-    inputs: integers [..., L], the puzzles' tokens.
-    answers: integers [..., L], the answers' tokens.
-    size: cells along one side of the board.
-
-  Returns:
-    bool [...].
-  """
+  """Whether answers [..., L] are legal completed grids with the givens."""
   inputs, answers = jnp.asarray(inputs), jnp.asarray(answers)
   return _is_complete(answers, size, jnp) & _keeps_givens(inputs, answers)
 
@@ -148,16 +132,9 @@ def style(character: str, given: str) -> str:
 
 
 def draw(axes, puzzle, answer=None, label=None) -> None:
-  """Draws a puzzle, and the answer given to it, onto matplotlib axes.
+  """Draws a puzzle and its answer onto matplotlib axes; see `Task.draw`.
 
-  Givens are black, filled cells blue; where a label is known, cells that
-  differ from it are red on grey.
-
-  Args:
-    axes: the matplotlib `Axes` to draw on.
-    puzzle: integers [L], the puzzle's tokens.
-    answer: integers [L], the answer's tokens, or None to leave blanks blank.
-    label: integers [L], the right answer, or None if it is not known.
+  Givens are black, filled cells blue, and wrong cells red on grey.
   """
   size = math.isqrt(len(puzzle))
   height, width = BOXES[size]

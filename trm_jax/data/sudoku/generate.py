@@ -20,7 +20,7 @@ MAX_DRAWS = 1000
 _FEWEST_GIVENS = {4: 4, 6: 8, 9: 17}
 
 # One solution grid in so many belongs to the held-out puzzles.
-_HELD_OUT_SHARE = 8
+_HELD_OUT_FRACTION = 8
 
 
 def generate(
@@ -35,10 +35,9 @@ def generate(
   """Generates different puzzles, each with exactly one solution.
 
   Puzzle i depends on the seed and i only (and, should it repeat an earlier
-  one, is drawn again), so a larger count extends a smaller one. Solution
-  grids are divided once and for all into a share for training and a share for
-  held-out puzzles: the two never have a grid, let alone a puzzle, in common,
-  and neither changes with the size of the other.
+  one, is drawn again), so a larger count extends a smaller one. A fraction of
+  the solution grids is held out: training and held-out puzzles never have a
+  grid in common, whatever their counts.
 
   Args:
     size: cells along one side of the board.
@@ -46,7 +45,7 @@ def generate(
     seed: the seed, 0 or more.
     givens: fewest and most givens of a puzzle.
     rating: fewest and most guesses that `solver.solve` needs; None for any.
-    held_out: whether to draw from the held-out share of solution grids.
+    held_out: whether to draw from the solution grids that are held out.
     avoid: solution grids (the bytes of their uint8 tokens) not to use.
 
   Returns:
@@ -81,7 +80,7 @@ def generate(
 
 
 def _draws(size, givens, rating, held_out, avoid, rng) -> Iterator[tuple]:
-  """Yields (puzzle, solution, rating) of the draws that meet the wishes."""
+  """Yields (puzzle, solution, rating) of the draws that are in range."""
   board = Bitboard.of(size)
   for _ in range(MAX_DRAWS):
     wanted = int(rng.integers(givens[0], givens[1] + 1))
@@ -99,14 +98,14 @@ def _draws(size, givens, rating, held_out, avoid, rng) -> Iterator[tuple]:
 
 
 def _is_held_out(grid: bytes) -> bool:
-  return zlib.crc32(grid) % _HELD_OUT_SHARE == 0
+  return zlib.crc32(grid) % _HELD_OUT_FRACTION == 0
 
 
 def _full_board(board, held_out, rng):
-  """Draws a full board, of the wanted share if relabelling can bring it."""
+  """Draws a full board, held out or not if relabelling can bring it about."""
   empty = [board.full] * board.size
   (solution,), _ = board.search(empty, limit=1, rng=rng)
-  for _ in range(10 * _HELD_OUT_SHARE):
+  for _ in range(10 * _HELD_OUT_FRACTION):
     if _is_held_out(board.tokens(solution).tobytes()) == held_out:
       break
     rng.shuffle(solution)  # a new name for each digit

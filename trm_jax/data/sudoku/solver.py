@@ -19,10 +19,9 @@ class Result:
 
   Attributes:
     solutions: solutions found, at most the limit asked for.
-    guesses: positions where singles no longer helped and the solver had to
-      try the candidates of a cell. The search is exhaustive up to the limit,
-      so for a puzzle with one solution (and a limit of 2) the number does not
-      depend on the order of trying; 0 means that singles suffice.
+    guesses: positions where singles no longer helped and the candidates of a
+      cell had to be tried. For a puzzle with one solution (and a limit of 2)
+      the number does not depend on the order of trying.
     answer: uint8 [L] tokens of the first solution, or None.
   """
 
@@ -95,15 +94,10 @@ class Bitboard:
   def search(
     self, boards: list[int], limit: int, rng: np.random.Generator | None = None
   ) -> tuple[list[list[int]], int]:
-    """Finds up to `limit` solutions.
+    """Finds up to `limit` solutions, as boards, and counts the guesses.
 
-    Args:
-      boards: for each digit, the cells where it may stand.
-      limit: solutions to find before stopping.
-      rng: shuffles the order in which digits are tried; None keeps it.
-
-    Returns:
-      The solutions, as boards, and the guesses made.
+    Boards are, for each digit, the cells where it may stand; `rng` shuffles
+    the order in which digits are tried.
     """
     found, guesses, states = [], 0, [(boards, 0)]
     while states and len(found) < limit:
@@ -157,7 +151,7 @@ class Bitboard:
   def _reduce_hidden_singles(self, boards, settled):
     """Strikes other digits where a digit has one place left in a unit.
 
-    Returns whether there was such a place, or None if a digit has no place.
+    Whether there was such a place; None if a digit has no place.
     """
     found = False
     for digit in range(self.size):

@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 from trm_jax.data import checks
 from trm_jax.data.csv_rows import Rows
-from trm_jax.data.prepared import Puzzles, SlowCheck, few_generated
+from trm_jax.data.prepared import PuzzleData, Puzzles, SlowCheck
 from trm_jax.data.sudoku import board, symmetry
 from trm_jax.data.sudoku.generate import generate
 from trm_jax.data.sudoku.rows import csv_format, is_ambiguous
@@ -13,50 +14,24 @@ from trm_jax.data.task import Symmetry, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class SudokuData:
-  """What a Sudoku dataset is made of.
+class SudokuData(PuzzleData):
+  """What a Sudoku dataset is made of; "hub" is Sudoku-Extreme.
 
-  Attributes:
-    size: cells along one side of the board: 4, 6 or 9.
-    train: "hub" (Sudoku-Extreme from the Hugging Face hub), "generate", the
-      path of a csv file, or "" for no such split.
-    test: the same, for the test split.
-    subsample: training rows to keep, chosen by the seed; 0 keeps all.
-    min_rating: rows of files rated lower are left out, in both splits.
-    seed: the seed of the subsample and of the generator.
-    num_train: training puzzles to generate.
-    num_test: test puzzles to generate.
+  Attributes, beside those of `PuzzleData`:
     givens: fewest and most givens of generated puzzles.
     rating: fewest and most guesses that a generated puzzle needs of our
       solver, where 0 is solved by singles alone; None for any.
-    skip_bad_rows: whether bad rows of a csv file are left out with a warning
-      instead of refusing the file.
-    cache_dir: where prepared datasets are kept; "" is the default of TFDS
-      (`TFDS_DATA_DIR`, or tensorflow_datasets in the home folder).
-    path: a folder in the reference's layout, to be used as it is. If given,
-      nothing of the above is read but `size`.
   """
 
   size: int = 9
-  train: str = "hub"
-  test: str = "hub"
   subsample: int = 1000
-  min_rating: int = 0
-  seed: int = 0
-  num_train: int = 1000
   num_test: int = 500
   givens: tuple[int, int] = (24, 30)
   rating: tuple[int, int] | None = None
-  skip_bad_rows: bool = False
-  cache_dir: str = ""
-  path: str = ""
+  hub_size: ClassVar[int] = 9
 
   def __post_init__(self):
-    checks.convert_fields(self)
-    board.check_size(self.size)
-    checks.require_whole(self, "subsample", "min_rating", "seed", least=0)
-    checks.require_whole(self, "num_train", "num_test", least=1)
-    checks.require_source(self, hub_size=9)
+    super().__post_init__()
     # The default fits 9x9 only, and is read only where puzzles are generated.
     generates = "generate" in (self.train, self.test)
     most = self.size**2 if generates else 81
@@ -64,18 +39,22 @@ class SudokuData:
     if self.rating is not None:
       checks.require_range(self, "rating", least=0, most=2**31 - 1)
 
+  def check_size(self) -> None:
+    """Raises a `UserError` unless boards of this size exist."""
+    board.check_size(self.size)
+
   @property
   def task(self) -> Task:
     """The task that the data belongs to."""
     return sudoku_task(self.size)
 
   @classmethod
-  def few(cls, size=None, split="test", count=1, **settings) -> "SudokuData":
+  def few(cls, *, size=None, copies=0, source="", **settings):
     """A few puzzles to look at; see `task.Settings`."""
+    del copies, source
     size = size or cls.size
     givens = {4: (5, 8), 6: (9, 12)}.get(size, cls.givens)
-    made = few_generated(split, count, settings)
-    return cls(size=size, givens=givens, **made)
+    return super().few(size=size, givens=givens, **settings)
 
 
 def _generate(settings: SudokuData, split: str, train: Rows | None, say):
