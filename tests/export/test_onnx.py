@@ -297,7 +297,7 @@ def test_edited_files_are_refused(content, tmp_path):
   edited = content.replace(b"ArgMax", b"ArgMux")
   _refused(path, edited, "onnxruntime .* refuses")
   _refused(
-    path, content, "5 is not a Sudoku size", {"config": {"data": {"size": 5}}}
+    path, content, "config.data.size", {"config": {"data": {"size": 5}}}
   )
   path.write_bytes(edited)
   with pytest.raises(UserError, match="is damaged or was edited"):

@@ -1,1 +1,1 @@
-"""Weights that travel: to files, and to and from the reference's layout."""
+"""Trained models as files, and the layout of the reference implementation."""
