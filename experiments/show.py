@@ -23,7 +23,7 @@ from absl import flags
 from trm_jax.cli import app
 
 flags.DEFINE_string("out", "", "The PNG or GIF to write.")
-flags.DEFINE_enum("task", None, ["sudoku", "maze", "arc"], "The task.")
+flags.DEFINE_string("task", None, "The task: sudoku, maze or arc.")
 flags.DEFINE_string("workdir", "", "Folder of a run.")
 flags.DEFINE_string("data", "", "Where to take puzzles from.")
 flags.DEFINE_integer(

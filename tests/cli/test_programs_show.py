@@ -12,11 +12,12 @@ from PIL import Image
 from programs import run_program
 
 from trm_jax import config as config_lib
-from trm_jax.cli import report, show
+from trm_jax.cli import show
 from trm_jax.errors import UserError
 from trm_jax.run.checkpoint import Checkpoints
 from trm_jax.run.folder import RunFolder, write_json
-from trm_jax.train import loop as fit
+from trm_jax.solve import held_out
+from trm_jax.train.program import build
 
 MAZES = f"{DATA}/maze_sample.csv"
 
@@ -35,7 +36,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
   ),
   "no_source": ({"task": "arc", "out": "x.png"}, "--data is missing"),
   "no_run": ({"workdir": "{}", "out": "x.png"}, "is not a run folder"),
-  "size": ({"task": "sudoku", "size": 5, "out": "x.png"}, "size: 5 is not"),
+  "size": (
+    {"task": "sudoku", "size": 5, "out": "x.png"},
+    "size=5: not the size",
+  ),
   "contradiction": (
     {"workdir": "{}/run", "task": "maze", "out": "x.png"},
     "is of arc",
@@ -91,12 +95,12 @@ def work(tmp_path_factory) -> pathlib.Path:
     "train": {"batch_size": 16},
     "eval": {"batch_size": 16},
   }
-  experiment, names = report.prepare(config, config_lib.read(config))
+  experiment, names = held_out.prepare(config, config_lib.read(config))
   run = RunFolder(work / "run")
   run.claim(config, {})
   write_json(run.identifiers, names)
   with Checkpoints(run.checkpoints, 1, "pass@2") as checkpoints:
-    state = fit.build(experiment).init()
+    state = build(experiment).init()
     checkpoints.save(10, state, {"pass@2": 0.5})
     checkpoints.wait()
   run.release()

@@ -12,17 +12,19 @@ from PIL import Image
 
 from trm_jax.data import folder
 from trm_jax.data.arc import grids
-from trm_jax.data.maze import grid as maze
+from trm_jax.data.arc.task import arc_task
+from trm_jax.data.maze.task import maze_task
 from trm_jax.data.sudoku import board
+from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.data.task import Split
 from trm_jax.draw import pictures
 from trm_jax.draw import scenes as scenes_lib
 from trm_jax.draw.scenes import Example, Guess, Scene
 from trm_jax.errors import UserError
 
-SUDOKU = board.task(4)
-ARC = grids.task(3)
-MAZE = maze.task(3)
+SUDOKU = sudoku_task(4)
+ARC = arc_task(3)
+MAZE = maze_task(3)
 
 # Two shortest paths lead around the wall in the middle.
 OPEN = MAZE.parse("S  " + " # " + "  G")
@@ -116,8 +118,8 @@ class TestScenes:
 
   def test_grids_of_a_folder_are_moved_back_to_the_origin(self):
     """The reference stores training grids anywhere on the canvas."""
-    task = grids.task(30)
-    split = folder.read(DATA / "folder_arc", "train")
+    task = arc_task(30)
+    split = folder.read(DATA / "folder_arc", "train", arc_task(30))
     moved = 0
     for scene, puzzle in zip(
       scenes_lib.scenes_of(split, task), split.first_puzzle, strict=False

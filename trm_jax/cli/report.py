@@ -168,10 +168,7 @@ def print_records(
       ),
       style="bold" if number in bold else None,
     )
-  console = Console()
-  if not console.is_terminal:
-    console = Console(width=140)  # a log has no width of its own
-  console.print(table)
+  _print(table)
   notes = []
   if "puzzles" in first:
     copies = ", copies included" if "pass@1" in first else ""
@@ -190,6 +187,10 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title=""):
     column.justify = "right"
   for row in rows:
     table.add_row(*row)
+  _print(table)
+
+
+def _print(table: Table):
   # A log has no width of its own; a "[" in text from outside is no markup.
   width = None if Console().is_terminal else 160
   Console(width=width, markup=False, emoji=False).print(table)

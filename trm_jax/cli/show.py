@@ -60,9 +60,18 @@ class Request:
     if given and not self.workdir:
       flag = f"--{given[0]}={getattr(self, given[0])}"
       raise UserError(f"{flag}: needs a model; name a run with --workdir")
+    names = ", ".join(datasets.TASKS)
     if not self.task and not self.workdir:
-      names = ", ".join(datasets.TASKS)
       raise UserError(f"--task is missing: one of {names}; or --workdir")
+    if self.task and self.task not in datasets.TASKS:
+      raise UserError(f"--task={self.task}: must be one of {names}")
+    generates = hasattr(datasets.TASKS.get(self.task or ""), "num_test")
+    if self.task and not (self.workdir or self.data or generates):
+      raise UserError(
+        f"--data is missing: puzzles of {self.task} are not generated; name a "
+        "folder of tasks, a file ..._challenges.json, or a folder in the "
+        "reference's layout"
+      )
     if self.size and self.workdir:
       raise UserError(f"--size={self.size}: the run knows it; leave it out")
 

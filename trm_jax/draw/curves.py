@@ -28,8 +28,6 @@ from trm_jax.solve.rules import RULES
 
 # Colour-blind safe (Okabe and Ito) and of different greys when printed.
 _EXACT, _CELLS, _HALTED = "#0072B2", "#999999", "#D55E00"
-_COLOURS = (_EXACT, _HALTED, "#009E73", "#CC79A7", "#E69F00", "k")
-_MARKERS = "os^*vDPX"
 
 
 def depth_curve(
@@ -241,20 +239,23 @@ def halting_rules(
     title: what was halted.
   """
   fixed, *others = records
+  kinds: dict[str, list] = {}
+  for record in others:
+    kinds.setdefault(" or ".join(record["rule"].halt), []).append(record)
   figure = _figure(6.4, 4.6, title)
   axes = figure.subplots()
   axes.axhline(
     fixed["exact_accuracy"], color="black", ls="--", lw=0.8,
     label=f"fixed, {fixed['mean_steps']:.0f} steps",
   )  # fmt: skip
-  for rule in RULES:
-    found = [record for record in others if record["rule"].halt == (rule.name,)]
+  rules = {rule.name: rule for rule in RULES}
+  for kind, found in kinds.items():
+    rule = rules[kind]
     found.sort(key=lambda record: record["mean_steps"])
-    if found:
-      _curve(
-        axes, [record["mean_steps"] for record in found], found,
-        "exact_accuracy", rule.name, rule.colour, rule.marker,
-      )  # fmt: skip
+    _curve(
+      axes, [record["mean_steps"] for record in found], found,
+      "exact_accuracy", rule.name, rule.colour, rule.marker,
+    )  # fmt: skip
   axes.set_xscale("log", base=2)
   axes.xaxis.set_major_formatter(ScalarFormatter())
   axes.set_xlabel("supervision steps of a puzzle, mean")

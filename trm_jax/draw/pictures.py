@@ -128,9 +128,9 @@ def panels(
   shown = max(len(scene.shown) for scene in scenes)
   has_answers = any(np.any(p.label) for scene in scenes for p in scene.asked)
   strips = [
-    _columns(scene, task, shown)
-    if not task.in_place
-    else _row(scene, task, has_answers)
+    _row(scene, task, has_answers)
+    if task.in_place
+    else _columns(scene, task, shown)
     for scene in scenes
   ]
   left = 2.5 * _LINE if any(scene.name for scene in scenes) else _GAP

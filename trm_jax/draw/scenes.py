@@ -173,8 +173,8 @@ def verdict(example: Example, guess: Guess, task: Task) -> str:
     return "right"
   if guess.is_solution:
     return "another solution"
-  (height, width), (rows, columns) = map(
-    extent, map(task.rows, (guess.answer, example.label))
+  (height, width), (rows, columns) = (
+    extent(task.rows(tokens)) for tokens in (guess.answer, example.label)
   )
   if (height, width) != (rows, columns):
     return f"{height}x{width}, not {rows}x{columns}"
@@ -192,13 +192,13 @@ def _examples(
 ) -> list[Example]:
   """The first examples of a puzzle, as it shows them."""
   first, count = split.first_example[puzzle], split.num_examples[puzzle]
-  examples = np.arange(first, first + min(count, _MOST_EXAMPLES))
-  shown = show(split, examples, np.full(len(examples), puzzle), task)
-  place = np.asarray if split.symmetries is None else _at_origin
+  places = np.arange(first, first + min(count, _MOST_EXAMPLES))
+  shown = show(split, places, np.full(len(places), puzzle), task)
+  move = np.asarray if split.symmetries is None else _at_origin
   return [
     Example(
-      place(question),
-      place(label),
+      move(question),
+      move(label),
       f"{word} {number} of {count}" if count > 1 else word,
     )
     for number, (question, label) in enumerate(

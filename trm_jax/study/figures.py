@@ -7,30 +7,36 @@ Trials that diverged are in none.
 import dataclasses
 import functools
 import itertools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter, ScalarFormatter
+from matplotlib.ticker import PercentFormatter
 
 from trm_jax.core.family import FAMILIES
 from trm_jax.study import power_law, statistics
 from trm_jax.study.power_law import Fit
 from trm_jax.study.results import Trial
-from trm_jax.study.statistics import Halting, Point, by_setting, families
-from trm_jax.study.style import SettingStyle, setting_styles
+from trm_jax.study.statistics import Point, by_setting, families
+from trm_jax.study.style import (
+  SettingStyle,
+  Styles,
+  add_legend,
+  finish_depth,
+  finish_flops,
+  new_figure,
+  say_if_empty,
+  set_accuracy,
+  setting_styles,
+)
 
 _INFERENCE = "inference FLOPs per puzzle"
 _TRAINING = "training FLOPs"
 _GREY = "#555555"
 _SMALL = 7.5  # points, of numbers within axes
-
-_Styles = Mapping[str, SettingStyle]
 
 
 def _key(label: str, **style) -> Line2D:
@@ -54,10 +60,10 @@ def accuracy_by_depth(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
   """Draws exact accuracy against test depth, seed by seed and in the mean."""
   points = statistics.depth_points(trials, depths)
   styles = setting_styles(trials)
-  figure = _figure(9, 4.8)
+  figure = new_figure(9, 4.8)
   _draw_depths(figure.subplots(), points, styles, with_seeds=True)
   seed = _SEED if _has_seeds(points) else None
-  _add_legend(figure, points, styles, seed, _BAND)
+  add_legend(figure, points, styles, seed, _BAND)
   return figure
 
 
@@ -85,7 +91,7 @@ def pareto(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
   """Draws what nothing cheaper beats, at inference and in training."""
   styles = setting_styles(trials)
   panels = _panels(trials, depths)
-  figure = _figure(13.5, 5)
+  figure = new_figure(13.5, 5)
   both = figure.subplots(1, 2, sharey=True)
   for axes, (name, points) in zip(both, panels.items(), strict=True):
     front = statistics.pareto_front(points)
@@ -103,11 +109,11 @@ def pareto(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
     if name == _INFERENCE:  # in training all are of one depth
       for point in front:
         _write(axes, point.x, point.mean, point, (7, -10), ha="left")
-    _finish_flops(axes, name, points)
+    finish_flops(axes, name, points)
   every = [*itertools.chain(*panels.values())]
-  _set_accuracy(both[0], every)
+  set_accuracy(both[0], every)
   both[1].set_ylabel("")
-  _add_legend(figure, every, styles, _FRONT, _BEATEN, _DEPTH, lines=False)
+  add_legend(figure, every, styles, _FRONT, _BEATEN, _DEPTH, lines=False)
   return figure
 
 
@@ -115,7 +121,7 @@ def equal_flops(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
   """Draws the best of each family within the same budgets of FLOPs."""
   styles = setting_styles(trials)
   panels = _panels(trials, depths)
-  figure = _figure(10, 7.2)
+  figure = new_figure(10, 7.2)
   both = figure.subplots(2, 1)
   for axes, (name, points) in zip(both, panels.items(), strict=True):
     budgets = statistics.at_equal_flops(points)
@@ -133,11 +139,11 @@ def equal_flops(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
     axes.set_xlim(-0.5, max(len(budgets), 1) - 0.5)
     axes.set_xlabel(f"budget of {name}, at most")
     axes.grid(alpha=0.3, axis="y")
-    _say_if_empty(axes, points)
+    say_if_empty(axes, points)
   every = [*itertools.chain(*panels.values())]
   for axes in both:
-    _set_accuracy(axes, every, margin=0.05)
-  _add_legend(figure, every, styles, _BAR, _DEPTH, _NONE, lines=False)
+    set_accuracy(axes, every, margin=0.05)
+  add_legend(figure, every, styles, _BAR, _DEPTH, _NONE, lines=False)
   return figure
 
 
@@ -145,7 +151,7 @@ def halting(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
   """Draws how many steps puzzles use, and what halting costs and saves."""
   styles = setting_styles(trials)
   halted = statistics.halting(trials)
-  figure = _figure(13.5, 4.8)
+  figure = new_figure(13.5, 4.8)
   left, right = figure.subplots(1, 2)
   most = max((len(each.fractions) for each in halted), default=1)
   ticks = sorted(depth for depth in set(depths) if depth <= most)
@@ -164,17 +170,17 @@ def halting(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
       steps[chosen], np.array(each.fixed_accuracy)[chosen], color=style.colour,
       marker=style.marker, ms=3, lw=0.7, alpha=0.6,
     )  # fmt: skip
-  _finish_depth(left, ticks, "steps used by a puzzle")
+  finish_depth(left, ticks, "steps used by a puzzle")
   left.set_ylabel("fraction of puzzles")
   left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
   left.set_ylim(bottom=0)
-  _finish_depth(right, ticks, "mean steps per puzzle")
-  _set_accuracy(right, halted)
+  finish_depth(right, ticks, "mean steps per puzzle")
+  set_accuracy(right, halted)
   most_right = max((max(each.fixed_accuracy) for each in halted), default=0)
   right.set_ylim(top=max(right.get_ylim()[1], 1.03 * most_right))
   for axes in (left, right):
-    _say_if_empty(axes, halted, "no model here halts by itself")
-  _add_legend(figure, halted, styles, _HALTED, _FIXED)
+    say_if_empty(axes, halted, "no model here halts by itself")
+  add_legend(figure, halted, styles, _HALTED, _FIXED)
   return figure
 
 
@@ -183,17 +189,17 @@ def overview(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
   styles = setting_styles(trials)
   by_depth = statistics.depth_points(trials, depths)
   panels = _panels(trials, depths)
-  figure = _figure(16, 4.6)
+  figure = new_figure(16, 4.6)
   first, *others = figure.subplots(1, 3, sharey=True)
   _draw_depths(first, by_depth, styles, with_seeds=False)
   found = []
   for axes, (name, points) in zip(others, panels.items(), strict=True):
     found += _draw_flops(axes, name, points, styles, with_seeds=False)
   every = [*by_depth, *itertools.chain(*panels.values())]
-  _set_accuracy(first, every)
+  set_accuracy(first, every)
   for axes in others:
     axes.set_ylabel("")
-  _add_legend(figure, every, styles, _BAR, _FIT if found else None)
+  add_legend(figure, every, styles, _BAR, _FIT if found else None)
   return figure
 
 
@@ -247,10 +253,6 @@ def _panels(
 # Drawing.
 
 
-def _figure(width: float, height: float) -> Figure:
-  return Figure((width, height), dpi=150, layout="constrained")
-
-
 def _draw_points(
   axes: Axes, points: Sequence[Point], style: SettingStyle, alpha=1.0, size=6.0
 ):
@@ -281,7 +283,7 @@ def _draw_seeds(axes: Axes, row: Sequence[Point], style: SettingStyle):
 
 
 def _draw_depths(
-  axes: Axes, points: Sequence[Point], styles: _Styles, with_seeds: bool
+  axes: Axes, points: Sequence[Point], styles: Styles, with_seeds: bool
 ):
   last = max((point.x for point in points), default=1)
   for setting, row in by_setting(points).items():
@@ -299,13 +301,13 @@ def _draw_depths(
       )  # fmt: skip
     if with_seeds and _has_seeds(row):
       _draw_seeds(axes, row, style)
-  _finish_depth(axes, [p.x for p in points], "test depth (supervision steps)")
-  _set_accuracy(axes, points)
-  _say_if_empty(axes, points)
+  finish_depth(axes, [p.x for p in points], "test depth (supervision steps)")
+  set_accuracy(axes, points)
+  say_if_empty(axes, points)
 
 
 def _draw_flops(
-  axes: Axes, name: str, points: Sequence[Point], styles: _Styles,
+  axes: Axes, name: str, points: Sequence[Point], styles: Styles,
   with_seeds: bool,
 ) -> list[Fit]:  # fmt: skip
   for setting, row in by_setting(points).items():
@@ -326,7 +328,7 @@ def _draw_flops(
     axes.fill_between(
       fit.x, fit.low, fit.high, color=style.colour, alpha=0.15, lw=0
     )
-  _finish_flops(axes, name, points)
+  finish_flops(axes, name, points)
   return found
 
 
@@ -334,17 +336,17 @@ def _accuracy_by_flops(
   trials: Sequence[Trial], points: Sequence[Point], name: str
 ) -> Figure:
   styles = setting_styles(trials)
-  figure = _figure(10, 5)
+  figure = new_figure(10, 5)
   axes = figure.subplots()
   found = _draw_flops(axes, name, points, styles, with_seeds=True)
-  _set_accuracy(axes, points)
+  set_accuracy(axes, points)
   seed = _SEED if _has_seeds(points) else None
-  _add_legend(figure, points, styles, seed, _BAR, _FIT if found else None)
+  add_legend(figure, points, styles, seed, _BAR, _FIT if found else None)
   return figure
 
 
 def _draw_best(
-  axes: Axes, x: float, point: Point | None, family: str, styles: _Styles,
+  axes: Axes, x: float, point: Point | None, family: str, styles: Styles,
   with_depth: bool,
 ):  # fmt: skip
   """Draws the best of a family within a budget as a dot on a stem."""
@@ -371,70 +373,3 @@ def _write(
     str(point.depth), (x, y), offset, textcoords="offset points", size=_SMALL,
     color=FAMILIES[point.family].style.ink, **style,
   )  # fmt: skip
-
-
-# Axes and legends.
-
-
-def _finish_depth(axes: Axes, depths: Iterable[float], label: str):
-  """A log axis in base 2 with plain numbers, none too near another."""
-  ticks: list[float] = []
-  for depth in sorted(
-    {*depths}, key=lambda d: (not math.log2(d).is_integer(), d)
-  ):
-    if all(max(depth / tick, tick / depth) >= 1.4 for tick in ticks):
-      ticks.append(depth)
-  axes.set_xscale("log", base=2)
-  axes.set_xticks(ticks)
-  axes.xaxis.set_major_formatter(ScalarFormatter())
-  axes.minorticks_off()
-  axes.set_xlabel(label)
-  axes.grid(alpha=0.3)
-
-
-def _finish_flops(axes: Axes, label: str, points: Sequence[Point]):
-  axes.set_xscale("log")
-  axes.set_xlabel(label)
-  axes.grid(alpha=0.3)
-  _say_if_empty(axes, points)
-
-
-def _set_accuracy(
-  axes: Axes, points: Iterable[Point | Halting], margin: float = 0.0
-):
-  """An axis of per cent, from 0 to just above what there is."""
-  highs = [np.max([*np.atleast_1d(point.high), 0]) for point in points]
-  top = max(highs, default=1.0) or 1.0
-  axes.set_ylabel("puzzles exactly right")
-  axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-  axes.set_ylim(-0.02 * top, (1.03 + margin) * top)
-
-
-def _say_if_empty(axes: Axes, points: Sequence, text="nothing was measured"):
-  if not points:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center")
-    axes.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
-
-
-def _add_legend(
-  figure: Figure, points: Iterable[Point | Halting], styles: _Styles,
-  *keys: Artist | None, lines: bool = True,
-):  # fmt: skip
-  """Adds one legend beside all axes: the settings, then `keys`."""
-  drawn = {point.setting for point in points}
-  handles: list[Artist] = [
-    Line2D(
-      [], [], **(style.of_line if lines else style.of_marker), ms=6,
-      label=style.label,
-    )
-    for setting, style in styles.items()
-    if setting in drawn
-  ]  # fmt: skip
-  if not handles:
-    return
-  legend = figure.legend(
-    handles=[*handles, *filter(None, keys)], loc="outside right center",
-    fontsize="small", frameon=False, handlelength=3.2 if lines else 1.5,
-  )  # fmt: skip
-  for text in legend.get_texts():
-    text.set_parse_math(False)  # a "$" in a name is no formula

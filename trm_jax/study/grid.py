@@ -62,7 +62,7 @@ class StudyConfig:
     if self.evaluations < 1:
       raise ValueError(f"evaluations={self.evaluations}: must be at least 1")
     if not 0 < self.target <= 1:
-      raise ValueError(f"target={self.target}: must be a share in (0, 1]")
+      raise ValueError(f"target={self.target}: must be a fraction in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)

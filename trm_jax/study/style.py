@@ -1,4 +1,4 @@
-"""How the settings of a study are drawn, the same in every figure.
+"""What the figures of a study share: styles of settings, axes, legends.
 
 A family has one colour, one marker and one line style. Its settings differ by
 the width of the line and the filling of the marker: the more weights, the
@@ -6,13 +6,21 @@ thicker and fuller.
 """
 
 import dataclasses
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
 from trm_jax.core.family import FAMILIES, Style
 from trm_jax.study.results import Trial, labels
+from trm_jax.study.statistics import Halting, Point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +54,10 @@ class SettingStyle(Style):
     }
 
 
+# Digest of a setting -> its style.
+Styles = Mapping[str, SettingStyle]
+
+
 def setting_styles(trials: Sequence[Trial]) -> dict[str, SettingStyle]:
   """Digest of each setting -> its style."""
   label_of = labels(trials)
@@ -66,3 +78,74 @@ def setting_styles(trials: Sequence[Trial]) -> dict[str, SettingStyle]:
         label=textwrap.fill(label, 34),
       )
   return styles
+
+
+def new_figure(width: float, height: float) -> Figure:
+  """A figure without axes, sizes in inches."""
+  return Figure((width, height), dpi=150, layout="constrained")
+
+
+def finish_depth(axes: Axes, depths: Iterable[float], label: str):
+  """A log axis in base 2 with plain numbers, none too near another."""
+  ticks: list[float] = []
+  for depth in sorted(
+    {*depths}, key=lambda d: (not math.log2(d).is_integer(), d)
+  ):
+    if all(max(depth / tick, tick / depth) >= 1.4 for tick in ticks):
+      ticks.append(depth)
+  axes.set_xscale("log", base=2)
+  axes.set_xticks(ticks)
+  axes.xaxis.set_major_formatter(ScalarFormatter())
+  axes.minorticks_off()
+  axes.set_xlabel(label)
+  axes.grid(alpha=0.3)
+
+
+def finish_flops(axes: Axes, label: str, points: Sequence[Point]):
+  """A log axis of FLOPs."""
+  axes.set_xscale("log")
+  axes.set_xlabel(label)
+  axes.grid(alpha=0.3)
+  say_if_empty(axes, points)
+
+
+def set_accuracy(
+  axes: Axes, points: Iterable[Point | Halting], margin: float = 0.0
+):
+  """An axis of per cent, from 0 to just above what there is."""
+  highs = [np.max([*np.atleast_1d(point.high), 0]) for point in points]
+  top = max(highs, default=1.0) or 1.0
+  axes.set_ylabel("puzzles exactly right")
+  axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+  axes.set_ylim(-0.02 * top, (1.03 + margin) * top)
+
+
+def say_if_empty(axes: Axes, points: Sequence, text="nothing was measured"):
+  """Writes into axes without points that there is nothing to show."""
+  if not points:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center")
+    axes.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
+
+
+def add_legend(
+  figure: Figure, points: Iterable[Point | Halting], styles: Styles,
+  *keys: Artist | None, lines: bool = True,
+):  # fmt: skip
+  """Adds one legend beside all axes: the settings, then `keys`."""
+  drawn = {point.setting for point in points}
+  handles: list[Artist] = [
+    Line2D(
+      [], [], **(style.of_line if lines else style.of_marker), ms=6,
+      label=style.label,
+    )
+    for setting, style in styles.items()
+    if setting in drawn
+  ]  # fmt: skip
+  if not handles:
+    return
+  legend = figure.legend(
+    handles=[*handles, *filter(None, keys)], loc="outside right center",
+    fontsize="small", frameon=False, handlelength=3.2 if lines else 1.5,
+  )  # fmt: skip
+  for text in legend.get_texts():
+    text.set_parse_math(False)  # a "$" in a name is no formula
