@@ -296,9 +296,7 @@ def test_edited_files_are_refused(content, tmp_path):
   _refused(path, content[: len(content) // 2], "cannot be read as ONNX")
   edited = content.replace(b"ArgMax", b"ArgMux")
   _refused(path, edited, "onnxruntime .* refuses")
-  _refused(
-    path, content, "config.data.size", {"config": {"data": {"size": 5}}}
-  )
+  _refused(path, content, "config.data.size", {"config": {"data": {"size": 5}}})
   path.write_bytes(edited)
   with pytest.raises(UserError, match="is damaged or was edited"):
     onnx_file.load(path)

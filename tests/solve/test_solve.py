@@ -15,8 +15,8 @@ import pytest
 from conftest import tiny_model
 
 from trm_jax.core import flops, network, recursion
+from trm_jax.core.family import FAMILIES
 from trm_jax.core.halting import Outputs, Puzzles
-from trm_jax.core.network import FAMILIES, RECURSIVE
 from trm_jax.data.maze.task import maze_task
 from trm_jax.data.sudoku import generate
 from trm_jax.data.sudoku.task import sudoku_task
@@ -100,7 +100,9 @@ RULES = {
 def test_fixed_depth_gives_what_evaluation_gives(family, puzzles):
   inputs, _ = puzzles
   solver = _solver(family=family)
-  depth = DEPTH if family in RECURSIVE else 1
+  depth = (
+    DEPTH if family in [n for n, f in FAMILIES.items() if f.is_recursive] else 1
+  )
   found = solver.solve(inputs, _ids(inputs), SolveConfig(depth=DEPTH), ALL)
   answers, q_halt = _refine(solver, _params(solver.model), inputs, depth)
   assert found.marks == tuple(range(1, depth + 1))
@@ -113,7 +115,9 @@ def test_fixed_depth_gives_what_evaluation_gives(family, puzzles):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("family", RECURSIVE)
+@pytest.mark.parametrize(
+  "family", [n for n, f in FAMILIES.items() if f.is_recursive]
+)
 def test_halting_gives_what_fixed_depth_gives_at_that_step(
   family, rule, puzzles
 ):
@@ -246,7 +250,9 @@ def test_noise_reaches_every_family(family, puzzles):
   assert (found.q_halt[:, 0] != found.q_halt[:, 1]).all()
 
 
-@pytest.mark.parametrize("family", RECURSIVE)
+@pytest.mark.parametrize(
+  "family", [n for n, f in FAMILIES.items() if f.is_recursive]
+)
 def test_latents_are_perturbed_before_each_cycle(family):
   """What is put in their place before the last cycle is all that it sees."""
   model = _model(family, cycles=3)
