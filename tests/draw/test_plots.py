@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy import special
 
-from trm_jax.data.sudoku import board
+from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.draw import curves as plots
 from trm_jax.errors import UserError
 from trm_jax.solve import calibration, rules, score
@@ -145,7 +145,7 @@ def test_a_new_halting_rule_is_replayed_and_drawn(figures, monkeypatch):
     halted=np.zeros((6, 1), bool),
     spent=18, passes=18, flops_per_step=1.0, seconds=1.0,
   )  # fmt: skip
-  replayed = score.replay(found, labels, labels, board.task(4), 3)
+  replayed = score.replay(found, labels, labels, sudoku_task(4), 3)
   kinds = {record["rule"].halt for record in replayed[1:]}
   assert kinds == {(rule.name,) for rule in every}
   plots.halting_rules(replayed, pathlib.Path("unused"), "")

@@ -13,12 +13,13 @@ from programs import run_program
 
 from trm_jax.data.arc import grids, predictions
 from trm_jax.data.arc import names as names_lib
+from trm_jax.data.arc.task import arc_task
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.solve import vote
 
 DATA = pathlib.Path(__file__).parent.parent / "recorded" / "arc"
-TASK = grids.task(30)
+TASK = arc_task(30)
 
 
 def read(name):
@@ -279,7 +280,7 @@ def test_a_question_is_a_task_and_an_input():
     symmetries=np.tile(grids.IDENTITY, (4, 1)),
     names=("one", "two"),
   )
-  questions, pairs = vote.questions_of(split, grids.task(3))
+  questions, pairs = vote.questions_of(split, arc_task(3))
   assert questions.tolist() == [0, 1, 0, 0, 1, 0, 2, 2]
   keys = vote.as_keys(vote.fingerprints(np.stack([b, c]), np)).tolist()
   assert pairs == [
@@ -289,7 +290,7 @@ def test_a_question_is_a_task_and_an_input():
     pair("two", 2, None),
   ]
   nothing = split.take(np.zeros(0, int))
-  questions, pairs = vote.questions_of(nothing, grids.task(3))
+  questions, pairs = vote.questions_of(nothing, arc_task(3))
   assert (len(questions), pairs) == (0, [])
 
 
