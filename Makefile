@@ -21,9 +21,12 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/trm demo
 
+# the core and the data, without the files that compile most
 quick: setup
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile \
-	  tests/core tests/data tests/test_config.py tests/test_architecture.py
+	  --no-loadscope-reorder -m 'not (aot or draw or hosts or launch)' \
+	  $(addprefix --ignore=tests/,core/test_attention.py core/test_depth.py \
+	  core/test_flops.py) tests/core tests/data
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile \

@@ -17,7 +17,7 @@
     orbax        PATH              a folder that Orbax loads
 
 Config, task, vocabulary, names of the puzzle ids, step and scores are inside
-safetensors and orbax; beside torch, stablehlo and onnx, in `PATH.json`.
+safetensors, onnx and orbax; beside torch, stablehlo and onnx, in `PATH.json`.
 """
 
 import pathlib
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
   for flag in (_CHECKPOINT, _WEIGHTS):
     if is_file and flags.FLAGS[flag.name].present:
       raise UserError(
-        f"--{flag.name}={flag.value}: there is but one model in "
+        f"--{flag.name}={flag.value}: there is only one model in "
         f"{_WORKDIR.value}; leave it out, or name a run's folder"
       )
   model = pretrained.load(

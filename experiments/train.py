@@ -39,8 +39,7 @@ def main(argv: list[str]) -> int:
 
   app.no_arguments(argv)
   _join()
-  leader = processes.is_leader()
-  config = app.config_values(_CONFIG)
+  config, leader = app.config_values(_CONFIG), processes.is_leader()
   overrides = app.config_overrides("config")
   if _SKIP_BAD_ROWS.value:
     config.setdefault("data", {})["skip_bad_rows"] = True

@@ -147,7 +147,7 @@ def environment(devices: int = 1) -> dict[str, str]:
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
   }
 
 

@@ -1,191 +1,222 @@
 """A study as a user meets it: interrupted, widened, merged, reported."""
 
+import contextlib
+import copy
 import csv
+import io
 import json
 import re
 import shutil
+from typing import Any
+from unittest import mock
 
 import pytest
-from programs import run_in_forks
+from programs import run_program
 
-CASES = {
-  "empty": ("empty", "--workdir={}/new", "config.grid is empty"),
+from trm_jax.cli import study
+from trm_jax.errors import UserError
+from trm_jax.study import figures
+
+# Two models that train in no time.
+TINY: dict[str, Any] = {
+  "data": {
+    "task": "sudoku",
+    "size": 4,
+    "train": "generate",
+    "test": "generate",
+    "num_train": 40,
+    "num_test": 12,
+    "givens": (5, 8),
+    "seed": 0,
+  },
+  "model": {
+    "width": 16,
+    "heads": 2,
+    "layers": 1,
+    "inner_multiple": 8,
+    "mixer": "mlp",
+    "positions": "none",
+    "puzzle_emb_ndim": 0,
+    "cycles": 2,
+    "dtype": "float32",
+  },
+  "halting": {"max_steps": 8},
+  "optim": {"lr": 2e-3, "warmup_steps": 5, "ema": 0.9},
+  "train": {"batch_size": 16, "steps_per_dispatch": 2, "log_every": 2},
+  "eval": {"puzzles": 0, "batch_size": 16, "depth": 2},
+  "study": {
+    "seeds": (0, 1),
+    "depths": (1, 2, 4),
+    "training_flops": 2e8,
+    "evaluations": 2,
+  },
+  "grid": {
+    "trm": {"model": {"family": ("trm",), "latent_steps": (1,)}},
+    "feedforward": {
+      "model": {"family": ("feedforward",)},
+      "halting": {"max_steps": (1,)},
+    },
+  },
+}
+DEEPER = {"study.depths": (1, 2, 4, 8), "study.seeds": (0, 1, 2)}
+
+# name -> changes of the config, arguments in which {} is the folder, and what
+# must be said.
+REFUSED = {
+  "empty": ({"grid": {}}, {"workdir": "{}/new"}, "config.grid is empty"),
   "depth_0": (
-    "depth_0",
-    "--workdir={}/new",
+    {"study.depths": (0,)},
+    {"workdir": "{}/new"},
     r"config\.study\.depths=\(0,\): must be different whole numbers from 1",
   ),
   "family": (
-    "tiny",
-    "--workdir={}/new --config.grid.trm.model.family=trn",
+    {"grid.trm.model.family": ("trn",)},
+    {"workdir": "{}/new"},
     r"in config\.grid\.trm: config\.model\.family='trn': must be one of trm",
   ),
   "other_data": (
-    "tiny",
-    "--workdir={}/run --config.data.seed=1",
+    {"data.seed": 1},
+    {"workdir": "{}/run"},
     r"is of another study.*\n.*data\.seed: 0 there, 1 here",
   ),
   "other_merge": (
-    "tiny",
-    "--workdir={}/new --merge={}/other",
+    {},
+    {"workdir": "{}/new", "merge": ["{}/other"]},
     r"is of another study.*\n.*eval\.puzzles: 5 there, 0 here",
   ),
   "nothing_to_merge": (
-    "tiny",
-    "--workdir={}/new --merge={}/nowhere",
+    {},
+    {"workdir": "{}/new", "merge": ["{}/nowhere"]},
     r"--merge=.*nowhere: there is no finished model in it",
   ),
-  "torn": ("tiny", "--workdir={}/torn", r"torn/cells/.*\.json"),
-  "lost": ("wide", "--workdir={}/lost", r"weights/.*safetensors.* cannot be"),
-  "no_workdir": ("tiny", "", "--workdir is missing"),
+  "torn": ({}, {"workdir": "{}/torn"}, r"torn/trials/.*\.json is damaged"),
+  "old": ({}, {"workdir": "{}/old"}, r"old/cells: .* rename this folder"),
+  "lost": (
+    DEEPER,
+    {"workdir": "{}/lost"},
+    r"weights/.*safetensors.* cannot be",
+  ),
+  "no_workdir": ({}, {"workdir": ""}, "--workdir is missing"),
   "chip": (
-    "tiny",
-    "--workdir={}/new --dry_run --chip=h10",
+    {},
+    {"workdir": "{}/new", "estimate_on": ("h10", 0.3)},
     "chip='h10': must be one of",
   ),
-}
-
-# Two models that train in no time; %s is the folder of the data.
-TINY = """
-from trm_jax.configs import depth
-
-def get_config():
-  config = depth.get_config("cpu")
-  config.data.update(
-    size=4, num_train=40, num_test=12, givens=(5, 8), cache_dir=%r
-  )
-  config.model.update(width=16, heads=2, inner_multiple=8)
-  config.train.update(batch_size=16, steps_per_dispatch=2, log_every=2)
-  config.eval.update(batch_size=16, depth=2)
-  config.study.update(training_flops=2e8, depths=(1, 2, 4), evaluations=2)
-  del config.grid["hrm"], config.grid["decoder"]
-  config.grid.trm.model.latent_steps = (1,)
-  config.grid.feedforward.model.layers = (1,)
-"""
-FILES = {
-  "tiny": TINY + "  return config",
-  "empty": TINY
-  + "  del config.grid['trm'], config.grid['feedforward']\n"
-  + "  return config",
-  # One more seed, deeper tests.
-  "wide": TINY
-  + "  config.study.update(depths=(1, 2, 4, 8), seeds=(0, 1, 2))\n"
-  + "  return config",
-  "both": TINY + "  config.study.seeds = (0, 5)\n  return config",
-  "depth_0": TINY + "  config.study.depths = (0,)\n  return config",
-  # One model that overflows at once, beside another that does not.
-  "wild": TINY + "  config.grid.trm.optim = dict(lr=(1e38,))\n  return config",
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("study")
-  for name, text in FILES.items():
-    (folder / f"{name}.py").write_text(text % str(folder / "data"))
-  return folder
+  return tmp_path_factory.mktemp("study")
 
 
-def _run(folder, logs, commands):
-  """Runs studies in turn: (config, flags) each, {} being the folder."""
-  (folder / logs).mkdir()
-  return run_in_forks(
-    {
-      name: [
-        "depth_vs_compute",
-        f"--config={folder}/{config}.py",
-        *flags.replace("{}", str(folder)).split(),
-      ]
-      for name, (config, flags) in commands.items()
-    },
-    folder / logs,
-    devices=2,
-  )
+def run(folder, workdir, changes=(), draws=False, **arguments) -> str:
+  """Runs a study, perhaps with its figures, and returns what it printed."""
+  config = copy.deepcopy(TINY)
+  config["data"]["cache_dir"] = str(folder / "data")
+  for name, value in dict(changes).items():
+    *sections, field = name.split(".")
+    section = config
+    for part in sections:
+      section = section.setdefault(part, {})
+    section[field] = value
+  printed = io.StringIO()
+  drawn = figures.FIGURES if draws else {}
+  with (
+    contextlib.redirect_stdout(printed),
+    mock.patch.object(figures, "FIGURES", drawn),
+  ):
+    assert study.run(config, workdir, **arguments) == 0
+  return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
-def ran(folder):
-  """The studies that the tests look at."""
-  first = _run(
-    folder,
-    "first",
-    {
-      "dry": ("tiny", "--workdir={}/run --dry_run --chip=v5e"),
-      "first": ("tiny", "--workdir={}/run"),
-      "wider": ("wide", "--workdir={}/run"),
-      "again": ("wide", "--workdir={}/run"),
-      "planned": ("wide", "--workdir={}/run --dry_run"),
-      "wild": ("wild", "--workdir={}/wild"),
-    },
-  )
+def ran(folder) -> dict[str, str]:
+  """What the studies that the tests look at have printed."""
+  here = str(folder / "run")
+  told = {
+    "dry": run(folder, here, estimate_on=("v5e", 0.3)),
+    "nothing": str(list(folder.glob("*/*"))),
+    "first": run(folder, here),
+    "wider": run(folder, here, DEEPER),
+    "again": run(folder, here, DEEPER),
+    "planned": run(folder, here, DEEPER, estimate_on=("v5e", 0.3)),
+  }
   # Seed 5, as another machine might have trained it.
-  (folder / "part" / "cells").mkdir(parents=True)
-  for name, cell in _cells(folder / "run").items():
-    if cell["seed"] == 0:
-      path = folder / "part" / "cells" / name.replace("seed0", "seed5")
-      path.write_text(json.dumps(cell | {"seed": 5}))
-  merged = {"merged": ("both", "--workdir={}/run --merge={}/part")}
-  return first | _run(folder, "second", merged)
+  (folder / "part" / "trials").mkdir(parents=True)
+  for name, trial in _trials(folder / "run").items():
+    if trial["seed"] == 0:
+      path = folder / "part" / "trials" / name.replace("seed0", "seed5")
+      path.write_text(json.dumps(trial | {"seed": 5}))
+  merge = [str(folder / "part")]
+  told["merged"] = run(
+    folder, here, {"study.seeds": (0, 5)}, draws=True, merge=merge
+  )
+  return told
 
 
-def _cells(folder):
+def _trials(folder):
   return {
     path.name: json.loads(path.read_text())
-    for path in sorted((folder / "cells").iterdir())
+    for path in sorted((folder / "trials").iterdir())
   }
 
 
+def test_the_program_plans_what_its_flags_say(tmp_path):
+  text = run_program(
+    "depth_vs_compute", "--config=configs/depth.py:cpu", "--dry_run",
+    f"--workdir={tmp_path}", "--chip=v5e", "--utilisation=0.5",
+  )  # fmt: skip
+  assert "8 settings x 2 seeds" in text
+  assert "on one v5e at 50%" in text
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_counts_and_makes_nothing(ran):
-  status, text = ran["dry"]
-  assert status == 0
+  text = ran["dry"]
   assert "2 settings x 2 seeds" in text
   assert "TRM" in text
   assert "feed-forward stack" in text
-  assert re.search(r"to train: 8\.\d\de\+08 FLOPs.*one v5e at 30%", text)
+  assert re.search(r"to train: [78]\.\d\de\+08 FLOPs.*one v5e at 30%", text)
+  assert ran["nothing"] == "[]"
 
 
+@pytest.mark.draw
 def test_a_study_trains_tests_and_reports(ran, folder):
-  status, text = ran["first"]
-  assert status == 0, text
-  assert "seeds 0, 1, trained together" in text
-  run = folder / "run"
-  assert (run / "report.html").stat().st_size > 50_000
+  assert "seeds 0, 1, trained together" in ran["first"]
+  assert "The best of all is" in ran["first"]
+  place = folder / "run"
+  assert (place / "report.html").stat().st_size > 50_000
   for name in ("depth", "inference", "training", "pareto", "halting"):
-    assert (run / "plots" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-  assert not list((run / "unfinished").glob("*/*"))
+    assert (place / "plots" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+  assert not list((place / "unfinished").glob("*/*"))
 
 
 def test_a_finished_study_trains_nothing(ran):
-  status, text = ran["again"]
-  assert status == 0
-  assert "trained together" not in text
-  assert "testing" not in text
+  assert "trained together" not in ran["again"]
+  assert "testing" not in ran["again"]
 
 
 def test_a_wider_study_trains_and_tests_only_what_is_new(ran, folder):
-  status, text = ran["wider"]
-  assert status == 0, text
+  text = ran["wider"]
   assert text.count("seeds 2, trained together") == 2
   assert text.count("trained together") == 2
   # Depth is nothing to the feed-forward stack.
   assert len(re.findall(r"testing \w+, seed \d", text)) == 2
-  assert "none: finished" in ran["planned"][1]
-  cells = _cells(folder / "run").values()
-  assert sorted((c["family"], c["seed"]) for c in cells) == [
+  assert "none: finished" in ran["planned"]
+  trials = _trials(folder / "run").values()
+  assert sorted((t["family"], t["seed"]) for t in trials) == [
     *(("feedforward", seed) for seed in range(3)),
     *(("trm", seed) for seed in range(3)),
   ]
-  for cell in cells:
-    assert len(cell["depths"]) == (8 if cell["family"] == "trm" else 1)
-    assert len(cell["learning"]) >= 2
+  for trial in trials:
+    assert len(trial["depths"]) == (8 if trial["family"] == "trm" else 1)
+    assert len(trial["learning"]) >= 2
 
 
 def test_folders_are_merged(ran, folder):
-  status, text = ran["merged"]
-  assert status == 0, text
-  assert "trained together" not in text  # seed 5 is in the other folder
-  with (folder / "run" / "results.csv").open() as file:
-    rows = list(csv.DictReader(file))
+  assert "trained together" not in ran["merged"]  # seed 5 is in the other
+  rows = _table(folder / "run")
   assert {(row["family"], row["seed"]) for row in rows} == {
     (family, seed) for family in ("trm", "feedforward") for seed in "0125"
   }
@@ -197,37 +228,49 @@ def test_folders_are_merged(ran, folder):
     assert 0 <= float(row["exact_accuracy"]) <= 1
 
 
-def test_a_model_that_diverges_is_kept_and_the_rest_goes_on(ran, folder):
-  status, text = ran["wild"]
-  assert status == 0, text
+def test_a_model_that_diverges_is_kept_and_the_rest_goes_on(folder):
+  """It overflows at once, beside another that does not."""
+  changes = {"grid.trm.optim": {"lr": (1e38,)}}
+  text = run(folder, str(folder / "wild"), changes)
   for seed in (0, 1):
     assert re.search(rf"seed {seed} diverged at step \d", text)
-  with (folder / "wild" / "results.csv").open() as file:
-    rows = list(csv.DictReader(file))
+  rows = _table(folder / "wild")
   spoilt = [row for row in rows if row["status"] == "diverged"]
   assert {row["optim.lr"] for row in spoilt} == {"1e+38"}
   assert len(rows) == 2 + 2
 
 
-def test_what_is_wrong_is_told_in_a_line(ran, folder):
-  for name in ("torn", "lost", "other"):
+def _table(folder):
+  with (folder / "results.csv").open() as file:
+    return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def spoilt(ran, folder):
+  """Copies of a study that cannot be used as they are."""
+  for name in ("torn", "lost", "other", "old"):
     shutil.copytree(folder / "run", folder / name)
-  for path in (folder / "lost" / "cells").iterdir():  # as before "wider"
-    cell = json.loads(path.read_text())
-    path.write_text(json.dumps(cell | {"depths": cell["depths"][:4]}))
-  for path in (folder / "other" / "cells").iterdir():
-    cell = json.loads(path.read_text())
-    cell["comparable"]["eval"]["puzzles"] = 5
-    path.write_text(json.dumps(cell))
-  cell = next((folder / "torn" / "cells").iterdir())
-  cell.write_text(cell.read_text()[:100])
+  for path in (folder / "lost" / "trials").iterdir():  # as before "wider"
+    trial = json.loads(path.read_text())
+    path.write_text(json.dumps(trial | {"depths": trial["depths"][:4]}))
+  for path in (folder / "other" / "trials").iterdir():
+    trial = json.loads(path.read_text())
+    trial["comparable"]["eval"]["puzzles"] = 5
+    path.write_text(json.dumps(trial))
+  trial = next((folder / "torn" / "trials").iterdir())
+  trial.write_text(trial.read_text()[:100])
+  (folder / "old" / "trials").rename(folder / "old" / "cells")
   shutil.rmtree(folder / "lost" / "weights")
-  before = _cells(folder / "run")
-  wrong = {name: (config, flags) for name, (config, flags, _) in CASES.items()}
-  for name, (status, text) in _run(folder, "wrong", wrong).items():
-    assert status == 2, f"{name}: {text}"
-    assert "Traceback" not in text, text
-    message = text[text.index("error: ") :]
-    assert re.search(CASES[name][2], message, re.DOTALL), f"{name}: {text}"
-  assert _cells(folder / "run") == before
-  assert not (folder / "new").exists()
+  return folder
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_told(name, spoilt):
+  before = _trials(spoilt / "run")
+  changes, arguments, message = REFUSED[name]
+  arguments = json.loads(json.dumps(arguments).replace("{}", str(spoilt)))
+  with pytest.raises(UserError) as refused:
+    run(spoilt, changes=changes, **arguments)
+  assert re.search(message, str(refused.value), re.DOTALL), refused.value
+  assert _trials(spoilt / "run") == before
+  assert not (spoilt / "new").exists()

@@ -19,10 +19,13 @@ import zipfile
 import jax
 import numpy as np
 import pytest
-from programs import environment
+from programs import ROOT, environment
 
 ROOM = 2**30  # bytes beyond what the process has when it begins
 SLOWEST = 5.0  # seconds for one file
+
+# Where the package and what the tests share are found.
+PATHS = [str(ROOT / folder) for folder in ("", "tests", "tests/run")]
 
 # What stands in for any value of JSON.
 NASTY = (
@@ -248,7 +251,7 @@ def main():
 def told():
   done = subprocess.run(
     [sys.executable, "-c", "import test_readers_fuzz as fuzz; fuzz.main()"],
-    env=environment(devices=1),
+    env=environment(devices=1) | {"PYTHONPATH": os.pathsep.join(PATHS)},
     cwd=pathlib.Path(__file__).parent,
     capture_output=True,
     text=True,

@@ -1,23 +1,15 @@
-"""Pictures show what they should; films have a frame a step; files are whole.
-
-The program `experiments.show` is run as well, on a tiny ARC model.
-"""
+"""Pictures show what they should; films have a frame a step."""
 
 import dataclasses
 import itertools
-import json
 import pathlib
-import re
 
 import numpy as np
 import pytest
-from conftest import DATA, tiny_model
+from conftest import DATA
 from matplotlib.colors import to_rgb
 from PIL import Image
-from programs import run_in_forks
 
-from trm_jax import config as config_lib
-from trm_jax.cli import report
 from trm_jax.data import folder
 from trm_jax.data.arc import grids
 from trm_jax.data.arc.task import arc_task
@@ -27,11 +19,8 @@ from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.data.task import Split
 from trm_jax.draw import pictures
 from trm_jax.draw import scenes as scenes_lib
-from trm_jax.draw.scenes import Guess, Pair, Scene
+from trm_jax.draw.scenes import Example, Guess, Scene
 from trm_jax.errors import UserError
-from trm_jax.run.checkpoint import Checkpoints
-from trm_jax.run.folder import RunFolder, write_json
-from trm_jax.train.program import build
 
 SUDOKU = sudoku_task(4)
 ARC = arc_task(3)
@@ -44,11 +33,11 @@ RIGHT = MAZE.parse("Soo" + " #o" + "  G")
 
 
 @pytest.fixture(scope="module")
-def pair(split) -> Pair:
-  return Pair(split.inputs[0], split.labels[0])
+def pair(split) -> Example:
+  return Example(split.inputs[0], split.labels[0])
 
 
-def with_wrong_cells(pair: Pair, count: int) -> np.ndarray:
+def with_wrong_cells(pair: Example, count: int) -> np.ndarray:
   """The label with other digits in some blank cells."""
   answer = pair.label.copy()
   blanks = np.flatnonzero(pair.question == board.BLANK)[:count]
@@ -123,14 +112,14 @@ class TestScenes:
   def test_examples_are_found_by_name(self):
     examples = dataclasses.replace(arc_split(), names=("other", "swap"))
     swap, grow = scenes_lib.scenes_of(arc_split(), ARC, examples=examples)
-    assert [ARC.render(p.question) for p in swap.examples] == ["7", "111/222"]
-    assert swap.examples[0].title == "example 1 of 2"
-    assert not grow.examples
+    assert [ARC.render(p.question) for p in swap.shown] == ["7", "111/222"]
+    assert swap.shown[0].title == "example 1 of 2"
+    assert not grow.shown
 
   def test_grids_of_a_folder_are_moved_back_to_the_origin(self):
     """The reference stores training grids anywhere on the canvas."""
     task = arc_task(30)
-    split = folder.read(DATA / "folder_arc", "train", arc_task(30))
+    split = folder.read(DATA / "folder_arc", "train", task)
     moved = 0
     for scene, puzzle in zip(
       scenes_lib.scenes_of(split, task), split.first_puzzle, strict=False
@@ -158,7 +147,7 @@ class TestScenes:
     assert frames[0][0].guesses[0].before is None
 
   def test_rules_judge_answers(self):
-    scenes = [Scene([Pair(OPEN, DOWN)]), Scene([Pair(OPEN, DOWN)])]
+    scenes = [Scene([Example(OPEN, DOWN)]), Scene([Example(OPEN, DOWN)])]
     answers = np.stack([[RIGHT, OPEN], [DOWN, DOWN]])
     frames = scenes_lib.with_answers(scenes, MAZE, answers, np.zeros((2, 2)))
     solved = [[s.guesses[0].is_solution for s in frame] for frame in frames]
@@ -181,7 +170,7 @@ class TestScenes:
 )
 def test_verdict(task, label, answer, is_solution, told):
   guess = Guess(answer, halting=0.5, is_solution=is_solution)
-  assert scenes_lib.verdict(Pair(OPEN, label), guess, task) == told
+  assert scenes_lib.verdict(Example(OPEN, label), guess, task) == told
 
 
 def test_padding_is_no_mistake():
@@ -189,10 +178,11 @@ def test_padding_is_no_mistake():
   label = ARC.parse("12/34")
   answer = label.copy()
   answer[-1] = 5
-  told = scenes_lib.verdict(Pair(label, label), Guess(answer, 0.5), ARC)
+  told = scenes_lib.verdict(Example(label, label), Guess(answer, 0.5), ARC)
   assert told == "right"
 
 
+@pytest.mark.draw
 class TestPanels:
   def test_wrong_cells_are_marked(self, pair, tmp_path):
     red = []
@@ -204,7 +194,9 @@ class TestPanels:
 
   def test_another_solution_is_not_marked(self, tmp_path):
     red = [
-      share(pixels(Scene([Pair(OPEN, DOWN)], [guess]), MAZE, tmp_path), color)
+      share(
+        pixels(Scene([Example(OPEN, DOWN)], [guess]), MAZE, tmp_path), color
+      )
       for guess in (Guess(RIGHT, 0.5), Guess(RIGHT, 0.5, is_solution=True))
       for color in ["tab:red"]
     ]
@@ -226,7 +218,7 @@ class TestPanels:
     framed = [
       share(
         pixels(
-          Scene([Pair(answer, answer)], [Guess(answer, 0.3, before=before)]),
+          Scene([Example(answer, answer)], [Guess(answer, 0.3, before=before)]),
           ARC,
           tmp_path,
         ),
@@ -254,8 +246,8 @@ class TestPanels:
 
   def test_a_solution_that_nobody_knows_is_left_out(self, tmp_path):
     question = ARC.parse("111/111/111")
-    known = Scene([Pair(question, question)])
-    unknown = Scene([Pair(question, np.zeros(9, int))])
+    known = Scene([Example(question, question)])
+    unknown = Scene([Example(question, np.zeros(9, int))])
     blue = [
       share(pixels(s, ARC, tmp_path), grids.COLOURS[1])
       for s in (known, unknown)
@@ -300,6 +292,7 @@ class TestPanels:
       assert figure.bbox.width * figure.bbox.height < 3.01e5
 
 
+@pytest.mark.draw
 class TestFiles:
   def frames(self, pair, count):
     answers = np.stack([[with_wrong_cells(pair, k)] for k in range(count)])
@@ -327,7 +320,7 @@ class TestFiles:
   def test_a_film_keeps_the_official_colours(self, tmp_path):
     # 0 to 9, each a ninth of a panel but for the last.
     pairs = [ARC.parse("012/345/678"), ARC.parse("9")]
-    scene = Scene([Pair(*pairs)])
+    scene = Scene([Example(*pairs)])
     figure = pictures.panels([scene], ARC)
     pictures.save_gif([figure, figure], tmp_path / "film.gif", 1)
     with Image.open(tmp_path / "film.gif") as film:
@@ -356,131 +349,14 @@ class TestFiles:
     assert {file.name for file in tmp_path.iterdir()} == {"taken", "file"}
 
 
-# name -> flags of the program, in which {} is the test's folder; how many
-# frames the picture has, and how many panels across and down.
-SHOWN = {
-  "sudoku": (
-    "--task=sudoku --size=4 --copies=1 --out={}/sudoku.png",
-    (1, 3, 3),
-  ),
-  "csv": (
-    f"--task=maze --data={DATA}/maze_sample.csv --puzzles=1 --out={{}}/csv.png",
-    (1, 2, 1),
-  ),
-  # Three examples, two questions, each with an answer, and a copy.
-  "film": (
-    "--workdir={}/run --task=arc --data={}/tasks --name=turn "
-    "--puzzle_id=mean --depth=3 --copies=1 --out={}/film.gif",
-    (3, 8, 2),
-  ),
-}
-# name -> flags, and what must be said.
-REFUSED = {
-  "suffix": ("--task=sudoku --out=x.jpg", r"--out=x\.jpg: .*\.png or \.gif"),
-  "no_out": ("--task=sudoku", r"--out=: "),
-  "no_task": ("--out=x.png", "--task is missing"),
-  "no_model": ("--task=sudoku --out=x.gif", r"x\.gif: .*--workdir"),
-  "no_depth": ("--task=sudoku --depth=3 --out=x.png", "--depth=3: .*--workdir"),
-  "no_source": ("--task=arc --out=x.png", "--data is missing"),
-  "no_run": ("--workdir={} --out=x.png", "is not a run folder"),
-  "size": ("--task=sudoku --size=5 --out=x.png", "size: 5 is not"),
-  "contradiction": ("--workdir={}/run --task=maze --out=x.png", "is of arc"),
-  "other_size": ("--workdir={}/run --size=3 --out=x.png", "--size=3: "),
-  "name": (
-    "--workdir={}/run --name=tern --out=x.png",
-    "--name=tern: .* similar are turn, mirror",
-  ),
-  "no_names": (
-    "--task=sudoku --size=4 --name=x --out=x.png",
-    "--name: only ARC tasks",
-  ),
-  "unwritable": (
-    f"--task=maze --data={DATA}/maze_sample.csv --puzzles=1 "
-    "--out={}/tasks/turn.json/x.png",
-    "cannot write",
-  ),
-}
-
-
 def test_without_an_answer_nothing_is_wrong_and_no_place_is_kept(
   pair, tmp_path
 ):
   wrong = Guess(with_wrong_cells(pair, 3), 0.5)
-  unknown = Pair(pair.question, np.zeros_like(pair.label))
+  unknown = Example(pair.question, np.zeros_like(pair.label))
   known = pixels(Scene([pair], [wrong]), SUDOKU, tmp_path)
   alone = pixels(Scene([unknown], [wrong]), SUDOKU, tmp_path)
   red = to_rgb("tab:red")
   assert share(known, red) > 0
   assert share(alone, red) == 0
   assert alone.shape[1] < 0.75 * known.shape[1]
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-  """What the program said, by name, and the folder where it worked."""
-  work = tmp_path_factory.mktemp("show")
-  (work / "logs").mkdir()
-  make_run(work)
-  commands = {
-    name: ["show", *arguments.replace("{}", str(work)).split()]
-    for name, (arguments, _) in (SHOWN | REFUSED).items()
-  }
-  return run_in_forks(commands, work / "logs"), work
-
-
-def make_run(work: pathlib.Path):
-  """A run of a tiny ARC model that has learned nothing yet."""
-  (work / "tasks").mkdir()
-  for name, turn in (("mirror", np.fliplr), ("turn", np.rot90)):
-    squares = np.random.default_rng(0).integers(0, 4, (5, 2, 2))
-    pairs = [
-      {"input": square.tolist(), "output": turn(square).tolist()}
-      for square in squares
-    ]
-    text = json.dumps({"train": pairs[:3], "test": pairs[3:]})
-    (work / "tasks" / f"{name}.json").write_text(text)
-  model = dataclasses.asdict(tiny_model())
-  del model["vocab_size"], model["seq_len"]
-  config = {
-    "data": {
-      "task": "arc",
-      "test": str(work / "tasks"),
-      "num_aug": 3,
-      "size": 3,
-      "cache_dir": str(work / "data"),
-    },
-    "model": model,
-    "train": {"batch_size": 16},
-    "eval": {"batch_size": 16},
-  }
-  experiment, names = report.prepare(config, config_lib.read(config))
-  run = RunFolder(work / "run")
-  run.claim(config, {})
-  write_json(run.identifiers, names)
-  with Checkpoints(run.checkpoints, 1, "pass@2") as checkpoints:
-    state = build(experiment).init()
-    checkpoints.save(10, state, {"pass@2": 0.5})
-    checkpoints.wait()
-  run.release()
-
-
-@pytest.mark.parametrize("name", SHOWN)
-def test_the_program_draws(programs, name):
-  (status, told), work = programs[0][name], programs[1]
-  assert status == 0, told
-  frames, *panels = SHOWN[name][1]
-  (path,) = work.glob(f"{name}.*")
-  assert told.strip().splitlines()[-1] == f"wrote {path}"
-  with Image.open(path) as picture:
-    assert getattr(picture, "n_frames", 1) == frames
-    # Panels are squares of about equal size.
-    for pixels_, count in zip(picture.size, panels, strict=True):
-      assert pixels_ / count == pytest.approx(350, rel=0.25)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_the_program_refuses(programs, name):
-  status, told = programs[0][name]
-  assert status == 2, told
-  assert len(told.splitlines()) == 1, told
-  assert re.search(REFUSED[name][1], told), told

@@ -1,6 +1,6 @@
 """Pictures of calibration and of solving show the numbers they are given."""
 
-import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -8,18 +8,18 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy import special
 
-from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.draw import curves as plots
 from trm_jax.errors import UserError
-from trm_jax.solve import calibration, rules, score
-from trm_jax.solve.solver import Rollouts
+from trm_jax.solve import calibration
 
 
 @pytest.fixture
 def figures(monkeypatch):
   """Figures as they would be written."""
   drawn = []
-  monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+  monkeypatch.setattr(
+    plots, "save_png", lambda figure, path: drawn.append(figure)
+  )
   return drawn
 
 
@@ -78,7 +78,7 @@ def test_reliability_shows_bins_counts_and_errors(figures, judged, tmp_path):
   assert (diagonal[:, 0] == diagonal[:, 1]).all()
   for found, line in zip(judged, drawn, strict=True):
     np.testing.assert_array_equal(line[:, 0], found.confidence)
-    np.testing.assert_array_equal(line[:, 1], found.fraction)
+    np.testing.assert_array_equal(line[:, 1], found.share)
   assert figure.get_suptitle() == "the model"
 
 
@@ -122,34 +122,45 @@ def test_refusals(judged, tmp_path):
     plots.reliability(*judged, tmp_path / "file" / "a.png", "")
 
 
-def test_a_new_halting_rule_is_replayed_and_drawn(figures, monkeypatch):
-  """One record more is a rule of the config, of the replay and of the plot."""
-  new = rules.HaltingRule(
-    name="certain", field="threshold", dtype="float32", never=-np.inf,
-    halts=lambda values, limit: values.margin < limit, label="certain {:g}",
-    tried=(-1.0,), colour="#CC79A7", marker="D",
-  )  # fmt: skip
-  every = (*rules.RULES, new)
-  for module in (rules, score, plots):
-    monkeypatch.setattr(module, "RULES", every)
-  monkeypatch.setattr(rules, "HALTS", (*rules.HALTS, "certain"))
-  random = np.random.default_rng(0)
-  labels = random.integers(1, 5, (6, 16), np.uint8)
-  shape = (6, 1, 3)
-  found = Rollouts(
-    marks=(1, 2, 3),
-    answers=random.integers(1, 5, (*shape, 16), np.uint8),
-    q_halt=random.normal(size=shape).astype(np.float32),
-    residual=random.random(shape).astype(np.float32),
-    steps=np.broadcast_to(np.arange(1, 4, dtype=np.int32), shape),
-    halted=np.zeros((6, 1), bool),
-    spent=18, passes=18, flops_per_step=1.0, seconds=1.0,
-  )  # fmt: skip
-  replayed = score.replay(found, labels, labels, sudoku_task(4), 3)
-  kinds = {record["rule"].halt for record in replayed[1:]}
-  assert kinds == {(rule.name,) for rule in every}
-  plots.halting_rules(replayed, pathlib.Path("unused"), "")
-  legend = figures[0].axes[0].get_legend().get_texts()
-  assert [text.get_text() for text in legend] == [
-    "fixed, 3 steps", *(rule.name for rule in every)
-  ]  # fmt: skip
+def test_every_halting_rule_is_drawn(figures, tmp_path):
+  """However many there are, each with its own look."""
+  kinds = [f"rule{k}" for k in range(9)]
+  found = [
+    {
+      "rule": types.SimpleNamespace(halt=(kind,)),
+      "exact_accuracy": 0.5,
+      "exact_accuracy_se": 0.1,
+      "mean_steps": steps,
+    }
+    for kind in ("fixed", *kinds)
+    for steps in ((16,) if kind == "fixed" else (2, 4))
+  ]
+  plots.halting_rules(found, tmp_path / "a.png", "the model")
+  (axes,) = figures[0].axes
+  texts = [text.get_text() for text in axes.get_legend().get_texts()]
+  assert texts == ["fixed, 16 steps", *kinds]
+  looks = {(line.get_color(), line.get_marker()) for line in axes.get_lines()}
+  assert len(looks) == 10
+
+
+@pytest.mark.draw
+def test_names_are_drawn_as_text(tmp_path, monkeypatch):
+  """Whatever a notebook has set as its backend."""
+  monkeypatch.setenv("MPLBACKEND", "module://there.is.none")
+  rows = [{"step": k, "split": "train", "loss": 1 / k} for k in (1, 2)]
+  tested = {"exact_accuracy": 0.5, "exact_accuracy_se": 0.1}
+  rows.append({"step": 2, "split": "test", "cell_accuracy": 0.5} | tested)
+  path = tmp_path / "a.png"
+  plots.learning_curves({r"$\frac{": rows, "_hidden": rows}, path)
+  plots.solve_grid(records()[:1], tmp_path / "b.png", r"$\frac{")
+  for picture in tmp_path.iterdir():
+    with Image.open(picture) as image:
+      assert len(np.unique(np.asarray(image.convert("L")))) > 10
+
+
+def test_runs_are_named_in_the_legend(figures, tmp_path):
+  rows = [{"step": 1, "split": "train", "loss": 1.0}]
+  names = [r"runs/$\frac{", "_hidden"]
+  plots.learning_curves(dict.fromkeys(names, rows), tmp_path / "a.png")
+  legend = figures[0].axes[0].get_legend()
+  assert [text.get_text() for text in legend.get_texts()] == names

@@ -1,20 +1,21 @@
 import dataclasses
+import functools
 import importlib
 import json
 import os
 import pathlib
 
+import exported_models
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import DATA
+from exported_models import ATTENTION, config
 from orbax.checkpoint import v1 as ocp
 from programs import run_in_forks
 from safetensors.numpy import load_file
 
 from trm_jax import config as config_lib
-from trm_jax.core import network
 from trm_jax.core.family import FAMILIES, Family, Passes, Style
 from trm_jax.errors import UserError
 from trm_jax.export import (
@@ -28,11 +29,9 @@ from trm_jax.export import (
 from trm_jax.inspect import parity
 from trm_jax.run import checkpoint, files, pretrained
 from trm_jax.run.folder import RunFolder, write_json
-from trm_jax.run.pretrained import Pretrained
 from trm_jax.train.program import build
 
 RECORDINGS = sorted((DATA / "parity").glob("*.npz"))
-ATTENTION = {"mixer": "attention", "positions": "rotary"}
 MODELS = {
   "trm": {"num_puzzle_ids": 3},
   "bfloat16": {"param_dtype": "bfloat16", "dtype": "bfloat16"},
@@ -48,33 +47,8 @@ MODELS = {
 }
 
 
-def _config(**changes):
-  recurs = changes.get("family") not in ("feedforward", "autoregressive")
-  return {
-    "data": {"size": 4, "train": "generate", "test": "", "givens": [5, 8]},
-    "model": {
-      "width": 16, "layers": 1, "heads": 2, "expansion": 2.0,
-      "puzzle_emb_ndim": 16, "puzzle_emb_len": 1, "cycles": 2,
-      "latent_steps": 2, "dtype": "float32",
-    } | changes,
-    "halting": {"max_steps": 4 if recurs else 1},
-    "train": {"loss": "softmax", "batch_size": 16},
-    "eval": {"batch_size": 16},
-  }  # fmt: skip
-
-
-def _pretrained(**changes):
-  config = _config(**changes)
-  experiment = config_lib.read(config)
-  random = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype),
-    network.shapes(experiment.model),
-  )
-  return Pretrained(
-    params=params, experiment=experiment, config=config, names=["<blank>"],
-    step=7, scores=[{"depth": 1}], calibration=None,
-  )  # fmt: skip
+_config = functools.partial(config, inner_multiple=256)
+_pretrained = functools.partial(exported_models.pretrained, inner_multiple=256)
 
 
 def _assert_same_bits(ours, theirs):
@@ -121,9 +95,9 @@ def test_a_new_family_is_exported_or_refused_by_name(tmp_path, monkeypatch):
 def test_an_orbax_folder_keeps_every_bit(name, tmp_path):
   model = _pretrained(**MODELS[name])
   orbax_folder.export(model, tmp_path / "deep" / "model")
-  params, config, facts = orbax_folder.load(tmp_path / "deep" / "model")
+  params, found, facts = orbax_folder.load(tmp_path / "deep" / "model")
   _assert_same_bits(params, model.params)
-  assert config == model.config
+  assert found == model.config
   assert facts == model.facts() | {"format": "trm_jax.orbax/1"}
   assert os.listdir(tmp_path / "deep") == ["model"]
 
@@ -267,8 +241,8 @@ def test_a_file_for_torch_returns_to_the_same_weights(name, tmp_path):
     assert array.dtype == ("bfloat16" if narrow else "float32"), key
   arrays = published.read_arrays(path)
   other = model.config["model"] | {"layers": 5, "answer_layers": 0}
-  config, _ = published.complete_config(model.config | {"model": other}, arrays)
-  found = config_lib.read(config).model
+  read, _ = published.complete_config(model.config | {"model": other}, arrays)
+  found = config_lib.read(read).model
   assert dataclasses.replace(found, num_puzzle_ids=1) == dataclasses.replace(
     expected, num_puzzle_ids=1
   )
@@ -338,9 +312,8 @@ def test_files_are_written_together_or_not_at_all(tmp_path, monkeypatch):
 def run(tmp_path_factory):
   """A run's folder, made without training, and the state in it."""
   folder = RunFolder(tmp_path_factory.mktemp("export") / "run")
-  config = _config()
-  folder.claim(config, {})
-  program = build(config_lib.read(config))
+  folder.claim(_config(), {})
+  program = build(config_lib.read(_config()))
   random = np.random.default_rng(0)
   state = jax.tree.map(
     lambda leaf: np.asarray(9 * random.random(leaf.shape), leaf.dtype),
@@ -414,7 +387,7 @@ def test_the_program_writes_every_format(run, ran):
   assert made == {
     "ema.safetensors", "raw.safetensors", "torch.safetensors",
     "torch.safetensors.json", "s.stablehlo", "s.stablehlo.json", "m.onnx",
-    "folder",
+    "m.onnx.json", "folder",
   }  # fmt: skip
 
 
@@ -424,7 +397,7 @@ def test_the_program_writes_every_format(run, ran):
     ("again", "ema.safetensors exists already"),
     ("suffix", "must end in .pt or .safetensors"),
     ("precision", "--precision=int8: of --format=onnx only"),
-    ("one model", "--weights=raw: there is but one model in"),
+    ("one model", "--weights=raw: there is only one model in"),
     ("no such step", "checkpoint '9': must be 'best', 'last' or"),
     ("no run", "there is neither a run's folder nor a file"),
     ("no format", "--format is missing"),

@@ -66,7 +66,7 @@ def tiny(tmp_path):
 
 
 def _shapes(model):
-  return {entry.name: entry.there for entry in reference.layout(model)}
+  return {entry.name: entry.shape for entry in reference.layout(model)}
 
 
 @pytest.mark.parametrize("name", RECORDINGS)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 
+import exported_models
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -11,56 +12,21 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from exported_models import ATTENTION
 
-from trm_jax import config as config_lib
 from trm_jax.core import family, halting, network, recursion
 from trm_jax.errors import UserError
 from trm_jax.export import onnx_file
 from trm_jax.export.onnx import model as onnx_model
 from trm_jax.export.solver import Solver
 from trm_jax.run import card
-from trm_jax.run.pretrained import Pretrained
 
 DEPTH = 8
 BATCH = 5
-TINY = {
-  "width": 16, "layers": 1, "heads": 2, "expansion": 2.0, "inner_multiple": 8,
-  "puzzle_emb_ndim": 16, "puzzle_emb_len": 1, "num_puzzle_ids": 5,
-  "cycles": 2, "latent_steps": 3, "dtype": "float32",
-}  # fmt: skip
 FAMILIES = [name for name in family.FAMILIES if name != "autoregressive"]
-ROTARY = {"mixer": "attention", "positions": "rotary"}
-
-
-def _pretrained(**changes) -> Pretrained:
-  """A model with every weight other than zero, and a name for each puzzle."""
-  config = {
-    "data": {"size": 4, "train": "generate", "test": "", "givens": [5, 8]},
-    "model": TINY | changes,
-    "halting": {"max_steps": 1},
-    "train": {"loss": "softmax"},
-  }
-  experiment = config_lib.read(config)
-  model = experiment.model
-  random = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    # Half of what training starts from: recursion is not chaotic then,
-    # round-off stays what it is, and a difference beyond it is a mistake.
-    halved = path[0].name == "weights" and leaf.ndim > 1
-    scale = 0.5 / np.sqrt(leaf.shape[0]) if halved else 1
-    return (random.normal(size=leaf.shape) * scale).astype(leaf.dtype)
-
-  shapes = network.shapes(model)
-  return Pretrained(
-    params=jax.tree_util.tree_map_with_path(draw, shapes),
-    experiment=experiment,
-    config=config,
-    names=[f"puzzle {i}" for i in range(model.num_puzzle_ids)],
-    step=7,
-    scores=[{"depth": 1, "exact_accuracy": 0.5}],
-    calibration=None,
-  )
+_pretrained = functools.partial(
+  exported_models.pretrained, num_puzzle_ids=5, latent_steps=3
+)
 
 
 def _puzzles(model):
@@ -132,7 +98,7 @@ def solver(exported):
   "changes",
   [
     *({"family": family} for family in FAMILIES),
-    *({"family": family} | ROTARY for family in FAMILIES),
+    *({"family": family} | ATTENTION for family in FAMILIES),
     {"positions": "learned", "puzzle_emb_ndim": 24, "puzzle_emb_len": 2},
     {"puzzle_emb_ndim": 0, "num_puzzle_ids": 1, "registers": 3, "layers": 2},
     {"puzzle_emb_ndim": 0, "num_puzzle_ids": 1, "mixer": "attention"},
@@ -199,7 +165,7 @@ def test_the_loop_ends_when_all_have_halted(solver):
 
 
 def test_int8_is_smaller_and_close(tmp_path):
-  pretrained = _pretrained(width=128, puzzle_emb_ndim=128, **ROTARY)
+  pretrained = _pretrained(width=128, puzzle_emb_ndim=128, **ATTENTION)
   inputs, ids = _puzzles(pretrained.experiment.model)
   full = _export(pretrained, tmp_path, "float32")
   small = _export(pretrained, tmp_path, "int8")
@@ -272,7 +238,7 @@ def test_an_export_tells_what_it_is(trm, tmp_path):
 
 
 def test_what_onnx_cannot_say_is_refused(tmp_path):
-  decoder = _pretrained(family="autoregressive", **ROTARY)
+  decoder = _pretrained(family="autoregressive", **ATTENTION)
   random = _pretrained(initial_std=1.0)
   for pretrained, words in (
     (decoder, "has no such recursion"),
@@ -349,7 +315,9 @@ def test_weights_in_other_files_are_refused(content, tmp_path):
     tensor.name = place
     tensor.external_data.add(key="location", value="../../etc/passwd")
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    _refused(path, model.SerializeToString(), f"'{place}' lies in another file")
+    _refused(
+      path, model.SerializeToString(), f"'{place}' is stored in another file"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import math
 import os
 import subprocess
 import sys
@@ -8,16 +7,15 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported_models import ATTENTION
+from exported_models import pretrained as _pretrained
 
-from trm_jax import config as config_lib
-from trm_jax.core import halting, network, recursion
+from trm_jax.core import halting, recursion
 from trm_jax.errors import UserError
 from trm_jax.export import stablehlo
 from trm_jax.run import card
-from trm_jax.run.pretrained import Pretrained
 
 DEPTH = 3
-ATTENTION = {"mixer": "attention", "positions": "rotary"}
 MODELS = {
   "trm": {"num_puzzle_ids": 3},
   "hrm": {"family": "hrm", "puzzle_emb_ndim": 0, "registers": 2},
@@ -27,33 +25,6 @@ MODELS = {
   "feedforward": {"family": "feedforward"},
   "autoregressive": {"family": "autoregressive", **ATTENTION},
 }
-
-
-def _pretrained(**changes):
-  """A random 4x4 Sudoku model with an opinion on halting."""
-  model = {
-    "width": 16, "layers": 1, "heads": 2, "expansion": 2.0,
-    "inner_multiple": 8, "puzzle_emb_ndim": 16, "puzzle_emb_len": 1,
-    "cycles": 2, "latent_steps": 2, "dtype": "float32",
-  } | changes  # fmt: skip
-  recurs = model.get("family") not in ("feedforward", "autoregressive")
-  config = {
-    "data": {"size": 4, "train": "generate", "test": "", "givens": [5, 8]},
-    "model": model,
-    "halting": {"max_steps": 4 if recurs else 1},
-    "train": {"loss": "softmax"},
-  }
-  experiment = config_lib.read(config)
-  random = np.random.default_rng(0)
-  std = 1 / math.sqrt(model["width"])
-  params = jax.tree.map(
-    lambda leaf: jnp.asarray(std * random.normal(size=leaf.shape), leaf.dtype),
-    network.shapes(experiment.model),
-  )
-  return Pretrained(
-    params=params, experiment=experiment, config=config, names=["<blank>"],
-    step=7, scores=[], calibration=None,
-  )  # fmt: skip
 
 
 def _questions(model, batch=5):

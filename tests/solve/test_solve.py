@@ -121,7 +121,7 @@ def test_halting_gives_what_fixed_depth_gives_at_that_step(
   solver = _solver(family=family)
   settings = RULES[rule]
   fixed = solver.solve(inputs, _ids(inputs), SolveConfig(depth=DEPTH), ALL)
-  steps = score.halting_steps(fixed, settings)[:, 0]
+  steps = score.halting_steps(score.halting_values(fixed), settings)[:, 0]
   found = solver.solve(inputs, _ids(inputs), settings, ALL)
   np.testing.assert_array_equal(found.steps[:, 0, -1], steps)
   rows = np.arange(len(inputs))

@@ -6,7 +6,6 @@ import html.parser
 import itertools
 import math
 import pathlib
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,9 +16,11 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from trm_jax.core.family import FAMILIES
+from trm_jax.draw.pictures import save_png
 from trm_jax.errors import UserError
-from trm_jax.study import figures, looks, page
-from trm_jax.study.results import Cell
+from trm_jax.study import figures, page
+from trm_jax.study.results import Trial
+from trm_jax.study.style import setting_styles
 
 DEPTHS = (1, 2, 4, 8, 16, 32)
 PUZZLES = 500
@@ -34,9 +35,9 @@ _NATURE = {
 }
 
 
-def a_cell(
+def a_trial(
   family: str = "trm", seed: int = 0, width: int = 64, most: int = 32, **changes
-) -> Cell:
+) -> Trial:
   """A model as it might have come out: wider is better and costs more."""
   rng = np.random.default_rng([seed, width, *family.encode()])
   top, pace, work = _NATURE[family]
@@ -81,7 +82,7 @@ def a_cell(
     | {"step": 500 * k, "training_flops": 3 * work * 64 * 500 * k}
     for k in range(1, 9)
   ]
-  cell = Cell(
+  trial = Trial(
     setting=f"{width:06x}{sum(family.encode()):06x}",
     seed=seed,
     family=family,
@@ -97,28 +98,28 @@ def a_cell(
     learning=learning,
     depths=depths,
   )
-  return dataclasses.replace(cell, **changes)
+  return dataclasses.replace(trial, **changes)
 
 
-def diverged(cell: Cell) -> Cell:
+def diverged(trial: Trial) -> Trial:
   return dataclasses.replace(
-    cell, diverged_at=1210, depths=[], learning=cell.learning[:2]
+    trial, diverged_at=1210, depths=[], learning=trial.learning[:2]
   )
 
 
-def a_study() -> list[Cell]:
+def a_study() -> list[Trial]:
   """Four families, two settings of each, two or three seeds, one diverged."""
-  cells = [
-    a_cell(family, seed, width)
+  trials = [
+    a_trial(family, seed, width)
     for family in ("trm", "transformer", "feedforward", "autoregressive")
     for width in (64, 128)
     for seed in range(3 if family in ("trm", "feedforward") else 2)
   ]
-  return [*cells[:-1], diverged(cells[-1])]
+  return [*trials[:-1], diverged(trials[-1])]
 
 
 @pytest.fixture(scope="module")
-def study() -> list[Cell]:
+def study() -> list[Trial]:
   return a_study()
 
 
@@ -139,7 +140,7 @@ def measured(family: str, per_step: float, shares: list[float], **changes):
     score | {"depth": len(shares), "step": k, "training_flops": 1e12 * 4**k}
     for k, score in enumerate(scores)
   ]
-  return a_cell(family, **changes, depths=scores, learning=learning)
+  return a_trial(family, **changes, depths=scores, learning=learning)
 
 
 ONE = [measured("trm", 1e8, [0.5, 0.9])]
@@ -153,16 +154,15 @@ SMALL = {
     measured("feedforward", 3e8, [0.0]),
     measured("autoregressive", 9e8, [0.0]),
   ],
-  "all diverged": [diverged(a_cell("trm", seed)) for seed in range(3)],
+  "all diverged": [diverged(a_trial("trm", seed)) for seed in range(3)],
 }
 
 
-def draw(name: str, cells, path: pathlib.Path) -> Figure:
-  """Writes a picture, and returns it as it was when it was written."""
-  save = figures.pictures.save_png
-  with mock.patch.object(figures.pictures, "save_png", wraps=save) as saved:
-    figures.PICTURES[name](cells, DEPTHS, path)
-  return saved.call_args.args[0]
+def draw(name: str, trials, path: pathlib.Path) -> Figure:
+  """Draws and writes a figure."""
+  figure = figures.FIGURES[name](trials, DEPTHS)
+  save_png(figure, path)
+  return figure
 
 
 def check_png(path: pathlib.Path):
@@ -170,7 +170,7 @@ def check_png(path: pathlib.Path):
     image.load()
     width, height = image.size
     assert image.format == "PNG"
-    assert 1000 <= width <= 2200 and 500 <= height <= 2200
+    assert 1000 <= width <= 2400 and 500 <= height <= 2200
     assert np.asarray(image.convert("L")).std() > 5  # something is drawn
 
 
@@ -191,7 +191,8 @@ def written_boxes(figure: Figure) -> list[tuple[Text, Bbox]]:
   ]
 
 
-@pytest.mark.parametrize("name", figures.PICTURES)
+@pytest.mark.draw
+@pytest.mark.parametrize("name", figures.FIGURES)
 def test_pictures_are_whole(name, study, tmp_path):
   figure = draw(name, study, tmp_path / "new" / f"{name}.png")
   check_png(tmp_path / "new" / f"{name}.png")
@@ -203,17 +204,18 @@ def test_pictures_are_whole(name, study, tmp_path):
     assert not box.overlaps(its), (one, other)
 
 
+@pytest.mark.draw
 @pytest.mark.parametrize("case", SMALL)
 def test_small_and_failed_studies_are_reported(case, tmp_path):
-  cells = SMALL[case]
+  trials = SMALL[case]
   drawn = {}
-  for name in figures.PICTURES:
+  for name in figures.FIGURES:
     drawn[name] = tmp_path / f"{name}.png"
-    figures.PICTURES[name](cells, DEPTHS, drawn[name])
+    draw(name, trials, drawn[name])
     check_png(drawn[name])
-  page.write(tmp_path / "report.html", cells, DEPTHS, 0.8, drawn, {})
+  page.write(tmp_path / "report.html", trials, DEPTHS, 0.8, drawn, {})
   text = read(tmp_path / "report.html").text
-  for sentence in page.verdict(cells, DEPTHS, 0.8):
+  for sentence in page.verdict(trials, DEPTHS, 0.8):
     assert sentence in text
   assert ("Nothing can be said: 3 of 3 models diverged." in text) == (
     case == "all diverged"
@@ -227,20 +229,33 @@ def test_every_family_is_told_by_colour_by_marker_and_by_line():
 
 
 def test_a_setting_looks_the_same_whatever_stands_beside_it(study):
-  found = looks.find_looks(study)
-  only = looks.find_looks([cell for cell in study if cell.family == "trm"])
+  found = setting_styles(study)
+  only = setting_styles([trial for trial in study if trial.family == "trm"])
   assert only == {setting: found[setting] for setting in only}
-  assert len({(look.colour, look.face) for look in found.values()}) == 8
+  assert len({(style.colour, style.face) for style in found.values()}) == 8
 
 
+@pytest.mark.draw
+def test_legends_name_every_setting(study):
+  labels = {style.label for style in setting_styles(study).values()}
+  for name, figure in figures.FIGURES.items():
+    texts = figure(study, DEPTHS).legends[0].get_texts()
+    named = labels & {text.get_text() for text in texts}
+    # Half of the settings recur, and can halt.
+    assert len(named) == (4 if name == "halting" else 8), name
+
+
+@pytest.mark.draw
 def test_formulas_and_endless_names_are_drawn_as_text(tmp_path):
-  cells = [measured("trm", 1e8, [0.5, 0.9], width=width) for width in (64, 128)]
-  cells = [
-    dataclasses.replace(cell, fields={"a": r"$\frac{" + "x " * 99 + str(k)})
-    for k, cell in enumerate(cells)
+  trials = [
+    measured("trm", 1e8, [0.5, 0.9], width=width) for width in (64, 128)
+  ]
+  trials = [
+    dataclasses.replace(trial, fields={"a": r"$\frac{" + "x " * 99 + str(k)})
+    for k, trial in enumerate(trials)
   ]
   for name in ("depth", "pareto"):
-    draw(name, cells, tmp_path / f"{name}.png")
+    draw(name, trials, tmp_path / f"{name}.png")
     check_png(tmp_path / f"{name}.png")
 
 
@@ -263,13 +278,13 @@ def test_flops_in_words(count, words):
 
 
 def test_the_verdict_states_what_each_family_needs():
-  cells = [
+  trials = [
     measured("trm", 1e8, [0.5, 0.9]),
     measured("feedforward", 5e8, [0.75]),
     measured("autoregressive", 1e9, [0.6]),
-    diverged(a_cell("hrm")),
+    diverged(a_trial("hrm")),
   ]
-  assert page.verdict(cells, DEPTHS, 0.7) == [
+  assert page.verdict(trials, DEPTHS, 0.7) == [
     # Half way in log(FLOPs) between 100 and 200 MFLOP.
     "To get 70% of the puzzles exactly right, TRM needs 141 MFLOP a puzzle; "
     "the feed-forward stack 3.54 times as much, at most 500 MFLOP.",
@@ -285,8 +300,8 @@ def test_the_verdict_states_what_each_family_needs():
 
 
 def test_the_verdict_says_where_nobody_gets_far_enough():
-  cells = [measured("trm", 1e8, [0.5, 0.9]), measured("hrm", 1e8, [0.3, 0.2])]
-  assert page.verdict(cells, DEPTHS, 0.95)[:2] == [
+  trials = [measured("trm", 1e8, [0.5, 0.9]), measured("hrm", 1e8, [0.3, 0.2])]
+  assert page.verdict(trials, DEPTHS, 0.95)[:2] == [
     "No family gets 95% of the puzzles exactly right: TRM (at best 90.0%, for "
     "200 MFLOP) and HRM (at best 30.0%, for 100 MFLOP).",
     "No family gets 95% of the puzzles exactly right in the evaluations "
@@ -295,8 +310,8 @@ def test_the_verdict_says_where_nobody_gets_far_enough():
 
 
 def test_without_evaluations_in_training_nothing_is_said_of_it():
-  cell = dataclasses.replace(measured("trm", 1e8, [0.5, 0.9]), learning=[])
-  assert not [s for s in page.verdict([cell], DEPTHS, 0.7) if "train" in s]
+  trial = dataclasses.replace(measured("trm", 1e8, [0.5, 0.9]), learning=[])
+  assert not [s for s in page.verdict([trial], DEPTHS, 0.7) if "train" in s]
 
 
 # The page.
@@ -349,16 +364,16 @@ def read(path: pathlib.Path) -> Reader:
 def pictures(tmp_path) -> dict[str, pathlib.Path]:
   """Files that stand for pictures, which a page does not look into."""
   paths = {}
-  for k, name in enumerate(figures.PICTURES):
+  for k, name in enumerate(figures.FIGURES):
     paths[name] = tmp_path / f"{name}.png"
     paths[name].write_bytes(bytes([137, 80, 78, 71, k]))
   return paths
 
 
 def test_a_page_has_all_within_it(pictures, tmp_path):
-  cells = ONE
+  trials = ONE
   facts = {"source": "https://example.org", "hardware": "two CPU cores"}
-  page.write(tmp_path / "report.html", cells, DEPTHS, 0.8, pictures, facts)
+  page.write(tmp_path / "report.html", trials, DEPTHS, 0.8, pictures, facts)
   reader = read(tmp_path / "report.html")
   prefix = "data:image/png;base64,"
   assert [
@@ -372,13 +387,13 @@ def test_a_page_has_all_within_it(pictures, tmp_path):
 
 
 def test_tables_hold_each_seed_and_what_diverged(pictures, tmp_path):
-  cells = [
+  trials = [
     measured("trm", 1e8, [0.5, 0.9], seed=0),
     measured("trm", 1e8, [0.6, 0.8], seed=7),
     measured("autoregressive", 1e9, [0.25]),
-    diverged(a_cell("hrm", seed=5)),
+    diverged(a_trial("hrm", seed=5)),
   ]
-  page.write(tmp_path / "report.html", cells, (2, 1), 0.8, pictures, {})
+  page.write(tmp_path / "report.html", trials, (2, 1), 0.8, pictures, {})
   rows = read(tmp_path / "report.html").rows
   assert ["seed 0", "", "", "", "", "50.0%", "90.0%"] in rows
   assert ["seed 7", "", "", "", "", "60.0%", "80.0%"] in rows
@@ -392,7 +407,7 @@ def test_tables_hold_each_seed_and_what_diverged(pictures, tmp_path):
 
 def test_names_and_facts_are_never_markup(pictures, tmp_path):
   hostile = "</td><script>alert(1)</script><img src=x onerror=alert(1)>"
-  cells = [
+  trials = [
     dataclasses.replace(
       measured("trm", 1e8, [0.5, 0.9], width=width),
       fields={hostile: width}, hardware=hostile,
@@ -401,7 +416,7 @@ def test_names_and_facts_are_never_markup(pictures, tmp_path):
   ]  # fmt: skip
   drawn = {hostile: pictures["depth"]}
   path = tmp_path / "report.html"
-  page.write(path, cells, DEPTHS, 0.8, drawn, {hostile: hostile})
+  page.write(path, trials, DEPTHS, 0.8, drawn, {hostile: hostile})
   reader = read(path)
   assert len(reader.addresses) == 1
   assert "script" not in reader.tags
@@ -410,9 +425,11 @@ def test_names_and_facts_are_never_markup(pictures, tmp_path):
 
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_a_page_says_what_its_intervals_are(seeds, pictures, tmp_path):
-  cells = [measured("trm", 1e8, [0.5, 0.9], seed=seed) for seed in range(seeds)]
-  page.write(tmp_path / "report.html", cells, DEPTHS, 0.8, pictures, {})
-  text = read(tmp_path / "report.html").text
+  trials = [
+    measured("trm", 1e8, [0.5, 0.9], seed=seed) for seed in range(seeds)
+  ]
+  page.write(tmp_path / "report.html", trials, DEPTHS, 0.8, pictures, {})
+  text = " ".join(read(tmp_path / "report.html").text.split())
   assert ("Student's t" in text) == (seeds >= 3)
   assert "Wilson" in text
   assert ("nothing of what other seeds" in text) == (seeds < 3)
@@ -421,14 +438,12 @@ def test_a_page_says_what_its_intervals_are(seeds, pictures, tmp_path):
 def test_what_cannot_be_read_or_written_is_told(pictures, tmp_path):
   (tmp_path / "file").write_text("")
   inside = tmp_path / "file" / "report"
-  cells = ONE
+  trials = ONE
   with pytest.raises(UserError, match="cannot write"):
-    page.write(inside, cells, DEPTHS, 0.8, pictures, {})
-  with pytest.raises(UserError, match="cannot write"):
-    figures.PICTURES["depth"](cells, DEPTHS, inside)
+    page.write(inside, trials, DEPTHS, 0.8, pictures, {})
   kept = tmp_path / "report.html"
   kept.write_text("old")
   gone = {"depth": tmp_path / "gone.png"}
   with pytest.raises(UserError, match=r"cannot read .*gone\.png"):
-    page.write(kept, cells, DEPTHS, 0.8, gone, {})
+    page.write(kept, trials, DEPTHS, 0.8, gone, {})
   assert kept.read_text() == "old"

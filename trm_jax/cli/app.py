@@ -44,13 +44,13 @@ flags.disclaim_key_flags()
 
 
 def run(main: Callable[[list[str]], int | None]):
-  """Runs a program; what its user can mend is told in a line, status 2."""
+  """Runs a program; an error its user can correct is one line, status 2."""
 
   def guarded(argv: list[str]) -> int | None:
     # What is logged as an error is raised as well, and Orbax logs a full disk
     # in a thousand lines.
     logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = _pass_over_late_reads
+    sys.unraisablehook = _hide_late_reads
     try:
       status = main(argv)
       if processes := _joined():
@@ -67,7 +67,7 @@ def run(main: Callable[[list[str]], int | None]):
 
 
 def say(message: str):
-  """Prints a sentence at once, even where the output goes to a file."""
+  """Prints and flushes, so that a log file shows progress at once."""
   print(message, flush=True)
 
 
@@ -169,7 +169,7 @@ def only_argument(argv: list[str], name: str) -> str:
 
 
 def no_arguments(argv: list[str]):
-  """Refuses positional arguments, which are mostly forgotten dashes."""
+  """Refuses positional arguments: mostly flags without their dashes."""
   if argv[1:]:
     raise UserError(f"unexpected arguments {argv[1:]}: flags start with --")
 
@@ -195,18 +195,18 @@ class _ConfigParser(flags.ArgumentParser):
     return "config"
 
 
-def _pass_over_late_reads(unraisable: Any):
-  """Keeps one known noise from the user, and shows all else as ever.
+def _hide_late_reads(unraisable: Any):
+  """Hides one harmless message of Orbax; all others are shown.
 
   When a damaged checkpoint is refused, reads of its other arrays may still
-  end after Orbax has closed its event loop; nobody waits for them any more.
+  end after Orbax has closed its event loop.
   """
   if str(unraisable.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(unraisable)
 
 
 def _joined() -> types.ModuleType | None:
-  """The module `processes` if this is one of several."""
+  """The module `processes`, if this is one of several processes."""
   processes = sys.modules.get("trm_jax.run.processes")
   return processes if processes and processes.are_several() else None
 
@@ -216,7 +216,7 @@ def _fail(message: str) -> int:
 
 
 def _end_by(error: Exception) -> int:
-  """Ends by an error that is not the user's: the only process just raises."""
+  """Ends by an error that is not a `UserError`; a single process raises it."""
   import jax
 
   is_device = isinstance(error, jax.errors.JaxRuntimeError)
@@ -238,7 +238,7 @@ def _end_by(error: Exception) -> int:
 
 
 def _end_all(message: str, status: int) -> int:
-  """Says why this process ends, to all other processes too."""
+  """Prints why this process ends, and tells all other processes."""
   print(message, file=sys.stderr, flush=True)
   if processes := _joined():
     processes.tell_failure(message.removeprefix("error: "))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -86,6 +87,8 @@ def by_depth(tested: Tested, checkpoints: Sequence[str], depths: list[int]):
       f"--checkpoint={','.join(checkpoints)}: several checkpoints can only "
       "vote where puzzles have copies, as in ARC; name one"
     )
+  if not tested.experiment.model.is_recursive:
+    depths = [1]
   ballots = evaluate.new_ballots(depths) if has_copies else None
   records, steps = [], []
   for which in checkpoints:
@@ -104,19 +107,12 @@ def by_depth(tested: Tested, checkpoints: Sequence[str], depths: list[int]):
     told += f"; votes of steps {', '.join(map(str, steps))} together"
   if not processes.is_leader():
     return
-  made = tested.write(
-    steps[-1], records, ballots and ballots[max(ballots)], **more
-  )
+  ballot = ballots and ballots[max(depths)]
+  made = tested.write(steps[-1], records, ballot, **more)
   report.print_records(records, f"{tested.folder.path}, {told}", tested.kind)
   if "exact_accuracy" in records[0]:
-    made.append(
-      tested.draw(
-        "depth", steps[-1],
-        lambda path, title: curves.depth_curve(
-          records, path, title, tested.kind
-        ),
-      )
-    )  # fmt: skip
+    plot = functools.partial(curves.depth_curve, kind=tested.kind)
+    made.append(tested.draw("depth", steps[-1], plot, records))
   print(f"wrote {', '.join(map(str, made))}")
 
 

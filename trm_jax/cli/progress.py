@@ -1,4 +1,4 @@
-"""How a run shows itself: a live bar on a terminal, lines in a log."""
+"""Training progress: a live bar on a terminal, lines in a log."""
 
 import time
 from typing import Any
@@ -17,18 +17,18 @@ _LINE_SECONDS = 15.0  # between lines where there is no terminal
 
 
 class Bar:
-  """Training progress: loss, accuracy, steps a second and time left.
+  """Shows loss, accuracy, steps a second and time left.
 
   Args:
     total: optimizer steps in all.
-    quiet: say nothing at all, as every process but the first should.
+    quiet: print nothing, as in every process but the first.
   """
 
   def __init__(self, total: int, quiet: bool = False):
     self._console = Console(quiet=quiet)
     self._live = self._console.is_terminal and not quiet
     self._total = total
-    self._told = 0.0
+    self._last_line = 0.0
     self._progress = Progress(
       TextColumn("[bold]training"),
       BarColumn(bar_width=None),
@@ -50,7 +50,7 @@ class Bar:
     self._progress.stop()
 
   def say(self, message: str) -> None:
-    """Prints a sentence above the bar."""
+    """Prints a line above the bar."""
     self._console.print(message, highlight=False, soft_wrap=True)
 
   def advance(self, step: int, row: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ class Bar:
     numbers += f"  {row['steps_per_second']:.1f} steps/s"
     self._progress.update(self._task, completed=step, numbers=numbers)
     now = time.monotonic()
-    if not self._live and now - self._told > _LINE_SECONDS:
-      self._told = now
+    if not self._live and now - self._last_line > _LINE_SECONDS:
+      self._last_line = now
       left = (self._total - step) / max(row["steps_per_second"], 1e-9)
       self.say(f"step {step}/{self._total}  {numbers}  {left:.0f} s left")

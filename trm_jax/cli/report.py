@@ -3,7 +3,14 @@
 import contextlib
 import math
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any
 
 from rich.console import Console
@@ -102,40 +109,25 @@ def evaluate_depths(
   return [record for record in records if record["depth"] in depths]
 
 
-def percent(record: Mapping[str, Any], name: str) -> str:
-  """A fraction in percent, with its standard error where it has one."""
-  error = record.get(f"{name}_se")
-  spread = f" ± {error:.1%}" if error is not None else ""
-  return f"{record[name]:.1%}{spread}"
-
-
-def _plain(record: Mapping[str, Any], name: str) -> str:
-  return str(record[name])
-
-
-def _format(spec: str) -> Callable[[Mapping[str, Any], str], str]:
-  return lambda record, name: format(record[name], spec)
-
-
-# A record's field -> the heading of its column, and how it is printed.
+# A record's field -> the heading of its column, and its format.
 _COLUMNS = {
-  "halt": ("halting", _plain),
-  "depth": ("depth", _plain),
-  "breadth": ("breadth", _plain),
-  "select": ("chosen by", _plain),
-  "pass@1": ("pass@1", percent),
-  "pass@2": ("pass@2", percent),
-  "pass@10": ("pass@10", percent),
-  "exact_accuracy": ("exact", percent),
-  "oracle_accuracy": ("any right", percent),
-  "valid_rate": ("valid", percent),
-  "cell_accuracy": ("cells", percent),
-  "q_accuracy": ("q right", percent),
-  "halted_exact_accuracy": ("exact if halting", percent),
-  "mean_steps": ("mean steps", _format(".2f")),
-  "flops_per_puzzle": ("FLOPs/puzzle", _format(".2e")),
-  "puzzles_per_second": ("puzzles/s", _format(".1f")),
-  "speedup": ("times as fast", _format(".1f")),
+  "halt": ("halting", ""),
+  "depth": ("depth", ""),
+  "breadth": ("breadth", ""),
+  "select": ("chosen by", ""),
+  "pass@1": ("pass@1", ".1%"),
+  "pass@2": ("pass@2", ".1%"),
+  "pass@10": ("pass@10", ".1%"),
+  "exact_accuracy": ("exact", ".1%"),
+  "oracle_accuracy": ("any right", ".1%"),
+  "valid_rate": ("valid", ".1%"),
+  "cell_accuracy": ("cells", ".1%"),
+  "q_accuracy": ("q right", ".1%"),
+  "halted_exact_accuracy": ("exact if halting", ".1%"),
+  "mean_steps": ("mean steps", ".2f"),
+  "flops_per_puzzle": ("FLOPs/puzzle", ".2e"),
+  "puzzles_per_second": ("puzzles/s", ".1f"),
+  "speedup": ("times as fast", ".1f"),
 }
 
 
@@ -171,7 +163,7 @@ def print_records(
       continue
     table.add_row(
       *(
-        "" if name == "select" and alone else _COLUMNS[name][1](record, name)
+        "" if name == "select" and alone else _text(record, name)
         for name in names
       ),
       style="bold" if number in bold else None,
@@ -189,6 +181,25 @@ def print_records(
   if "breadth" in names:
     notes.append("mean steps are of a rollout")
   print("; ".join([*notes, "± is one standard error"]))
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title=""):
+  """Prints rows of text below their heads; all but the first to the right."""
+  table = Table(*heads, title=title)
+  for column in table.columns[1:]:
+    column.justify = "right"
+  for row in rows:
+    table.add_row(*row)
+  # A log has no width of its own; a "[" in text from outside is no markup.
+  width = None if Console().is_terminal else 160
+  Console(width=width, markup=False, emoji=False).print(table)
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+  """A number, with its standard error where it has one."""
+  error = record.get(f"{name}_se")
+  spread = f" ± {error:.1%}" if error is not None else ""
+  return format(record[name], _COLUMNS[name][1]) + spread
 
 
 def plot_learning(folders: Sequence[RunFolder], picture: pathlib.Path):

@@ -1,14 +1,14 @@
 """Pictures of puzzles, their answers and what a model makes of them.
 
-How a puzzle is drawn and how wrong cells are marked is its task's affair, see
-`Task.draw`; here panels are chosen, captioned, laid out and written.
+`Task.draw` draws a puzzle and marks wrong cells; here panels are chosen,
+captioned, laid out and written.
 """
 
-import contextlib
 import dataclasses
+import io
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,8 +20,8 @@ from matplotlib.patheffects import withStroke
 
 from trm_jax.data.task import Task
 from trm_jax.draw import scenes as scenes_lib
-from trm_jax.draw.scenes import Guess, Pair, Scene
-from trm_jax.errors import UserError
+from trm_jax.draw.scenes import Example, Guess, Scene
+from trm_jax.run import files
 
 # In inches, as fonts and marks have sizes in points that suit them.
 _SIDE = 2.8  # of a panel
@@ -54,53 +54,53 @@ _Tier = Sequence[_Panel | None]  # side by side; None leaves a place free
 
 
 def _row(scene: Scene, task: Task, has_answers: bool) -> list[_Tier]:
-  """Panels side by side, with room for right answers if any scene has them."""
+  """Panels side by side, with space for right answers if any scene has them."""
   tier: list[_Panel | None] = []
-  for pair, guess in _guessed(scene):
-    tier.append(_Panel(pair.question, title="puzzle"))
+  for example, guess in _guessed(scene):
+    tier.append(_Panel(example.question, title="puzzle"))
     if has_answers:
-      tier.append(_answer(pair, "answer"))
+      tier.append(_answer(example, "answer"))
     if guess:
-      tier.append(_guess(pair, guess, task))
-  tier += [_answer(pair, pair.title) for pair in scene.copies]
+      tier.append(_guess(example, guess, task))
+  tier += [_answer(example, example.title) for example in scene.copies]
   return [tier]
 
 
-def _columns(scene: Scene, task: Task, room: int) -> list[_Tier]:
-  """Columns of pairs, with room for so many examples in front."""
+def _columns(scene: Scene, task: Task, shown: int) -> list[_Tier]:
+  """Columns of examples, with space for so many solved ones in front."""
 
-  def column(pair):
-    return _Panel(pair.question, title=pair.title), _answer(pair, "")
+  def column(example):
+    return _Panel(example.question, title=example.title), _answer(example, "")
 
-  columns: list[_Tier] = [column(pair) for pair in scene.examples]
-  columns += [(None, None)] * (room - len(columns))
-  for pair, guess in _guessed(scene):
-    columns.append(column(pair))
+  columns: list[_Tier] = [column(example) for example in scene.shown]
+  columns += [(None, None)] * (shown - len(columns))
+  for example, guess in _guessed(scene):
+    columns.append(column(example))
     if guess:
-      columns.append((None, _guess(pair, guess, task)))
-  columns += [column(pair) for pair in scene.copies]
+      columns.append((None, _guess(example, guess, task)))
+  columns += [column(example) for example in scene.copies]
   return list(zip(*columns, strict=True))
 
 
-def _guessed(scene: Scene) -> list[tuple[Pair, Guess | None]]:
+def _guessed(scene: Scene) -> list[tuple[Example, Guess | None]]:
   guesses = scene.guesses or [None] * len(scene.asked)
   return list(zip(scene.asked, guesses, strict=True))
 
 
-def _answer(pair: Pair, title: str) -> _Panel | None:
-  if not np.any(pair.label):
+def _answer(example: Example, title: str) -> _Panel | None:
+  if not np.any(example.label):
     return None
-  return _Panel(pair.question, pair.label, title=title)
+  return _Panel(example.question, example.label, title=title)
 
 
-def _guess(pair: Pair, guess: Guess, task: Task) -> _Panel:
-  told = scenes_lib.verdict(pair, guess, task)
+def _guess(example: Example, guess: Guess, task: Task) -> _Panel:
+  told = scenes_lib.verdict(example, guess, task)
+  # Another solution than the label has no wrong cells.
+  is_compared = np.any(example.label) and not guess.is_solution
   return _Panel(
-    pair.question,
+    example.question,
     guess.answer,
-    # Another solution than the label has no wrong cells, nor has a guess that
-    # there is nothing to compare with.
-    None if guess.is_solution or not np.any(pair.label) else pair.label,
+    example.label if is_compared else None,
     title=": ".join(text for text in (guess.title, told) if text),
     guess=guess,
   )
@@ -114,12 +114,9 @@ def panels(
 ) -> Figure:
   """Draws puzzles below each other.
 
-  Where a task has pairs of grids, as in ARC, these stand in columns, answers
-  below questions; otherwise all panels are in a row. Wrong cells of guesses
-  are marked, unless the task's rules are content with them.
-
-  Sizes do not depend on what the grids hold or on the words of titles, so
-  pictures of the same puzzles can be the frames of a film.
+  In ARC answers stand below questions; otherwise all panels are in a row. Sizes
+  do not depend on what the grids hold or on the words of titles, so pictures
+  of the same puzzles can be the frames of a film.
 
   Args:
     scenes: the puzzles, one or more.
@@ -127,16 +124,13 @@ def panels(
     title: a line above everything.
     frames: how many frames a film has of which this is one. Long films are of
       a lower resolution.
-
-  Returns:
-    The picture.
   """
-  room = max(len(scene.examples) for scene in scenes)
+  shown = max(len(scene.shown) for scene in scenes)
   has_answers = any(np.any(p.label) for scene in scenes for p in scene.asked)
   strips = [
-    _row(scene, task, has_answers)
-    if task.in_place
-    else _columns(scene, task, room)
+    _columns(scene, task, shown)
+    if not task.in_place
+    else _row(scene, task, has_answers)
     for scene in scenes
   ]
   left = 2.5 * _LINE if any(scene.name for scene in scenes) else _GAP
@@ -222,8 +216,9 @@ def _axes(figure: Figure, x: float, y: float, height: float) -> Axes:
 
 def _write(figure: Figure, x: float, y: float, text: str, **style):
   figure.text(
-    x, y, text, transform=figure.dpi_scale_trans, ha="center", **style
-  )
+    x, y, text, transform=figure.dpi_scale_trans, ha="center",
+    parse_math=False, **style,
+  )  # fmt: skip
 
 
 def _rule(figure: Figure, x: Sequence[float], y: float):
@@ -232,10 +227,9 @@ def _rule(figure: Figure, x: Sequence[float], y: float):
 
 
 def _draw_edge(axes: Axes):
-  (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
   axes.add_patch(
     Rectangle(
-      (left, top), right - left, bottom - top, fill=False, ec=_EDGE, lw=1,
+      (0, 0), 1, 1, transform=axes.transAxes, fill=False, ec=_EDGE, lw=1,
       clip_on=False,
     )
   )  # fmt: skip
@@ -276,16 +270,14 @@ def _draw_bar(axes: Axes, halting: float):
 
 
 def save_png(figure: Figure, path: pathlib.Path):
-  """Writes a picture; folders are made as needed.
-
-  Args:
-    figure: the picture.
-    path: the file.
+  """Writes a picture, whole or not at all; folders are made as needed.
 
   Raises:
-    UserError: it cannot be written.
+    UserError: if it cannot be written.
   """
-  _replace(path, lambda file: figure.savefig(file, format="png"))
+  picture = io.BytesIO()
+  FigureCanvasAgg(figure).print_png(picture)
+  files.write({path: picture.getvalue()})
 
 
 def save_gif(frames: Iterable[Figure], path: pathlib.Path, seconds: float):
@@ -297,28 +289,27 @@ def save_gif(frames: Iterable[Figure], path: pathlib.Path, seconds: float):
     seconds: how long each is shown; the last is shown four times as long.
 
   Raises:
-    UserError: it cannot be written.
+    UserError: if it cannot be written.
   """
   from PIL import Image  # slow to import, and only films need it
 
   # Quantized together: with colours of its own each frame would flicker.
   painted = [_pixels(frame) for frame in frames]
-  film = Image.fromarray(np.concatenate(painted))
-  film = film.quantize(dither=Image.Dither.NONE)
+  sheet = Image.fromarray(np.concatenate(painted))
+  sheet = sheet.quantize(dither=Image.Dither.NONE)
   height = len(painted[0])
   first, *others = (
-    film.crop((0, top, film.width, top + height))
-    for top in range(0, film.height, height)
+    sheet.crop((0, top, sheet.width, top + height))
+    for top in range(0, sheet.height, height)
   )
   milliseconds = [round(1000 * seconds)] * len(painted)
   milliseconds[-1] *= 4
-  _replace(
-    path,
-    lambda file: first.save(
-      file, format="gif", save_all=True, append_images=others,
-      duration=milliseconds, loop=0,
-    ),
+  film = io.BytesIO()
+  first.save(
+    film, format="gif", save_all=True, append_images=others,
+    duration=milliseconds, loop=0,
   )  # fmt: skip
+  files.write({path: film.getvalue()})
 
 
 def _pixels(figure: Figure) -> np.ndarray:
@@ -326,22 +317,3 @@ def _pixels(figure: Figure) -> np.ndarray:
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   return np.asarray(canvas.buffer_rgba())[..., :3]
-
-
-def _replace(path: pathlib.Path, save: Callable[[pathlib.Path], None]):
-  """Writes a file so that a reader sees the old one or the new, never half.
-
-  Raises:
-    UserError: it cannot be written.
-  """
-  unfinished = path.with_name(path.name + ".tmp")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(unfinished)
-    unfinished.replace(path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      unfinished.unlink()
-    raise UserError(
-      f"cannot write {path}: {error.strerror or error}"
-    ) from error

@@ -1,10 +1,8 @@
-"""What is shown of a puzzle: its pairs, copies of it, and a model's guesses.
-
-How much there is to show is chosen here; `pictures` draws it.
-"""
+"""What is drawn of a puzzle: its examples, copies of it, a model's answers."""
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -14,12 +12,12 @@ import numpy as np
 from trm_jax.data.task import Split, Task, judge, show
 from trm_jax.solve import vote
 
-# Pairs of one puzzle; more would not be readable side by side.
-_PAIRS = 3
+# Examples drawn of one puzzle; more would not be readable side by side.
+_MOST_EXAMPLES = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pair:
+class Example:
   """A question and its answer.
 
   Attributes:
@@ -39,7 +37,7 @@ class Guess:
 
   Attributes:
     answer: integers [S], tokens.
-    halting: the probability that the model gives to its being right.
+    halting: the model's probability that it is right.
     is_solution: whether it solves the puzzle by the rules of the task.
     before: integers [S], an earlier answer: cells that have changed since are
       framed. None for no frames.
@@ -55,20 +53,20 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
-  """All that is shown of one puzzle.
+  """All that is drawn of one puzzle.
 
   Attributes:
     asked: the questions, one or more.
     guesses: a model's answer to each, or nothing.
-    examples: pairs that show what is asked for.
+    shown: in ARC, the solved examples that define the task.
     copies: augmented copies.
     name: what the puzzle is called.
   """
 
-  asked: Sequence[Pair]
+  asked: Sequence[Example]
   guesses: Sequence[Guess] = ()
-  examples: Sequence[Pair] = ()
-  copies: Sequence[Pair] = ()
+  shown: Sequence[Example] = ()
+  copies: Sequence[Example] = ()
   name: str = ""
 
 
@@ -100,7 +98,7 @@ def scenes_of(
   scenes = []
   for group in range(len(split)):
     first, end = split.first_puzzle[group : group + 2].tolist()
-    asked = _pairs(split, first, task, "question")
+    asked = _examples(split, first, task, "question")
     if split.symmetries is not None:
       others = range(first + 1, min(first + 1 + copies, end))
       copied = [_copy(split, puzzle, task) for puzzle in others]
@@ -109,7 +107,7 @@ def scenes_of(
     name = split.names[group] if split.names else ""
     shown = []
     if examples is not None and name in examples_at:
-      shown = _pairs(examples, examples_at[name], task, "example")
+      shown = _examples(examples, examples_at[name], task, "example")
     scenes.append(Scene(asked, (), shown, copied, name))
   return scenes
 
@@ -134,48 +132,49 @@ def with_answers(
   Returns:
     The scenes after each of the D steps.
   """
-  asked = np.stack([pair.question for scene in scenes for pair in scene.asked])
   solved = np.zeros(q_halt.shape, bool)
   if task.is_solution:
-    solved = judge(asked, answers.swapaxes(0, 1), task).T
+    solved = judge(questions(scenes), answers.swapaxes(0, 1), task).T
   halting = vote.confidences(q_halt)
-  ends = np.cumsum([len(scene.asked) for scene in scenes]).tolist()
-
-  def guess(step: int, row: int) -> Guess:
-    return Guess(
-      answer=answers[step, row],
-      halting=float(halting[step, row]),
-      is_solution=bool(solved[step, row]),
-      before=answers[step - 1, row] if step else None,
-      title=f"depth {first_step + step}",
-    )
-
-  return [
-    [
+  frames = []
+  for step in range(len(answers)):
+    rows = itertools.count()
+    frames.append([
       dataclasses.replace(
         scene,
         guesses=[
-          guess(step, row) for row in range(end - len(scene.asked), end)
+          Guess(
+            answer=answers[step, row],
+            halting=float(halting[step, row]),
+            is_solution=bool(solved[step, row]),
+            before=answers[step - 1, row] if step else None,
+            title=f"depth {first_step + step}",
+          )
+          for row in itertools.islice(rows, len(scene.asked))
         ],
       )
-      for scene, end in zip(scenes, ends, strict=True)
-    ]
-    for step in range(len(answers))
-  ]
+      for scene in scenes
+    ])  # fmt: skip
+  return frames
 
 
-def verdict(pair: Pair, guess: Guess, task: Task) -> str:
-  """Says in some words how right an answer is; "" if nobody knows."""
-  if not np.any(pair.label):
+def questions(scenes: Sequence[Scene]) -> np.ndarray:
+  """All that the scenes ask, integers [B, S]."""
+  return np.stack([asked.question for scene in scenes for asked in scene.asked])
+
+
+def verdict(example: Example, guess: Guess, task: Task) -> str:
+  """Says in some words how right an answer is; "" without a label."""
+  if not np.any(example.label):
     return ""
   # What text does not show, such as padding, makes no difference.
-  found, right = task.render(guess.answer), task.render(pair.label)
+  found, right = task.render(guess.answer), task.render(example.label)
   if found == right:
     return "right"
   if guess.is_solution:
     return "another solution"
   (height, width), (rows, columns) = map(
-    extent, map(task.rows, (guess.answer, pair.label))
+    extent, map(task.rows, (guess.answer, example.label))
   )
   if (height, width) != (rows, columns):
     return f"{height}x{width}, not {rows}x{columns}"
@@ -188,14 +187,16 @@ def extent(rows: Sequence[str]) -> tuple[int, int]:
   return len(rows), len(rows[0]) if rows else 0
 
 
-def _pairs(split: Split, puzzle: int, task: Task, word: str) -> list[Pair]:
-  """The first pairs of a puzzle, as it shows them."""
+def _examples(
+  split: Split, puzzle: int, task: Task, word: str
+) -> list[Example]:
+  """The first examples of a puzzle, as it shows them."""
   first, count = split.first_example[puzzle], split.num_examples[puzzle]
-  examples = np.arange(first, first + min(count, _PAIRS))
+  examples = np.arange(first, first + min(count, _MOST_EXAMPLES))
   shown = show(split, examples, np.full(len(examples), puzzle), task)
   place = np.asarray if split.symmetries is None else _at_origin
   return [
-    Pair(
+    Example(
       place(question),
       place(label),
       f"{word} {number} of {count}" if count > 1 else word,
@@ -214,21 +215,25 @@ def _at_origin(tokens: np.ndarray) -> np.ndarray:
   return np.roll(canvas, (-row, -column), (0, 1)).reshape(-1)
 
 
-def _copy(split: Split, puzzle: int, task: Task) -> Pair:
+def _copy(split: Split, puzzle: int, task: Task) -> Example:
   assert task.copies and split.symmetries is not None, "a task with copies"
-  pair = _pairs(split, puzzle, task, "")[0]
+  example = _examples(split, puzzle, task, "")[0]
   title = task.copies.describe(split.symmetries[puzzle])
-  return dataclasses.replace(pair, title=title)
+  return dataclasses.replace(example, title=title)
 
 
-def _augmented(pair: Pair, task: Task, count: int, seed: int) -> list[Pair]:
+def _augmented(
+  example: Example, task: Task, count: int, seed: int
+) -> list[Example]:
   if not task.augmentation or not count:
     return []
   keys = jax.random.split(jax.random.key(seed), count)
-  copies = jax.device_get(_augment(keys, pair.question, pair.label, task))
+  copies = _augment(keys, example.question, example.label, task)
   return [
-    Pair(question, label, f"copy {number + 1}")
-    for number, (question, label) in enumerate(zip(*copies, strict=True))
+    Example(question, label, f"copy {number + 1}")
+    for number, (question, label) in enumerate(
+      zip(*jax.device_get(copies), strict=True)
+    )
   ]
 
 

@@ -1,19 +1,7 @@
 """A model as one ONNX file, for devices that have onnxruntime and no JAX.
 
-Inputs:
-  inputs      int32 [batch, S], tokens of the questions
-  puzzle_ids  int32 [batch], rows of the puzzle table; not read without one
-  depth       int64 [], most supervision steps of a puzzle
-  threshold   float32 [], the halting margin (`q_halt`; in HRM less
-              `q_continue`) beyond which a puzzle halts; infinity gives every
-              puzzle all of `depth`
-Outputs, each as it was when the puzzle halted:
-  answers     int32 [batch, S]
-  logits      float32 [batch, S, V]
-  q_halt      float32 [batch], logit of "the answer is right"
-  steps       int32 [batch], supervision steps taken
-The loop ends when all puzzles of a batch have halted. A model that does not
-recur takes one step and reads neither `depth` nor `threshold`.
+Inputs and outputs are those of `export.stablehlo`, by name; `depth` is int64.
+The loop ends when all puzzles of a batch have halted.
 
 Arithmetic is float32 whatever the model was trained in, so that answers of a
 bfloat16 model may differ in rare ties. As "int8" each matrix but those of the
@@ -124,14 +112,14 @@ def load(path: str | os.PathLike) -> Solver:
   for tensor in _tensors(model):
     if tensor.data_location != onnx.TensorProto.DEFAULT or tensor.external_data:
       raise UserError(
-        f"{path}: {tensor.name!r} lies in another file, which no export of "
-        "ours does; export the model again"
+        f"{path}: {tensor.name!r} is stored in another file; export the model "
+        "again"
       )
   del model  # as large as the file
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 4  # what fails raises
   try:
-    # The bytes that were checked, not the path: nobody can swap the file.
+    # The bytes that were checked, not the path, which may have changed.
     session = onnxruntime.InferenceSession(
       content, options, providers=["CPUExecutionProvider"]
     )

@@ -55,7 +55,7 @@ def export(
   path = pathlib.Path(path)
   files.refuse_existing(overwrite, path)
   if os.path.lexists(path):
-    _read_card(path)  # any other folder is too dear to be replaced
+    _read_card(path)  # no other folder is replaced
   tree = without_empty(jax.device_get(pretrained.params))
   card = pretrained.card() | {
     "format": FORMAT,

@@ -234,7 +234,7 @@ def _choose_rows(
       f"the puzzle table has {rows:,} rows, and {wanted}: choose "
       "--puzzle_table=keep (all rows, whose names --identifiers=FILE.json "
       "tells), mean (one embedding for all puzzles) or drop (zeros, to be "
-      "trained anew)"
+      "trained from scratch)"
     )
   return table, known
 

@@ -5,9 +5,8 @@ split by meaning (q, k, v and heads; gate and up). One table, `layout`, says
 which array is which; both directions read it.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,36 +28,23 @@ POSITIONS = "inner.embed_pos.embedding_weight"
 LAYER_FIELDS = {"blocks": "layers", "answer_blocks": "answer_layers"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
   """One array.
 
   Attributes:
     name: the reference's parameter name, without a checkpoint's prefix.
     path: keys from `Params` down to the array; a number is an index into it.
-    there: shape in the reference.
-    here: shape in this project.
+    shape: in the reference.
   """
 
   name: str
   path: Path
-  there: tuple[int, ...]
-  here: tuple[int, ...]
-
-  def to_here(self, array: np.ndarray) -> np.ndarray:
-    """Reference layout to ours."""
-    array = array.T if self._is_transposed else array
-    return np.ascontiguousarray(array.reshape(self.here))
-
-  def to_there(self, array: np.ndarray) -> np.ndarray:
-    """Our layout to the reference's."""
-    if self._is_transposed:
-      array = array.reshape(self.there[::-1]).T
-    return np.ascontiguousarray(array)
+  shape: tuple[int, ...]
 
   @property
-  def _is_transposed(self) -> bool:
-    return self.name.endswith(".weight") and len(self.there) == 2
+  def is_transposed(self) -> bool:
+    """Whether it is a linear layer's matrix, `[out, in]` there."""
+    return self.name.endswith(".weight")
 
 
 def names(config: ModelConfig) -> ReferenceNames:
@@ -83,32 +69,25 @@ def layout(config: ModelConfig) -> Iterator[Entry]:
     UserError: for a family that the reference does not have.
   """
   called = names(config)
-  width, vocab = config.width, config.vocab_size
-  weights = ("weights",)
+  width, vocab, weights = config.width, config.vocab_size, ("weights",)
   for name, path in called.latents(config):
-    yield _same(f"inner.{name}_init", ("initial", *path), width)
-  yield _same(TOKENS, (*weights, "embed", "tokens"), vocab, width)
+    yield Entry(f"inner.{name}_init", ("initial", *path), (width,))
+  yield Entry(TOKENS, (*weights, "embed", "tokens"), (vocab, width))
   for head, outputs in (("lm_head", vocab), ("q_head", 2)):
-    yield Entry(
-      f"inner.{head}.weight", (*weights, head, "kernel"),
-      (outputs, width), (width, outputs),
-    )  # fmt: skip
-  yield _same("inner.q_head.bias", (*weights, "q_head", "bias"), 2)
+    path = (*weights, head, "kernel")
+    yield Entry(f"inner.{head}.weight", path, (outputs, width))
+  yield Entry("inner.q_head.bias", (*weights, "q_head", "bias"), (2,))
   if config.puzzle_emb_ndim:
     shape = (config.num_puzzle_ids, config.puzzle_emb_ndim)
-    yield _same(TABLE, ("puzzle_table",), *shape)
+    yield Entry(TABLE, ("puzzle_table",), shape)
   if config.positions == "learned":
     path = (*weights, "embed", "positions")
-    yield _same(POSITIONS, path, config.length, width)
+    yield Entry(POSITIONS, path, (config.length, width))
   layers = config.kind.stacks(config)
   for there, here in called.stacks:
     for i in range(layers[here]):
       path = (*weights, here, f"block_{i}")
       yield from _block(f"inner.{there}.layers.{i}", path, config)
-
-
-def _same(name: str, path: Path, *shape: int) -> Entry:
-  return Entry(name, path, shape, shape)
 
 
 def _block(there: str, here: Path, config: ModelConfig) -> Iterator[Entry]:
@@ -117,27 +96,17 @@ def _block(there: str, here: Path, config: ModelConfig) -> Iterator[Entry]:
     inner = config.token_inner
     yield from _swiglu(f"{there}.mlp_t", mixer, config.length, inner)
   else:
-    heads = (config.heads, width // config.heads)
-    yield Entry(
-      f"{there}.self_attn.qkv_proj.weight", (*mixer, "qkv"),
-      (3 * width, width), (width, 3, *heads),
-    )  # fmt: skip
-    yield Entry(
-      f"{there}.self_attn.o_proj.weight", (*mixer, "out"),
-      (width, width), (*heads, width),
-    )  # fmt: skip
+    attention = f"{there}.self_attn"
+    qkv, out = (*mixer, "qkv"), (*mixer, "out")
+    yield Entry(f"{attention}.qkv_proj.weight", qkv, (3 * width, width))
+    yield Entry(f"{attention}.o_proj.weight", out, (width, width))
   yield from _swiglu(f"{there}.mlp", (*here, "mlp"), width, config.mlp_inner)
 
 
 def _swiglu(name: str, path: Path, width: int, inner: int) -> Iterator[Entry]:
-  yield Entry(
-    f"{name}.gate_up_proj.weight", (*path, "gate_up"),
-    (2 * inner, width), (width, 2, inner),
-  )  # fmt: skip
-  yield Entry(
-    f"{name}.down_proj.weight", (*path, "down"),
-    (width, inner), (inner, width),
-  )  # fmt: skip
+  gate_up, down = (*path, "gate_up"), (*path, "down")
+  yield Entry(f"{name}.gate_up_proj.weight", gate_up, (2 * inner, width))
+  yield Entry(f"{name}.down_proj.weight", down, (width, inner))
 
 
 def mismatch(
@@ -152,7 +121,7 @@ def mismatch(
   Returns:
     The array's name with both shapes, as a sentence; None if all agree.
   """
-  needed = {entry.name: entry.there for entry in layout(config)}
+  needed = {entry.name: entry.shape for entry in layout(config)}
   for name, shape in needed.items():
     if name not in shapes:
       return (
@@ -198,9 +167,9 @@ def params_from_reference(
     network.shapes(config),
   )
   for entry in layout(config):
-    _lookup(params, entry.path)[...] = entry.to_here(
-      np.asarray(arrays[entry.name])
-    )
+    array, here = np.asarray(arrays[entry.name]), _lookup(params, entry.path)
+    array = array.T if entry.is_transposed else array
+    here[...] = array.reshape(here.shape)
   return jax.tree.map(jnp.asarray, params)
 
 
@@ -208,10 +177,13 @@ def params_to_reference(
   params: Params, config: ModelConfig
 ) -> dict[str, np.ndarray]:
   """The reference's arrays, name -> array, from our parameters."""
-  return {
-    entry.name: entry.to_there(np.asarray(_lookup(params, entry.path)))
-    for entry in layout(config)
-  }
+  arrays = {}
+  for entry in layout(config):
+    array = np.asarray(_lookup(params, entry.path))
+    if entry.is_transposed:
+      array = array.reshape(entry.shape[::-1]).T
+    arrays[entry.name] = np.ascontiguousarray(array)
+  return arrays
 
 
 def _lookup(tree: Any, path: Path) -> Any:

@@ -8,7 +8,7 @@ to run, and nothing of this project:
     found = solve(inputs, puzzle_ids, np.int32(16), np.float32(np.inf))
 
   inputs      int32 [b, S]     the questions
-  puzzle_ids  int32 [b]        rows of the puzzle table; 0 if there is but one
+  puzzle_ids  int32 [b]        rows of the puzzle table; 0 if there is only one
   depth       int32 []         supervision steps at most
   threshold   float32 []       how large the halting margin must be to stop
   answers     int32 [b, S]     the likeliest tokens
@@ -169,7 +169,7 @@ def load(path: str | os.PathLike) -> Solver:
   """Reads what `export` wrote.
 
   Args:
-    path: the file; its card lies beside it.
+    path: the file, with its card beside it.
 
   Raises:
     UserError: if a file is missing, damaged, of another format, or too old or
@@ -184,7 +184,7 @@ def load(path: str | os.PathLike) -> Solver:
   except Exception as error:  # jax and flatbuffers raise many kinds
     raise UserError(
       f"{path} was written by jax {facts.get('jax')} and cannot be read by jax "
-      f"{jax.__version__}; export it anew. Cause: {error}"
+      f"{jax.__version__}; export it again. Cause: {error}"
     ) from error
   call = jax.jit(exported.call)
 

@@ -78,8 +78,8 @@ def load_weights(
 
   Raises:
     UserError: if the file is missing, damaged, of another format or version,
-      does not hold exactly the arrays that its config describes, or holds
-      numbers that are not finite: such a model has no answers.
+      does not hold exactly the arrays that its config describes, or other
+      values than were written, or holds numbers that are not finite.
   """
   with opened(path) as file:
     metadata, names = file.metadata() or {}, list(file.keys())
@@ -88,13 +88,7 @@ def load_weights(
     facts = _parse(path, metadata, "facts")
     expected = _expected(path, config, len(names))
     there = {name: _declared(file.get_slice(name)) for name in names}
-    wanted = described(expected)
-    for name in sorted(wanted.keys() | there.keys()):
-      if there.get(name) != wanted.get(name):
-        raise UserError(
-          f"{path}: array {name!r} is {there.get(name, 'missing')}, but its "
-          f"config makes it {wanted.get(name, 'absent')}"
-        )
+    card.check_arrays(path, there, described(expected))
     arrays = {name: file.get_tensor(name) for name in names}
   for name, array in arrays.items():
     check_finite(path, name, array)

@@ -99,11 +99,6 @@ def fit(q: ArrayLike, right: ArrayLike, kind: str) -> Calibration:
       f"calibration of kind {kind!r}: must be one of {', '.join(KINDS)}"
     )
   q, right = _as_logits(q), np.asarray(right)
-  if q.ndim not in (1, 2) or right.shape != q.shape:
-    raise UserError(
-      f"calibration: logits {q.shape} and answers {right.shape}; expected one "
-      "of each a puzzle"
-    )
   if not q.size:
     raise UserError(
       "calibration: there is no puzzle to fit on; give it puzzles with labels"
@@ -267,22 +262,8 @@ def reliability(
     right: bool [N], whether the answers were right.
     bins: K. Equal widths, and not equal counts, keep puzzles of one confidence
       in one bin.
-
-  Raises:
-    UserError: there is no puzzle, or a confidence is not in [0, 1].
   """
-  confidence, right = np.asarray(confidence, np.float64), np.asarray(right)
-  if confidence.ndim != 1 or right.shape != confidence.shape or not right.size:
-    raise UserError(
-      f"reliability: confidences {confidence.shape} and answers {right.shape}; "
-      "expected one of each a puzzle, and 1 puzzle or more"
-    )
-  wrong = ~((confidence >= 0) & (confidence <= 1))
-  if wrong.any():
-    raise UserError(
-      f"reliability: a confidence of {confidence[wrong][0]}; expected "
-      "probabilities, from 0 to 1"
-    )
+  confidence = np.asarray(confidence, np.float64)
   places = np.minimum((confidence * bins).astype(int), bins - 1)
   count = np.bincount(places, minlength=bins)
   hits = np.bincount(places, right, bins)

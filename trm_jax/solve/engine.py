@@ -6,13 +6,15 @@ batch stays full until the queue is empty and the host is never asked. What a
 rollout computes does not depend on what is in other slots: its noise is drawn
 by its puzzle's content, its own number and its step.
 
-`advance` is pure and knows one device; `layout` maps it over many.
+`advance` is pure and knows one device; `layout` maps it over many. Counts are
+arrays [1], so that many devices have one each.
 
   Q  puzzles in the queue        K  rollouts of each (breadth)
   B  slots                       M  marks: depths at which answers are kept
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,39 +33,32 @@ Array = jax.Array | np.ndarray
 _NEVER = jnp.iinfo(jnp.int32).max
 
 
-class Halting(struct.PyTreeNode):
-  """When a rollout halts, as numbers, so that no rule is compiled anew."""
+class Settings(struct.PyTreeNode):
+  """How rollouts run, as numbers, so that nothing is compiled anew for them."""
 
-  depth: jax.Array  # int32 [], supervision steps after which it halts anyway
+  marks: jax.Array  # int32 [M], ascending depths at which answers are kept
+  depth: jax.Array  # int32 [], supervision steps after which all halt
   limits: dict[str, jax.Array]  # of each of `RULES`, arrays []
   first: jax.Array  # bool [], siblings stop when one has halted by a rule
+  initial_noise: jax.Array  # float32 [], standard deviation
+  cycle_noise: jax.Array  # float32 [], likewise
+  key: jax.Array  # typed PRNG key of the noise and the views
 
   @classmethod
-  def of(cls, settings: SolveConfig, depth: int, prune: bool) -> "Halting":
+  def of(
+    cls, settings: SolveConfig, marks: Sequence[int], prune: bool
+  ) -> "Settings":
     """The settings as arrays; without `prune` siblings never stop."""
     return cls(
-      depth=jnp.int32(depth),
+      marks=jnp.asarray(marks, jnp.int32),
+      depth=jnp.int32(marks[-1]),
       limits={
         rule.name: jnp.asarray(settings.limit(rule), rule.dtype)
         for rule in RULES
       },
       first=jnp.asarray(prune and settings.select == "first"),
-    )
-
-
-class Noise(struct.PyTreeNode):
-  """What makes rollouts differ."""
-
-  initial: jax.Array  # float32 [], standard deviation, on initial latents
-  cycle: jax.Array  # float32 [], likewise, before each cycle
-  key: jax.Array  # typed PRNG key
-
-  @classmethod
-  def of(cls, settings: SolveConfig) -> "Noise":
-    """The settings as arrays."""
-    return cls(
-      initial=jnp.float32(settings.initial_noise),
-      cycle=jnp.float32(settings.cycle_noise),
+      initial_noise=jnp.float32(settings.initial_noise),
+      cycle_noise=jnp.float32(settings.cycle_noise),
       key=jax.random.key(settings.seed),
     )
 
@@ -74,7 +69,7 @@ class Queue(struct.PyTreeNode):
   inputs: Array  # uint8 [Q, S]
   rows: Array  # [Q, E], puzzle embeddings
   numbers: Array  # uint32 [Q], what their noise is drawn by
-  count: Array  # int32 [], how many puzzles there are; other rows are empty
+  count: Array  # int32 [1], how many puzzles there are; other rows are empty
 
 
 class Slots(struct.PyTreeNode):
@@ -86,7 +81,7 @@ class Slots(struct.PyTreeNode):
   steps: jax.Array  # int32 [B], supervision steps spent
   answers: jax.Array  # int32 [B, S], the last answers, as seen
   unchanged: jax.Array  # int32 [B], for how many steps they were the same
-  next: jax.Array  # int32 [], the first rollout that still waits
+  next: jax.Array  # int32 [1], the first rollout that still waits
 
 
 class Found(struct.PyTreeNode):
@@ -102,9 +97,9 @@ class Found(struct.PyTreeNode):
   steps: jax.Array  # int32 [Q * K, M]
   halted: jax.Array  # bool [Q * K], by a rule, and not by its depth
   soonest: jax.Array  # int32 [Q], steps of the first rollout halted by a rule
-  finished: jax.Array  # int32 [], rollouts that are over
-  spent: jax.Array  # int32 [], supervision steps of all rollouts
-  passes: jax.Array  # int32 [], supervision steps of the batch
+  finished: jax.Array  # int32 [1], rollouts that are over
+  spent: jax.Array  # int32 [1], supervision steps of all rollouts
+  passes: jax.Array  # int32 [1], supervision steps of the batch
 
 
 class State(struct.PyTreeNode):
@@ -136,7 +131,7 @@ def start(slots: int, puzzles: int, marks: int, plan: Plan) -> State:
       network.init(jax.random.key(0), model).initial, slots, model
     )
   )
-  zero = jnp.int32(0)
+  zero = jnp.zeros(1, jnp.int32)
   none, grid = jnp.zeros(slots, jnp.int32), jnp.zeros((rollouts, marks))
   boards = jnp.zeros((slots, tokens), jnp.int32)
   return State(
@@ -161,9 +156,7 @@ def advance(
   weights: Weights,
   initial: Latents,
   queue: Queue,
-  halting: Halting,
-  noise: Noise,
-  marks: jax.Array,
+  settings: Settings,
   shrink_at: jax.Array,
   state: State,
   plan: Plan,
@@ -174,9 +167,7 @@ def advance(
     weights: `Params.weights`.
     initial: `Params.initial`.
     queue: the puzzles.
-    halting: when rollouts halt.
-    noise: what makes rollouts differ.
-    marks: int32 `[M]`, ascending depths at which answers are kept.
+    settings: how rollouts run.
     shrink_at: int32 [], it returns early when nothing waits and so many slots
       or fewer are busy.
     state: the state before; that after is returned.
@@ -187,21 +178,19 @@ def advance(
     taken, state = carry
     waiting = state.slots.next < queue.count * plan.breadth
     busy = jnp.sum(state.slots.rollout < _idle(queue, plan))
-    return (taken < plan.chunk) & (waiting | (busy > shrink_at))
+    return (taken < plan.chunk) & (waiting[0] | (busy > shrink_at))
 
   def step(carry):
     taken, state = carry
-    slots = refill(state.slots, initial, queue, noise, plan)
-    state = _recurse(
-      weights, queue, halting, noise, marks, state.replace(slots=slots), plan
-    )
+    slots = refill(state.slots, initial, queue, settings, plan)
+    state = _recurse(weights, queue, settings, state.replace(slots=slots), plan)
     return taken + 1, state
 
   return jax.lax.while_loop(is_working, step, (jnp.int32(0), state))[1]
 
 
 def left(queue: Queue, state: State, plan: Plan) -> jax.Array:
-  """Rollouts that are not over, int32 []."""
+  """Rollouts that are not over, int32 [1]."""
   busy = jnp.sum(state.slots.rollout < _idle(queue, plan), dtype=jnp.int32)
   return busy + jnp.asarray(queue.count) * plan.breadth - state.slots.next
 
@@ -210,14 +199,12 @@ def compact(state: State, slots: int) -> State:
   """Moves what is running into fewer slots, which must be enough for it."""
   # Idle slots have the largest number of all.
   order = jnp.argsort(state.slots.rollout)[:slots]
-  moved = jax.tree.map(
-    lambda leaf: leaf[order] if leaf.ndim else leaf, state.slots
-  )
-  return state.replace(slots=moved)
+  moved = jax.tree.map(lambda leaf: leaf[order], state.slots.replace(next=()))
+  return state.replace(slots=moved.replace(next=state.slots.next))
 
 
 def refill(
-  slots: Slots, initial: Latents, queue: Queue, noise: Noise, plan: Plan
+  slots: Slots, initial: Latents, queue: Queue, settings: Settings, plan: Plan
 ) -> Slots:
   """Gives every idle slot the next rollout of the queue, while they last."""
   idle = slots.rollout >= _idle(queue, plan)
@@ -228,13 +215,13 @@ def refill(
     fresh = idle & (offered < queue.count * plan.breadth)
     number = jnp.where(fresh, offered, slots.rollout)
     puzzle = jnp.where(fresh, number // plan.breadth, 0)
-    keys = _keys(noise, queue, puzzle, number, plan)
+    keys = _keys(settings, queue, puzzle, number, plan)
     inputs = jnp.asarray(queue.inputs)[puzzle].astype(jnp.int32)
     inputs = _viewed("apply", keys, inputs, number, plan)
     latents, inputs, steps = select_rows(
       fresh,
       (
-        _initial(initial, number, keys, noise, plan),
+        _initial(initial, number, keys, settings, plan),
         inputs,
         jnp.zeros_like(slots.steps),
       ),
@@ -251,18 +238,18 @@ def refill(
   return jax.lax.cond(jnp.any(idle), take, lambda slots: slots, slots)
 
 
-def _recurse(weights, queue, halting, noise, marks, state, plan) -> State:
+def _recurse(weights, queue, settings, state, plan) -> State:
   """One supervision step of all slots; keeps what is due and frees slots."""
   slots, found = state.slots, state.found
   idle = _idle(queue, plan)
   busy = slots.rollout < idle
   puzzle = jnp.where(busy, slots.rollout // plan.breadth, 0)
-  keys = _keys(noise, queue, puzzle, slots.rollout, plan)
+  keys = _keys(settings, queue, puzzle, slots.rollout, plan)
   perturb = None
   if plan.noisy:
     # Steps count from 0, and 0 was the start's.
     stepped = jax.vmap(jax.random.fold_in)(keys, slots.steps + 1)
-    perturb = _perturbation(stepped, noise.cycle, slots.rollout, plan)
+    perturb = _perturbation(stepped, settings.cycle_noise, slots.rollout, plan)
   rows = jnp.asarray(queue.rows)[puzzle]
   latents, now = rollout.step(
     weights, rows, slots.latents, slots.inputs, plan.model, perturb=perturb
@@ -278,15 +265,16 @@ def _recurse(weights, queue, halting, noise, marks, state, plan) -> State:
   values = Values(margin, now.residual, unchanged, solved)
   by_rule = jnp.zeros_like(busy)
   for rule in RULES:
-    by_rule |= rule.halts(values, halting.limits[rule.name])
+    by_rule |= rule.halts(values, settings.limits[rule.name])
   by_rule &= busy
-  over = busy & (by_rule | (steps >= halting.depth))
+  over = busy & (by_rule | (steps >= settings.depth))
   soonest = found.soonest.at[jnp.where(by_rule, puzzle, _NEVER)].min(
     steps, mode="drop"
   )
   # No sibling can come first any more; one that halts now ties.
-  beaten = busy & halting.first & (soonest[puzzle] <= steps) & ~over
-  at, before = steps[:, None] == marks[None], steps[:, None] < marks[None]
+  beaten = busy & settings.first & (soonest[puzzle] <= steps) & ~over
+  marks = settings.marks[None]
+  at, before = steps[:, None] == marks, steps[:, None] < marks
   due = busy[:, None] & (at | (over[:, None] & before))  # [B, M]
   original = _viewed("undo", keys, answers, slots.rollout, plan)
 
@@ -325,17 +313,19 @@ def _idle(queue: Queue, plan: Plan) -> int:
   return queue.inputs.shape[0] * plan.breadth
 
 
-def _keys(noise: Noise, queue: Queue, puzzle, number, plan: Plan) -> Any:
+def _keys(settings: Settings, queue: Queue, puzzle, number, plan: Plan) -> Any:
   """A key a slot, by its puzzle's content and its rollout; typed keys `[B]`."""
 
   def key(content, sibling):
-    return jax.random.fold_in(jax.random.fold_in(noise.key, content), sibling)
+    return jax.random.fold_in(
+      jax.random.fold_in(settings.key, content), sibling
+    )
 
   contents = jnp.asarray(queue.numbers)[puzzle]
   return jax.vmap(key)(contents, number % plan.breadth)
 
 
-def _initial(initial, number, keys, noise, plan) -> Latents:
+def _initial(initial, number, keys, settings, plan) -> Latents:
   """Where rollouts start: the first of each puzzle as evaluation does."""
   model = plan.model
   plain = recursion.evaluation_latents(initial, number.shape[0], model)
@@ -348,7 +338,7 @@ def _initial(initial, number, keys, noise, plan) -> Latents:
     )(starts)
     drawn = jax.tree.map(lambda leaf: leaf[:, 0], drawn)
     plain = select_rows(number % plan.breadth == 0, plain, drawn)
-  perturb = _perturbation(starts, noise.initial, number, plan)
+  perturb = _perturbation(starts, settings.initial_noise, number, plan)
   return perturb(plain, jnp.int32(0))
 
 

@@ -182,7 +182,7 @@ def evaluate(
   return [
     {"depth": k + 1, "puzzles": done}
     | _accuracies({name: float(values[k]) for name, values in sums.items()})
-    | _passes((ballots or {}).get(k + 1), pairs)
+    | passes((ballots or {}).get(k + 1), pairs)
     | {"flops_per_puzzle": float(flops.inference(model, k + 1))}
     | facts
     for k in range(depth)
@@ -212,7 +212,7 @@ def new_ballots(depths: Iterable[int]) -> dict[int, vote.Ballot]:
 
 
 def _cast(ballots: Mapping[int, vote.Ballot], votes: Votes, questions):
-  """Adds the votes of a batch; its filling rows are cut off."""
+  """Adds the votes of a batch, without those of its filling rows."""
   size = len(questions)
   keys = vote.as_keys(np.asarray(votes.fingerprints))[:, :size]
   q = vote.confidences(np.asarray(votes.q_halt))[:, :size]
@@ -286,9 +286,7 @@ def standard_error(mean: float, count: float) -> float:
   return math.sqrt(mean * (1 - mean) / max(count, 1))
 
 
-def _passes(ballot: vote.Ballot | None, pairs: list[vote.Pair]) -> Record:
-  """Scores of the vote: `pass@k` for each k."""
-  if ballot is None:
-    return {}
-  scores = vote.pass_at_k(ballot, pairs)
+def passes(ballot: vote.Ballot | None, pairs: list[vote.Pair]) -> Record:
+  """Scores of a vote: `pass@k` for each k; none without a ballot."""
+  scores = {} if ballot is None else vote.pass_at_k(ballot, pairs)
   return {f"pass@{k}": fraction for k, fraction in scores.items()}

@@ -103,8 +103,8 @@ def load_held_out(
   Args:
     folder: the run.
     source: what to test on instead of its own test split.
-    split: "test", or "train".
-    puzzles: how many; 0 for all, None for as many as in training.
+    split: as in `load_test`.
+    puzzles: as in `load_test`; None for as many as in training.
     copies: as in `load_test`.
     unseen: what of puzzles without an embedding, see `datasets.match_ids`.
     skip_bad_rows: whether bad rows of csv files are left out.

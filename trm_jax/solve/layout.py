@@ -1,7 +1,7 @@
 """The engine over many devices: each has slots and a queue of its own.
 
 No device waits for another, and nothing moves between them but the count of
-what is done. Scalars of a device are arrays `[1]` outside of it.
+what is done.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from trm_jax.run import sharding
 from trm_jax.solve import engine
-from trm_jax.solve.engine import Plan, State
+from trm_jax.solve.engine import Plan
 
 
 def shared(mesh: Mesh) -> NamedSharding:
@@ -41,40 +41,32 @@ def programs(
     rollouts that are over, and those that are not on the slowest device.
   """
 
-  def start() -> State:
-    return _boxed(engine.start(slots, capacity, marks, plan))
-
-  def advance(weights, initial, queue, halting, noise, marks, shrink_at, state):
-    queue = queue.replace(count=queue.count[0])
+  def advance(weights, initial, queue, settings, shrink_at, state):
     state = engine.advance(
-      weights, initial, queue, halting, noise, marks, shrink_at,
-      _unboxed(state), plan,
-    )  # fmt: skip
-    return _boxed(state), engine.left(queue, state, plan)[None]
-
-  own, same = P("device"), P()
-  mapped = jax.shard_map(
-    advance,
-    mesh=mesh,
-    in_specs=(same, same, own, same, same, same, same, own),
-    out_specs=(own, own),
-    check_vma=False,
-  )
+      weights, initial, queue, settings, shrink_at, state, plan
+    )
+    return state, engine.left(queue, state, plan)
 
   def go_on(*arguments):
     state, left = mapped(*arguments)
     return state, (jnp.sum(state.found.finished), jnp.max(left))
 
-  placed = shared(mesh)
+  own, same = P("device"), P()
+  mapped = jax.shard_map(
+    advance, mesh=mesh, in_specs=(same, same, own, same, same, own),
+    out_specs=(own, own), check_vma=False,
+  )  # fmt: skip
   begin = jax.shard_map(
-    start, mesh=mesh, in_specs=(), out_specs=own, check_vma=False
-  )
+    functools.partial(engine.start, slots, capacity, marks, plan),
+    mesh=mesh, in_specs=(), out_specs=own, check_vma=False,
+  )  # fmt: skip
+  placed = shared(mesh)
   return (
     jax.jit(begin, out_shardings=placed),
     jax.jit(
       go_on,
       out_shardings=(placed, sharding.replicated(mesh)),
-      donate_argnums=7,
+      donate_argnums=5,
     ),
   )
 
@@ -84,20 +76,7 @@ def compactor(mesh: Mesh, slots: int) -> Callable:
   """Compiles `engine.compact` to so many slots of each device."""
   own = P("device")
   mapped = jax.shard_map(
-    lambda state: _boxed(engine.compact(_unboxed(state), slots)),
+    functools.partial(engine.compact, slots=slots),
     mesh=mesh, in_specs=own, out_specs=own, check_vma=False,
   )  # fmt: skip
   return jax.jit(mapped, out_shardings=shared(mesh))
-
-
-def _boxed(state: State) -> State:
-  return jax.tree.map(lambda x: x[None] if x.ndim == 0 else x, state)
-
-
-def _unboxed(state: State) -> State:
-  slots, found = state.slots, state.found
-  scalars = ("finished", "spent", "passes")
-  return State(
-    slots.replace(next=slots.next[0]),
-    found.replace(**{name: getattr(found, name)[0] for name in scalars}),
-  )

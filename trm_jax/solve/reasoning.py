@@ -16,38 +16,27 @@ _MOST = 2**16  # of steps and rollouts
 
 @dataclasses.dataclass(frozen=True)
 class ReasonConfig:
-  """How a processor reasons.
+  """How a processor reasons; see also `SolveConfig`.
 
-  Attributes:
-    max_recursion_depth: supervision steps that a puzzle may take.
-    confidence_threshold: early stopping halts when the answer is right with
-      this probability; calibrated, where the model has been.
-    early_stopping: whether to halt early, by confidence or, where the task has
-      rules, when the answer is a solution.
-    verbose_reasoning: whether results tell the answer after each step.
-    breadth: rollouts of each puzzle, see `SolveConfig`.
-    alternatives_breadth: rollouts where several solutions are allowed, if more.
-    cycle_noise: deviation of the noise that makes rollouts differ.
-    views: whether rollouts see the puzzle under random symmetries.
-    select: how the answer is chosen, see `SolveConfig`.
-    puzzle_id: what of ARC tasks that the model was not trained on: "error",
-      "blank" (no embedding) or "mean" (of all embeddings).
-    batch_size: rollouts at once, over all devices.
-    seed: of noise and views.
+  Early stopping halts a puzzle when its answer is right with the probability
+  `confidence_threshold` (calibrated, where the model has been), or when it is
+  a solution by the task's rules.
   """
 
-  max_recursion_depth: int = 16
+  max_recursion_depth: int = 16  # supervision steps of a puzzle at most
   confidence_threshold: float = 0.8
   early_stopping: bool = True
-  verbose_reasoning: bool = False
-  breadth: int = 1
-  alternatives_breadth: int = 16
+  verbose_reasoning: bool = False  # whether results have a history
+  breadth: int = 1  # rollouts of each puzzle
+  alternatives_breadth: int = 16  # where several solutions are allowed, if more
   cycle_noise: float = SolveConfig.cycle_noise
   views: bool = False
   select: str = "q"
+  # Of ARC tasks that were not trained on: "error", "blank" (no embedding) or
+  # "mean" (of all embeddings).
   puzzle_id: str = "error"
-  batch_size: int = 256
-  seed: int = 0
+  batch_size: int = 256  # rollouts at once, over all devices
+  seed: int = 0  # of noise and views
 
   def __post_init__(self):
     for name in ("max_recursion_depth", "breadth", "alternatives_breadth",
@@ -91,35 +80,23 @@ class Step:
 class Reasoning:
   """The answer to a puzzle, and how it was found.
 
-  Attributes:
-    name: what the puzzle is called.
-    answer: in the task's form: a text of a character a cell, and in ARC a
-      list of rows of colours.
-    confidence: the probability that the answer is right, as the model sees
-      it; calibrated, where the model has been.
-    steps: supervision steps behind the answer.
-    checked: whether it solves the puzzle by the rules; None without rules.
-    alternatives: the answers of all rollouts, the most frequent first; empty
-      unless several solutions were allowed.
-    reasoning_history: the answer after each step; empty unless verbose.
-    flops: spent on the puzzle, over all rollouts but those that were stopped
-      because a sibling was first.
-    question: uint8 `[S]`, its tokens.
-    tokens: uint8 `[S]`, the answer's.
-    history: uint8 `[D, S]`, the tokens after each step, if verbose.
+  Answers are in the task's form: a text of a character a cell, and in ARC a
+  list of rows of colours.
   """
 
   name: str
   answer: Any
-  confidence: float
-  steps: int
-  checked: bool | None
+  confidence: float  # that the answer is right; calibrated, where possible
+  steps: int  # supervision steps behind the answer
+  checked: bool | None  # whether it solves the puzzle; None without rules
+  # The answers of all rollouts, the most frequent first, if several solutions
+  # were allowed.
   alternatives: tuple[Alternative, ...]
-  reasoning_history: tuple[Step, ...]
-  flops: float
-  question: np.ndarray
-  tokens: np.ndarray
-  history: np.ndarray
+  reasoning_history: tuple[Step, ...]  # if verbose
+  flops: float  # over all rollouts but those that a sibling stopped
+  question: np.ndarray  # uint8 [S], its tokens
+  tokens: np.ndarray  # uint8 [S], the answer's
+  history: np.ndarray  # uint8 [D, S], after each step, if verbose
 
 
 def read_config(config: Mapping[str, Any] | None) -> ReasonConfig:

@@ -15,7 +15,7 @@ import numpy as np
 from trm_jax.data.task import Split, Task, judge
 from trm_jax.solve import vote
 from trm_jax.solve.choose import Answers
-from trm_jax.solve.evaluate import standard_error
+from trm_jax.solve.evaluate import passes, standard_error
 from trm_jax.solve.rules import RULES, SolveConfig, Values
 from trm_jax.solve.solver import Rollouts
 
@@ -94,15 +94,10 @@ def vote_grid(
         )
         q = vote.confidences(rollouts.q_halt[:, k, mark])
         ballot.add(questions, keys, q, originals)
-      passes = vote.pass_at_k(ballot, pairs)
-      records.append(
-        _record(
-          rollouts,
-          (depth, breadth, "vote"),
-          rollouts.steps[:, :breadth, mark],
-          {f"pass@{k}": value for k, value in passes.items()},
-        )
-      )
+      where = depth, breadth, "vote"
+      steps = rollouts.steps[:, :breadth, mark]
+      scores = passes(ballot, pairs)
+      records.append(_record(rollouts, where, steps, scores))
   return records, ballot
 
 
@@ -131,20 +126,14 @@ def throughput(rollouts: Rollouts) -> Record:
   }
 
 
-def halting_steps(
-  rollouts: Rollouts,
-  settings: SolveConfig,
-  solved: np.ndarray | None = None,
-) -> np.ndarray:
-  """When rollouts at fixed depth would have halted under some rules.
+def halting_values(
+  rollouts: Rollouts, solved: np.ndarray | None = None
+) -> Values:
+  """What halting rules look at after each step, `[N, K, M]`.
 
   Args:
-    rollouts: with every depth from 1 among their marks.
-    settings: the rules.
+    rollouts: at fixed depth, with every depth from 1 among their marks.
     solved: bool `[N, K, M]`, whether answers are solutions; for "solved".
-
-  Returns:
-    Supervision steps, int64 `[N, K]`.
   """
   depth = len(rollouts.marks)
   if rollouts.marks != tuple(range(1, depth + 1)):
@@ -154,13 +143,17 @@ def halting_steps(
   for k in range(1, depth):
     same = (answers[:, :, k] == answers[:, :, k - 1]).all(-1)
     unchanged[:, :, k] = (unchanged[:, :, k - 1] + 1) * same
-  values = Values(
+  return Values(
     margin=rollouts.q_halt,
     residual=rollouts.residual,
     unchanged=unchanged,
     solved=np.zeros(shape, bool) if solved is None else solved,
   )
-  stops = np.zeros(shape, bool)
+
+
+def halting_steps(values: Values, settings: SolveConfig) -> np.ndarray:
+  """When rollouts would have halted by the rules, in steps, int64 `[N, K]`."""
+  stops = np.zeros(values.margin.shape, bool)
   stops[:, :, -1] = True
   for rule in RULES:
     limit = np.dtype(rule.dtype).type(settings.limit(rule))
@@ -192,6 +185,7 @@ def replay(
   checked = None
   if task.is_solution:
     checked = judge(inputs, rollouts.answers, task)
+  values = halting_values(rollouts, checked)
   fixed = SolveConfig(depth=depth)
   settings = [fixed] + [
     dataclasses.replace(
@@ -203,7 +197,7 @@ def replay(
   ]
   rows, records = np.arange(len(inputs)), []
   for one in settings:
-    steps = halting_steps(rollouts, one, checked)[:, 0]
+    steps = halting_steps(values, one)[:, 0]
     then = right[rows, 0, steps - 1][labels.any(-1)]
     records.append(halting_record(one, then, steps, rollouts.flops_per_step))
   return records

@@ -18,7 +18,7 @@ from trm_jax.data.task import Task
 from trm_jax.errors import UserError
 from trm_jax.run import sharding
 from trm_jax.solve import layout, vote
-from trm_jax.solve.engine import Found, Halting, Noise, Plan, Queue
+from trm_jax.solve.engine import Found, Plan, Queue, Settings
 from trm_jax.solve.rules import SolveConfig
 
 # Bytes that a device holds of one round of puzzles and their answers.
@@ -192,12 +192,7 @@ class Solver:
       jax.eval_shape(begin),
     )
     numbers = jax.eval_shape(
-      lambda: (
-        Halting.of(settings, 1, True),
-        Noise.of(settings),
-        jnp.asarray(marks, jnp.int32),
-        jnp.int32(0),
-      )
+      lambda: (Settings.of(settings, marks, True), jnp.int32(0))
     )
     return go_on.lower(self._weights, self._initial, queue, *numbers, state)
 
@@ -301,15 +296,12 @@ class Solver:
     shape = capacity, len(marks)
     begin, go_on = layout.programs(self._mesh, plan, slots, *shape)
     state = begin()
-    halting = Halting.of(settings, marks[-1], prune)
-    noise = Noise.of(settings)
-    kept_at = jnp.asarray(marks, jnp.int32)
+    numbers = Settings.of(settings, marks, prune)
     before = None
     while True:
       smaller = slots // _SHRINK if slots >= _SHRINK * _SMALLEST else 0
       state, now = go_on(
-        self._weights, self._initial, queue, halting, noise, kept_at,
-        jnp.int32(smaller), state,
+        self._weights, self._initial, queue, numbers, jnp.int32(smaller), state
       )  # fmt: skip
       # The device has its next work before the host looks at the last.
       if before is not None:
@@ -327,7 +319,7 @@ class Solver:
           break
       before = now
       if time.perf_counter() > deadline:
-        halting = halting.replace(depth=jnp.int32(1))
+        numbers = numbers.replace(depth=jnp.int32(1))
     return jax.device_get(layout.whole(self._mesh)(state.found)), places
 
   def _plan(self, settings: SolveConfig) -> Plan:

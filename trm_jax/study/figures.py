@@ -1,18 +1,13 @@
-"""Pictures of a study: exact accuracy against depth and compute.
+"""Figures of a study: exact accuracy against depth and compute.
 
-A family has one colour, one marker and one line style in every picture. Its
-settings differ by the width of the line and the filling of the marker: the
-more weights, the thicker and fuller. Cells that diverged are in no picture.
-
-Every picture is a function of the cells, the test depths and the PNG to write,
-and raises `UserError` if that cannot be written; see `PICTURES`.
+Every figure is a function of the trials and the test depths, see `FIGURES`.
+Trials that diverged are in none.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -21,91 +16,83 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import (
-  PercentFormatter,
-  ScalarFormatter,
-)
+from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
 from trm_jax.core.family import FAMILIES
-from trm_jax.draw import pictures
-from trm_jax.study import names, power_law, statistics
-from trm_jax.study.looks import RESOLUTION, Look, find_looks
+from trm_jax.study import power_law, statistics
 from trm_jax.study.power_law import Fit
-from trm_jax.study.results import Cell
-from trm_jax.study.statistics import Halting, Point
+from trm_jax.study.results import Trial
+from trm_jax.study.statistics import Halting, Point, by_setting, families
+from trm_jax.study.style import SettingStyle, setting_styles
 
 _INFERENCE = "inference FLOPs per puzzle"
 _TRAINING = "training FLOPs"
 _GREY = "#555555"
+_SMALL = 7.5  # points, of numbers within axes
+
+_Styles = Mapping[str, SettingStyle]
 
 
-# What a legend says besides the families.
-_SEED = Line2D([], [], color=_GREY, lw=0.6, alpha=0.7, label="one seed")
-_BAR = Line2D([], [], color=_GREY, marker="|", ms=9, lw=0, label="95% interval")
+def _key(label: str, **style) -> Line2D:
+  return Line2D([], [], color=_GREY, label=label, **style)
+
+
+# What a legend says besides the settings.
+_SEED = _key("one seed", lw=0.6, alpha=0.7)
+_BAR = _key("95% interval", marker="|", ms=9, lw=0)
 _BAND = Patch(color=_GREY, alpha=0.2, lw=0, label="95% interval")
 _FIT = Patch(color=_GREY, alpha=0.2, lw=0, label="fit of the best, 95%")
-_FRONT = Line2D([], [], color=_GREY, lw=1.2, label="Pareto front")
-_BEATEN = Line2D(
-  [], [], color=_GREY, alpha=0.3, marker="o", ms=4, lw=0, label="beaten"
-)
-_HALTED = Line2D(
-  [], [], color=_GREY, marker="o", ms=6, lw=2, label="halting by q"
-)
-_FIXED = Line2D(
-  [], [], color=_GREY, marker="o", ms=3, lw=0.7, alpha=0.6, label="fixed depth"
-)
-_NOTE = Line2D([], [], lw=0, label="number: depth    none: not as cheap")
+_FRONT = _key("Pareto front", lw=1.2)
+_BEATEN = _key("beaten", alpha=0.3, marker="o", ms=4, lw=0)
+_HALTED = _key("halting by q", marker="o", ms=6, lw=2)
+_FIXED = _key("fixed depth", marker="o", ms=3, lw=0.7, alpha=0.6)
+_DEPTH = _key("number: test depth", lw=0)
+_NONE = _key("none: not as cheap", lw=0)
 
 
-def accuracy_by_depth(
-  cells: Sequence[Cell], depths: Iterable[int], path: pathlib.Path
-):
+def accuracy_by_depth(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
   """Draws exact accuracy against test depth, seed by seed and in the mean."""
-  points = statistics.depth_points(cells, depths)
-  looks = find_looks(cells)
-  figure = _figure(9, max(4.8, 1.5 + 0.2 * len(_by_setting(points))))
-  axes = figure.subplots()
-  _draw_depths(axes, points, looks, with_seeds=True)
+  points = statistics.depth_points(trials, depths)
+  styles = setting_styles(trials)
+  figure = _figure(9, 4.8)
+  _draw_depths(figure.subplots(), points, styles, with_seeds=True)
   seed = _SEED if _has_seeds(points) else None
-  _add_legend(figure, points, seed, _BAND)
-  names.write_beside(figure, axes, points, looks)
-  pictures.save_png(figure, path)
+  _add_legend(figure, points, styles, seed, _BAND)
+  return figure
 
 
 def accuracy_by_inference_flops(
-  cells: Sequence[Cell], depths: Iterable[int], path: pathlib.Path
-):
+  trials: Sequence[Trial], depths: Iterable[int]
+) -> Figure:
   """Draws exact accuracy against inference FLOPs, with a fit a family."""
-  points = statistics.inference_points(cells, depths)
-  _draw_flops_alone(cells, points, _INFERENCE, path)
+  points = statistics.inference_points(trials, depths)
+  return _accuracy_by_flops(trials, points, _INFERENCE)
 
 
 def accuracy_by_training_flops(
-  cells: Sequence[Cell], depths: Iterable[int], path: pathlib.Path
-):
+  trials: Sequence[Trial], depths: Iterable[int]
+) -> Figure:
   """Draws exact accuracy against training FLOPs, with a fit a family.
 
-  The test depths do not matter here: the points are the evaluations made
-  during training, at the depth of those.
+  The points are the evaluations during training, at the depth of those.
   """
   del depths
-  points = statistics.training_points(cells)
-  _draw_flops_alone(cells, points, _TRAINING, path)
+  points = statistics.training_points(trials)
+  return _accuracy_by_flops(trials, points, _TRAINING)
 
 
-def pareto(cells: Sequence[Cell], depths: Iterable[int], path: pathlib.Path):
+def pareto(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
   """Draws what nothing cheaper beats, at inference and in training."""
-  looks = find_looks(cells)
-  panels = _panels(cells, depths)
-  figure = _figure(12, 5.4)
+  styles = setting_styles(trials)
+  panels = _panels(trials, depths)
+  figure = _figure(13.5, 5)
   both = figure.subplots(1, 2, sharey=True)
-  labels = {}
   for axes, (name, points) in zip(both, panels.items(), strict=True):
     front = statistics.pareto_front(points)
-    for setting, row in _by_setting(points).items():
-      _draw_points(axes, row, looks[setting], alpha=0.3, size=4)
-    for setting, row in _by_setting(front).items():
-      _draw_points(axes, row, looks[setting], size=8)
+    for setting, row in by_setting(points).items():
+      _draw_points(axes, row, styles[setting], alpha=0.3, size=4)
+    for setting, row in by_setting(front).items():
+      _draw_points(axes, row, styles[setting], size=8)
     if front:
       # What a budget buys stays the same until the next can be paid.
       x = [each.x for each in front] + [max(each.x for each in points)]
@@ -113,33 +100,32 @@ def pareto(cells: Sequence[Cell], depths: Iterable[int], path: pathlib.Path):
       axes.plot(
         np.repeat(x, 2)[1:-1], np.repeat(y, 2), color=_GREY, lw=1.2, zorder=1
       )
+    if name == _INFERENCE:  # in training all are of one depth
+      for point in front:
+        _write(axes, point.x, point.mean, point, (7, -10), ha="left")
     _finish_flops(axes, name, points)
-    labels[axes] = names.front_labels(front, looks)
   every = [*itertools.chain(*panels.values())]
   _set_accuracy(both[0], every)
   both[1].set_ylabel("")
-  _add_legend(figure, every, _FRONT, _BEATEN)
-  names.place_labels(figure, labels)
-  pictures.save_png(figure, path)
+  _add_legend(figure, every, styles, _FRONT, _BEATEN, _DEPTH, lines=False)
+  return figure
 
 
-def equal_flops(
-  cells: Sequence[Cell], depths: Iterable[int], path: pathlib.Path
-):
+def equal_flops(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
   """Draws the best of each family within the same budgets of FLOPs."""
-  looks = find_looks(cells)
-  panels = _panels(cells, depths)
-  figure = _figure(9, 7.6)
+  styles = setting_styles(trials)
+  panels = _panels(trials, depths)
+  figure = _figure(10, 7.2)
   both = figure.subplots(2, 1)
   for axes, (name, points) in zip(both, panels.items(), strict=True):
     budgets = statistics.at_equal_flops(points)
-    families = _families(points)
+    present = families(points)
     recursive = {point.family for point in points if point.depth > 1}
     for place, best in enumerate(budgets.values()):
-      for k, family in enumerate(families):
-        x = place + 0.8 * ((k + 0.5) / len(families) - 0.5)
+      for k, family in enumerate(present):
+        x = place + 0.8 * ((k + 0.5) / len(present) - 0.5)
         with_depth = name == _INFERENCE and family in recursive
-        _draw_best(axes, x, best[family], family, looks, with_depth)
+        _draw_best(axes, x, best[family], family, styles, with_depth)
     axes.set_xticks(range(len(budgets)), [as_flops(each) for each in budgets])
     axes.tick_params(axis="x", length=0)
     for edge in range(1, len(budgets)):
@@ -150,36 +136,36 @@ def equal_flops(
     _say_if_empty(axes, points)
   every = [*itertools.chain(*panels.values())]
   for axes in both:
-    _set_accuracy(axes, every, room=0.05)
-  _add_legend(figure, every, _BAR, _NOTE, lines=False)
-  pictures.save_png(figure, path)
+    _set_accuracy(axes, every, margin=0.05)
+  _add_legend(figure, every, styles, _BAR, _DEPTH, _NONE, lines=False)
+  return figure
 
 
-def halting(cells: Sequence[Cell], depths: Iterable[int], path: pathlib.Path):
+def halting(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
   """Draws how many steps puzzles use, and what halting costs and saves."""
-  looks = find_looks(cells)
-  halted = [each for each in statistics.halting(cells) if each.shares]
-  figure = _figure(12, 5)
+  styles = setting_styles(trials)
+  halted = statistics.halting(trials)
+  figure = _figure(13.5, 4.8)
   left, right = figure.subplots(1, 2)
-  most = max((len(each.shares) for each in halted), default=1)
+  most = max((len(each.fractions) for each in halted), default=1)
   ticks = sorted(depth for depth in set(depths) if depth <= most)
   for each in halted:
-    look = looks[each.setting]
-    steps = np.arange(1, len(each.shares) + 1)
+    style = styles[each.setting]
+    steps = np.arange(1, len(each.fractions) + 1)
     chosen = [depth - 1 for depth in ticks if depth <= len(steps)]
-    _draw_line(left, steps, each.shares, look, ms=4)
-    _draw_line(
-      right, each.mean_steps, each.accuracy, look, markevery=chosen, ms=6
+    left.plot(steps, each.fractions, **style.of_line, ms=4)
+    right.plot(
+      each.mean_steps, each.accuracy, **style.of_line, markevery=chosen, ms=6
     )
     right.fill_between(
-      each.mean_steps, each.low, each.high, color=look.colour, alpha=0.13, lw=0
+      each.mean_steps, each.low, each.high, color=style.colour, alpha=0.13, lw=0
     )
     right.plot(
-      steps[chosen], np.array(each.fixed_accuracy)[chosen], color=look.colour,
-      marker=look.marker, ms=3, lw=0.7, alpha=0.6,
+      steps[chosen], np.array(each.fixed_accuracy)[chosen], color=style.colour,
+      marker=style.marker, ms=3, lw=0.7, alpha=0.6,
     )  # fmt: skip
   _finish_depth(left, ticks, "steps used by a puzzle")
-  left.set_ylabel("share of puzzles")
+  left.set_ylabel("fraction of puzzles")
   left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
   left.set_ylim(bottom=0)
   _finish_depth(right, ticks, "mean steps per puzzle")
@@ -188,46 +174,31 @@ def halting(cells: Sequence[Cell], depths: Iterable[int], path: pathlib.Path):
   right.set_ylim(top=max(right.get_ylim()[1], 1.03 * most_right))
   for axes in (left, right):
     _say_if_empty(axes, halted, "no model here halts by itself")
-  _add_legend(figure, halted, _HALTED, _FIXED)
-  tops = {
-    each.setting: (int(np.argmax(each.shares)) + 1, max(each.shares))
-    for each in halted
-  }
-  ends = {
-    each.setting: (each.mean_steps[-1], each.accuracy[-1]) for each in halted
-  }
-  names.place_labels(
-    figure,
-    {
-      left: names.setting_labels(tops, looks),
-      right: names.setting_labels(ends, looks),
-    },
-  )
-  pictures.save_png(figure, path)
+  _add_legend(figure, halted, styles, _HALTED, _FIXED)
+  return figure
 
 
-def overview(cells: Sequence[Cell], depths: Iterable[int], path: pathlib.Path):
+def overview(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
   """Draws depth, inference FLOPs and training FLOPs side by side."""
-  looks = find_looks(cells)
-  by_depth = statistics.depth_points(cells, depths)
-  panels = _panels(cells, depths)
-  figure = _figure(13.5, 4.6)
+  styles = setting_styles(trials)
+  by_depth = statistics.depth_points(trials, depths)
+  panels = _panels(trials, depths)
+  figure = _figure(16, 4.6)
   first, *others = figure.subplots(1, 3, sharey=True)
-  _draw_depths(first, by_depth, looks, with_seeds=False)
+  _draw_depths(first, by_depth, styles, with_seeds=False)
   found = []
   for axes, (name, points) in zip(others, panels.items(), strict=True):
-    found += _draw_flops(axes, points, looks, with_seeds=False)
-    _finish_flops(axes, name, points)
+    found += _draw_flops(axes, name, points, styles, with_seeds=False)
   every = [*by_depth, *itertools.chain(*panels.values())]
   _set_accuracy(first, every)
   for axes in others:
     axes.set_ylabel("")
-  _add_legend(figure, every, _BAR, _FIT if found else None)
-  pictures.save_png(figure, path)
+  _add_legend(figure, every, styles, _BAR, _FIT if found else None)
+  return figure
 
 
-# What a study draws, by the names that `page` knows.
-PICTURES = {
+# What a study draws, by the names of the files.
+FIGURES = {
   "overview": overview,
   "depth": accuracy_by_depth,
   "inference": accuracy_by_inference_flops,
@@ -239,22 +210,18 @@ PICTURES = {
 
 
 def fits(points: Iterable[Point]) -> dict[str, Fit | str]:
-  """Family -> its fit, or why there is none.
-
-  A fit takes a second, and several pictures and the page show the same one:
-  those made are kept.
-  """
+  """Family -> its fit, or why there is none."""
   every = tuple(points)
-  return {family: _fit(every, family) for family in _families(every)}
+  return {family: _fit(every, family) for family in families(every)}
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)  # a fit takes a second and is shown often
 def _fit(points: tuple[Point, ...], family: str) -> Fit | str:
   return power_law.fit_family(points, family)
 
 
 def as_flops(count: float) -> str:
-  """A number of FLOPs as one reads it: three digits, as in "66.2 MFLOP"."""
+  """A number of FLOPs in three digits, as in "66.2 MFLOP"."""
   prefixes = {18: "E", 15: "P", 12: "T", 9: "G", 6: "M", 3: "k"}
   rounded = float(f"{count:.3g}")
   for exponent, prefix in prefixes.items():
@@ -263,30 +230,17 @@ def as_flops(count: float) -> str:
   return f"{rounded:g} FLOP"
 
 
-def _by_setting(points: Iterable[Point]) -> dict[str, list[Point]]:
-  """The points of each setting from left to right."""
-  rows: dict[str, list[Point]] = {}
-  for point in sorted(points, key=lambda point: point.x):
-    rows.setdefault(point.setting, []).append(point)
-  return rows
-
-
 def _has_seeds(points: Iterable[Point]) -> bool:
   return any(point.seeds > 1 for point in points)
 
 
-def _families(points: Iterable[Point | Halting]) -> list[str]:
-  present = {point.family for point in points}
-  return [family for family in FAMILIES if family in present]
-
-
 def _panels(
-  cells: Sequence[Cell], depths: Iterable[int]
+  trials: Sequence[Trial], depths: Iterable[int]
 ) -> dict[str, list[Point]]:
-  """Name of an axis of FLOPs -> what stands over it."""
+  """Label of an axis of FLOPs -> its points."""
   return {
-    _INFERENCE: statistics.inference_points(cells, depths),
-    _TRAINING: statistics.training_points(cells),
+    _INFERENCE: statistics.inference_points(trials, depths),
+    _TRAINING: statistics.training_points(trials),
   }
 
 
@@ -294,84 +248,75 @@ def _panels(
 
 
 def _figure(width: float, height: float) -> Figure:
-  return Figure((width, height), dpi=RESOLUTION, layout="constrained")
-
-
-def _draw_line(axes: Axes, x, y, look: Look, **style):
-  axes.plot(
-    x, y, color=look.colour, ls=look.line, lw=look.width, marker=look.marker,
-    mfc=look.face, mec=look.colour, **style,
-  )  # fmt: skip
+  return Figure((width, height), dpi=150, layout="constrained")
 
 
 def _draw_points(
-  axes: Axes, points: Sequence[Point], look: Look, alpha=1.0, size=6.0
+  axes: Axes, points: Sequence[Point], style: SettingStyle, alpha=1.0, size=6.0
 ):
-  """Draws means with their intervals; the interval only if not faint."""
-  x, mean = [each.x for each in points], np.array([p.mean for p in points])
-  low, high = (
-    np.array([getattr(p, n) for p in points]) for n in ("low", "high")
-  )
-  bars = np.maximum([mean - low, high - mean], 0)
+  """Draws means, and their intervals unless they are faint."""
+  mean = np.array([point.mean for point in points])
+  below = mean - [point.low for point in points]
+  above = [point.high for point in points] - mean
   axes.errorbar(
-    x, mean, yerr=bars if alpha == 1 else None, fmt=look.marker, ms=size,
-    color=look.colour, mfc=look.face, mec=look.colour, alpha=alpha,
-    elinewidth=0.9, capsize=2, zorder=3,
+    [point.x for point in points], mean,
+    yerr=np.maximum([below, above], 0) if alpha == 1 else None,
+    **style.of_marker, ms=size, alpha=alpha, elinewidth=0.9, capsize=2,
+    zorder=3,
   )  # fmt: skip
 
 
-def _draw_seeds(axes: Axes, row: Sequence[Point], look: Look):
+def _draw_seeds(axes: Axes, row: Sequence[Point], style: SettingStyle):
   """Draws the curve of each seed; dots where they do not make curves."""
   x = [point.x for point in row]
   if len(row) > 1 and len({point.seeds for point in row}) == 1:
     for curve in zip(*(point.values for point in row), strict=True):
-      axes.plot(x, curve, color=look.colour, lw=0.6, alpha=0.5)
+      axes.plot(x, curve, color=style.colour, lw=0.6, alpha=0.5)
   else:
     axes.plot(
       np.repeat(x, [point.seeds for point in row]),
       list(itertools.chain(*(point.values for point in row))),
-      color=look.colour, marker=".", ms=4, mew=0, lw=0, alpha=0.5,
+      color=style.colour, marker=".", ms=4, mew=0, lw=0, alpha=0.5,
     )  # fmt: skip
 
 
 def _draw_depths(
-  axes: Axes, points: Sequence[Point], looks: Mapping[str, Look],
-  with_seeds: bool,
-):  # fmt: skip
+  axes: Axes, points: Sequence[Point], styles: _Styles, with_seeds: bool
+):
   last = max((point.x for point in points), default=1)
-  for setting, row in _by_setting(points).items():
-    look = looks[setting]
+  for setting, row in by_setting(points).items():
+    style = styles[setting]
     x, mean = [p.x for p in row], [p.mean for p in row]
     low, high = [p.low for p in row], [p.high for p in row]
     if len(row) > 1:
-      axes.fill_between(x, low, high, color=look.colour, alpha=0.13, lw=0)
-      _draw_line(axes, x, mean, look, ms=5, zorder=3)
+      axes.fill_between(x, low, high, color=style.colour, alpha=0.13, lw=0)
+      axes.plot(x, mean, **style.of_line, ms=5, zorder=3)
     else:  # No depth to choose: the line is there to compare with.
-      _draw_points(axes, row, look)
+      _draw_points(axes, row, style)
       axes.plot(
-        [x[0], last], mean * 2, color=look.colour, ls=look.line,
-        lw=0.7 * look.width, alpha=0.6, zorder=1,
+        [x[0], last], mean * 2, color=style.colour, ls=style.line,
+        lw=0.7 * style.width, alpha=0.6, zorder=1,
       )  # fmt: skip
     if with_seeds and _has_seeds(row):
-      _draw_seeds(axes, row, look)
+      _draw_seeds(axes, row, style)
   _finish_depth(axes, [p.x for p in points], "test depth (supervision steps)")
   _set_accuracy(axes, points)
   _say_if_empty(axes, points)
 
 
 def _draw_flops(
-  axes: Axes, points: Sequence[Point], looks: Mapping[str, Look],
+  axes: Axes, name: str, points: Sequence[Point], styles: _Styles,
   with_seeds: bool,
 ) -> list[Fit]:  # fmt: skip
-  for setting, row in _by_setting(points).items():
-    look = looks[setting]
+  for setting, row in by_setting(points).items():
+    style = styles[setting]
     axes.plot(
-      [p.x for p in row], [p.mean for p in row], color=look.colour, lw=0.9,
+      [p.x for p in row], [p.mean for p in row], color=style.colour, lw=0.9,
       alpha=0.6, zorder=2,
     )  # fmt: skip
-    _draw_points(axes, row, look, size=5)
+    _draw_points(axes, row, style, size=5)
     if with_seeds and _has_seeds(row):
-      _draw_seeds(axes, row, look)
+      _draw_seeds(axes, row, style)
   found = [fit for fit in fits(points).values() if isinstance(fit, Fit)]
   for fit in found:
     style = FAMILIES[fit.family].style
@@ -381,49 +326,50 @@ def _draw_flops(
     axes.fill_between(
       fit.x, fit.low, fit.high, color=style.colour, alpha=0.15, lw=0
     )
+  _finish_flops(axes, name, points)
   return found
 
 
-def _draw_flops_alone(
-  cells: Sequence[Cell], points: Sequence[Point], name: str, path: pathlib.Path
-):
-  looks = find_looks(cells)
-  figure = _figure(9, 5.6)
+def _accuracy_by_flops(
+  trials: Sequence[Trial], points: Sequence[Point], name: str
+) -> Figure:
+  styles = setting_styles(trials)
+  figure = _figure(10, 5)
   axes = figure.subplots()
-  found = _draw_flops(axes, points, looks, with_seeds=True)
-  _finish_flops(axes, name, points)
+  found = _draw_flops(axes, name, points, styles, with_seeds=True)
   _set_accuracy(axes, points)
   seed = _SEED if _has_seeds(points) else None
-  _add_legend(figure, points, seed, _BAR, _FIT if found else None)
-  ends = {
-    setting: (row[-1].x, row[-1].mean)
-    for setting, row in _by_setting(points).items()
-  }
-  names.place_labels(figure, {axes: names.setting_labels(ends, looks)})
-  pictures.save_png(figure, path)
+  _add_legend(figure, points, styles, seed, _BAR, _FIT if found else None)
+  return figure
 
 
 def _draw_best(
-  axes: Axes, x: float, point: Point | None, family: str,
-  looks: Mapping[str, Look], with_depth: bool,
+  axes: Axes, x: float, point: Point | None, family: str, styles: _Styles,
+  with_depth: bool,
 ):  # fmt: skip
   """Draws the best of a family within a budget as a dot on a stem."""
+  style = FAMILIES[family].style
   if point is None:
-    _write_above(axes, x, 0, "none", family)
+    axes.text(
+      x, 0.02, "none", transform=axes.get_xaxis_transform(), size=_SMALL,
+      color=style.ink, ha="center", va="bottom", rotation="vertical",
+    )  # fmt: skip
     return
-  colour = FAMILIES[family].style.colour
-  axes.vlines(x, 0, point.mean, colour, lw=2, alpha=0.4, zorder=2)
+  axes.vlines(x, 0, point.mean, style.colour, lw=2, alpha=0.4, zorder=2)
   at_place = dataclasses.replace(point, x=x)
-  _draw_points(axes, [at_place], looks[point.setting], size=7)
+  _draw_points(axes, [at_place], styles[point.setting], size=7)
   if with_depth:
-    _write_above(axes, x, max(point.high, point.mean), str(point.depth), family)
+    _write(axes, x, max(point.high, point.mean), point, (0, 3), ha="center")
 
 
-def _write_above(axes: Axes, x: float, y: float, text: str, family: str):
+def _write(
+  axes: Axes, x: float, y: float, point: Point, offset: tuple[int, int],
+  **style,
+):  # fmt: skip
+  """Writes the depth of a point so many points (1/72 inch) away."""
   axes.annotate(
-    text, (x, y), (0, 3), textcoords="offset points", ha="center",
-    va="bottom", size=names.SMALL, color=FAMILIES[family].style.ink,
-    rotation="vertical" if y == 0 else "horizontal",
+    str(point.depth), (x, y), offset, textcoords="offset points", size=_SMALL,
+    color=FAMILIES[point.family].style.ink, **style,
   )  # fmt: skip
 
 
@@ -454,14 +400,14 @@ def _finish_flops(axes: Axes, label: str, points: Sequence[Point]):
 
 
 def _set_accuracy(
-  axes: Axes, points: Iterable[Point | Halting], room: float = 0.0
+  axes: Axes, points: Iterable[Point | Halting], margin: float = 0.0
 ):
   """An axis of per cent, from 0 to just above what there is."""
   highs = [np.max([*np.atleast_1d(point.high), 0]) for point in points]
   top = max(highs, default=1.0) or 1.0
   axes.set_ylabel("puzzles exactly right")
   axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-  axes.set_ylim(-0.02 * top, (1.03 + room) * top)
+  axes.set_ylim(-0.02 * top, (1.03 + margin) * top)
 
 
 def _say_if_empty(axes: Axes, points: Sequence, text="nothing was measured"):
@@ -471,30 +417,24 @@ def _say_if_empty(axes: Axes, points: Sequence, text="nothing was measured"):
 
 
 def _add_legend(
-  figure: Figure, points: Sequence[Point | Halting], *keys: Artist | None,
-  lines: bool = True,
+  figure: Figure, points: Iterable[Point | Halting], styles: _Styles,
+  *keys: Artist | None, lines: bool = True,
 ):  # fmt: skip
-  """Adds one legend below all axes: the families, then `keys`."""
-  handles: list[Artist] = []
-  for family in _families(points):
-    style = FAMILIES[family].style
-    handles.append(
-      Line2D(
-        [], [], color=style.colour, marker=style.marker, ms=6,
-        ls=style.line if lines else "", lw=2, label=FAMILIES[family].title,
-      )
-    )  # fmt: skip
+  """Adds one legend beside all axes: the settings, then `keys`."""
+  drawn = {point.setting for point in points}
+  handles: list[Artist] = [
+    Line2D(
+      [], [], **(style.of_line if lines else style.of_marker), ms=6,
+      label=style.label,
+    )
+    for setting, style in styles.items()
+    if setting in drawn
+  ]  # fmt: skip
   if not handles:
     return
-  extra = [key for key in keys if key]
-  room = int(figure.get_figwidth() / 1.6)
-  columns = len(handles) + len(extra)
-  if columns > room:
-    columns = min(max(len(handles), len(extra)), room)
-  handles += extra
-  # It is filled column by column, and read row by row.
-  turned = [each for k in range(columns) for each in handles[k::columns]]
-  figure.legend(
-    handles=turned, loc="outside lower center", ncols=columns,
-    fontsize="small", frameon=False, handlelength=3.2,
+  legend = figure.legend(
+    handles=[*handles, *filter(None, keys)], loc="outside right center",
+    fontsize="small", frameon=False, handlelength=3.2 if lines else 1.5,
   )  # fmt: skip
+  for text in legend.get_texts():
+    text.set_parse_math(False)  # a "$" in a name is no formula

@@ -83,7 +83,7 @@ class Setting:
 
   @property
   def setting(self) -> str:
-    """The digest, by the name that a cell has for it."""
+    """The digest, under the name that it has in a trial."""
     return self.key
 
   @property

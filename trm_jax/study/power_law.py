@@ -174,10 +174,12 @@ def _resample(points: Sequence[Point]) -> np.ndarray:
   drawn = np.empty((_DRAWS, len(points)))
   for i, point in enumerate(points):
     pick, error = picks[:, : point.seeds], errors[:, : point.seeds]
-    shares = np.array(point.values)[(pick * point.seeds).astype(int)]
+    fractions = np.array(point.values)[(pick * point.seeds).astype(int)]
     if point.puzzles:
-      shares = shares + error * np.sqrt(shares * (1 - shares) / point.puzzles)
-    drawn[:, i] = np.clip(shares, 0, 1).mean(axis=1)
+      fractions = fractions + error * np.sqrt(
+        fractions * (1 - fractions) / point.puzzles
+      )
+    drawn[:, i] = np.clip(fractions, 0, 1).mean(axis=1)
   return drawn
 
 

@@ -8,13 +8,7 @@ import numpy as np
 from scipy import stats
 
 from trm_jax.core.family import FAMILIES
-from trm_jax.errors import UserError
-from trm_jax.study.results import (
-  Cell,
-  Record,
-  labels,
-  records_at,
-)
+from trm_jax.study.results import Scores, Trial, labels, scores_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +19,13 @@ class Point:
     setting: digest of the setting.
     family: its model family.
     label: its short name.
-    x: what the point stands over: test depth, or FLOPs.
-    mean: over the seeds, as the shares below in [0, 1].
+    x: what the accuracy is plotted against: test depth, or FLOPs.
+    mean: over the seeds, a fraction as `values`.
     low: lower end of the 95% interval, see `interval`.
     high: upper end.
-    seeds: how many.
     depth: supervision steps at which puzzles were scored.
     values: of each seed.
     weights: trained weights, without the puzzle table.
-    training_flops: spent until this was measured, over the batch.
-    inference_flops: a puzzle, at this depth.
     puzzles: how many each seed was scored on; 0 if that is not known.
   """
 
@@ -45,13 +36,15 @@ class Point:
   mean: float
   low: float
   high: float
-  seeds: int
   depth: int
   values: tuple[float, ...]
   weights: int
-  training_flops: float
-  inference_flops: float
   puzzles: int = 0
+
+  @property
+  def seeds(self) -> int:
+    """How many seeds it is the mean of."""
+    return len(self.values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,136 +57,124 @@ class Halting:
   Attributes:
     setting: digest of the setting.
     family: its model family.
-    label: its short name.
-    seeds: how many.
-    shares: of the puzzles that use exactly 1, 2 ... D steps, with D allowed;
+    fractions: of the puzzles that use exactly 1, 2 ... D steps, with D allowed;
       the last holds those that were cut off there as well. They sum to 1.
     mean_steps: steps used.
     accuracy: exact accuracy under the rule.
     low: lower ends of its 95% intervals, see `interval`.
     high: upper ends.
     fixed_accuracy: exact accuracy where every puzzle takes all the steps.
-    flops: mean inference FLOPs a puzzle under the rule.
   """
 
   setting: str
   family: str
-  label: str
-  seeds: int
-  shares: tuple[float, ...]
+  fractions: tuple[float, ...]
   mean_steps: tuple[float, ...]
   accuracy: tuple[float, ...]
   low: tuple[float, ...]
   high: tuple[float, ...]
   fixed_accuracy: tuple[float, ...]
-  flops: tuple[float, ...]
 
 
 def interval(
   values: Sequence[float], puzzles: Sequence[int]
 ) -> tuple[float, float]:
-  """A 95% confidence interval of a mean share.
+  """A 95% confidence interval of a mean fraction.
 
   It is Wilson's over the puzzles of all seeds: what other puzzles would give
   the same models. With 3 or more seeds it reaches as far as Student's t over
   the seeds too, what other seeds would give; of 1 or 2 that says nothing.
 
   Args:
-    values: the share of each seed, in [0, 1].
+    values: the fraction of each seed, in [0, 1].
     puzzles: how many each seed was scored on.
 
   Returns:
     Its ends, clipped to [0, 1].
   """
-  shares = np.asarray(values, float)
-  n = len(shares)
+  fractions, n = np.asarray(values, float), len(values)
   z, total = stats.norm.ppf(0.975), np.sum(puzzles)
-  share = np.average(shares, weights=puzzles)
+  pooled = np.average(fractions, weights=puzzles)
   shrink = 1 + z**2 / total
-  centre = (share + z**2 / (2 * total)) / shrink
-  spread = share * (1 - share) / total + z**2 / (4 * total**2)
+  centre = (pooled + z**2 / (2 * total)) / shrink
+  spread = pooled * (1 - pooled) / total + z**2 / (4 * total**2)
   reach = z * np.sqrt(spread) / shrink
-  # Round-off must not leave the share itself outside.
-  low, high = min(centre - reach, share), max(centre + reach, share)
+  # Round-off must not leave the fraction itself outside.
+  low, high = min(centre - reach, pooled), max(centre + reach, pooled)
   if n >= 3:
-    mean = shares.mean()
-    reach = stats.t.ppf(0.975, n - 1) * shares.std(ddof=1) / np.sqrt(n)
+    mean = fractions.mean()
+    reach = stats.t.ppf(0.975, n - 1) * fractions.std(ddof=1) / np.sqrt(n)
     low, high = min(low, mean - reach), max(high, mean + reach)
   return float(max(low, 0.0)), float(min(high, 1.0))
 
 
-def depth_points(cells: Sequence[Cell], depths: Iterable[int]) -> list[Point]:
-  """Exact accuracy over test depth, at the depths of `records_at`.
+def depth_points(trials: Sequence[Trial], depths: Iterable[int]) -> list[Point]:
+  """Exact accuracy over test depth, at the depths of `scores_at`.
 
-  As in all lists of points, cells that diverged are left out, settings come
-  in the order of `cells`, and the points of each by rising x.
+  As in all lists of points, trials that diverged are left out, settings come
+  in the order of `trials`, and the points of each by rising x.
   """
-  depths = list(depths)
-  return _points(cells, lambda cell: records_at(cell, depths), "depth")
+  depths = set(depths)
+  return _points(trials, lambda trial: scores_at(trial, depths), "depth")
 
 
 def inference_points(
-  cells: Sequence[Cell], depths: Iterable[int]
+  trials: Sequence[Trial], depths: Iterable[int]
 ) -> list[Point]:
   """The same over inference FLOPs a puzzle, every puzzle at full depth."""
-  depths = list(depths)
+  depths = set(depths)
   return _points(
-    cells, lambda cell: records_at(cell, depths), "flops_per_puzzle"
+    trials, lambda trial: scores_at(trial, depths), "flops_per_puzzle"
   )
 
 
-def training_points(cells: Sequence[Cell]) -> list[Point]:
+def training_points(trials: Sequence[Trial]) -> list[Point]:
   """The same over training FLOPs so far.
 
   An evaluation before the first step has no place on a logarithmic axis, and
   is left out.
   """
   return _points(
-    cells,
-    lambda cell: [r for r in cell.learning if r["training_flops"] > 0],
+    trials,
+    lambda trial: [s for s in trial.learning if s["training_flops"] > 0],
     "training_flops",
   )
 
 
 def _points(
-  cells: Sequence[Cell], records_of: Callable[[Cell], list[Record]], x: str
+  trials: Sequence[Trial], scores_of: Callable[[Trial], list[Scores]], x: str
 ) -> list[Point]:
   """Gathers the seeds of each setting, depth and (in training) step."""
-  names = labels(cells)
-  settings = list(names)
-  found: dict[tuple, list[tuple[Cell, Record]]] = {}
-  for cell in cells:
-    if cell.diverged_at is None:
-      for record in records_of(cell):
-        key = settings.index(cell.setting), record["depth"], record.get("step")
-        found.setdefault(key, []).append((cell, record))
+  names = labels(trials)
+  order = list(names)
+  found: dict[tuple, list[tuple[Trial, Scores]]] = {}
+  for trial in trials:
+    if trial.diverged_at is None:
+      for scores in scores_of(trial):
+        key = trial.setting, scores["depth"], scores.get("step")
+        found.setdefault(key, []).append((trial, scores))
   points = []
   for seeds in found.values():
-    cell, record = seeds[0]
-    values = [float(r["exact_accuracy"]) for _, r in seeds]
-    puzzles = [r["puzzles"] for _, r in seeds]
+    trial, scores = seeds[0]
+    values = [float(each["exact_accuracy"]) for _, each in seeds]
+    puzzles = [each["puzzles"] for _, each in seeds]
     low, high = interval(values, puzzles)
-    # Every supervision step costs the same.
-    per_step = cell.depths[0]["flops_per_puzzle"]
     points.append(
       Point(
-        setting=cell.setting,
-        family=cell.family,
-        label=names[cell.setting],
-        x=float(record[x]),
+        setting=trial.setting,
+        family=trial.family,
+        label=names[trial.setting],
+        x=float(scores[x]),
         mean=float(np.mean(values)),
         low=low,
         high=high,
-        seeds=len(seeds),
-        depth=record["depth"],
+        depth=scores["depth"],
         values=tuple(values),
-        weights=cell.weights,
-        training_flops=float(record.get("training_flops", cell.training_flops)),
-        inference_flops=float(per_step * record["depth"]),
+        weights=trial.weights,
         puzzles=min(puzzles),
       )
     )
-  return sorted(points, key=lambda p: (settings.index(p.setting), p.x, p.depth))
+  return sorted(points, key=lambda p: (order.index(p.setting), p.x, p.depth))
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -224,18 +205,9 @@ def at_equal_flops(
   Returns:
     budget -> family -> its point of the highest mean with x within the
     budget, the cheapest of equals; None where it has none.
-
-  Raises:
-    UserError: for a budget that is not a finite number above 0.
   """
   if budgets is None:
     budgets = _budgets([point.x for point in points])
-  for budget in budgets:
-    if not 0 < budget < np.inf:
-      raise UserError(
-        f"a budget of {budget!r} FLOPs: must be a finite number above 0"
-      )
-  families = [f for f in FAMILIES if any(p.family == f for p in points)]
   return {
     budget: {
       family: max(
@@ -243,10 +215,24 @@ def at_equal_flops(
         key=lambda p: (p.mean, -p.x),
         default=None,
       )
-      for family in families
+      for family in families(points)
     }
     for budget in sorted(budgets)
   }
+
+
+def families(items: Iterable[Point | Halting | Trial]) -> list[str]:
+  """The families of the items, in the order in which they are shown."""
+  present = {item.family for item in items}
+  return [family for family in FAMILIES if family in present]
+
+
+def by_setting(points: Iterable[Point]) -> dict[str, list[Point]]:
+  """The points of each setting by rising x."""
+  rows: dict[str, list[Point]] = {}
+  for point in sorted(points, key=lambda point: point.x):
+    rows.setdefault(point.setting, []).append(point)
+  return rows
 
 
 def _budgets(xs: Sequence[float]) -> list[float]:
@@ -272,28 +258,13 @@ def flops_to_reach(
     The smallest x, over its settings, at which the mean reaches the target,
     on a line in log(x) between neighbouring points of one setting. None if
     no setting reaches it.
-
-  Raises:
-    UserError: for a target outside [0, 1].
   """
-  if not 0 <= target <= 1:
-    raise UserError(
-      f"a target accuracy of {target!r}: must be a share from 0 to 1, as in "
-      "0.8 for 80%"
-    )
-  settings: dict[str, list[Point]] = {}
-  for point in points:
-    if point.family == family:
-      settings.setdefault(point.setting, []).append(point)
   reached = []
-  for members in settings.values():
-    members.sort(key=lambda p: p.x)
-    previous = None
-    for point in members:
-      if point.mean >= target:
-        reached.append(_crossing(previous, point, target))
-        break
-      previous = point
+  for row in by_setting(p for p in points if p.family == family).values():
+    first = next((k for k, p in enumerate(row) if p.mean >= target), None)
+    if first is not None:
+      below = row[first - 1] if first else None
+      reached.append(_crossing(below, row[first], target))
   return min(reached, default=None)
 
 
@@ -301,56 +272,47 @@ def _crossing(below: Point | None, above: Point, target: float) -> float:
   """Where the line between two points in log(x) meets the target."""
   if below is None or above.mean == target:
     return above.x
-  share = (target - below.mean) / (above.mean - below.mean)
-  return below.x * (above.x / below.x) ** share
+  fraction = (target - below.mean) / (above.mean - below.mean)
+  return below.x * (above.x / below.x) ** fraction
 
 
-def halting(cells: Sequence[Cell]) -> list[Halting]:
+def halting(trials: Sequence[Trial]) -> list[Halting]:
   """How each setting halts, over the depths that all its seeds have.
 
-  Left out are cells that diverged, and models with one depth, which have
+  Left out are trials that diverged, and models with one depth, which have
   nothing to halt from.
   """
-  names = labels(cells)
-  settings: dict[str, list[Cell]] = {}
-  for cell in cells:
-    if len(cell.depths) > 1:  # of what diverged there is none
-      settings.setdefault(cell.setting, []).append(cell)
-  return [
-    _halting(names[setting], members) for setting, members in settings.items()
-  ]
+  settings: dict[str, list[Trial]] = {}
+  for trial in trials:
+    if len(trial.depths) > 1:  # of what diverged there is none
+      settings.setdefault(trial.setting, []).append(trial)
+  return [_halting(members) for members in settings.values()]
 
 
-def _halting(label: str, cells: list[Cell]) -> Halting:
-  deepest = min(len(cell.depths) for cell in cells)
+def _halting(trials: list[Trial]) -> Halting:
+  deepest = min(len(trial.depths) for trial in trials)
 
   def over_seeds(name):
     """Float [seeds, D]."""
-    return np.array([[r[name] for r in c.depths[:deepest]] for c in cells])
+    return np.array([[s[name] for s in t.depths[:deepest]] for t in trials])
 
-  steps = over_seeds("mean_steps")
   accuracy = over_seeds("halted_exact_accuracy")
   puzzles = over_seeds("puzzles")
-  depths = np.arange(1, deepest + 1)
-  per_step = over_seeds("flops_per_puzzle")[0] / depths
-  mean_steps = steps.mean(axis=0)
+  mean_steps = over_seeds("mean_steps").mean(axis=0)
   # A puzzle that runs in step k adds 1 to the mean of k steps allowed.
   running = np.diff(mean_steps, prepend=0.0)
-  shares = np.clip(running - np.append(running[1:], 0.0), 0, 1)
+  fractions = np.clip(running - np.append(running[1:], 0.0), 0, 1)
   ends = [
     interval(values.tolist(), counts.tolist())
     for values, counts in zip(accuracy.T, puzzles.T, strict=True)
   ]
   return Halting(
-    setting=cells[0].setting,
-    family=cells[0].family,
-    label=label,
-    seeds=len(cells),
-    shares=tuple((shares / shares.sum()).tolist()),
+    setting=trials[0].setting,
+    family=trials[0].family,
+    fractions=tuple((fractions / fractions.sum()).tolist()),
     mean_steps=tuple(mean_steps.tolist()),
     accuracy=tuple(accuracy.mean(axis=0).tolist()),
     low=tuple(low for low, _ in ends),
     high=tuple(high for _, high in ends),
     fixed_accuracy=tuple(over_seeds("exact_accuracy").mean(axis=0).tolist()),
-    flops=tuple((mean_steps * per_step).tolist()),
   )

@@ -2,8 +2,8 @@
 
 A study's folder holds
 
-    cells/       one file a cell, see results.py     config.json  the last grid
-    weights/     the model of each cell              results.csv, report.html,
+    trials/      one file a trial, see results.py    config.json  the last grid
+    weights/     the model of each trial             results.csv, report.html,
     unfinished/  populations in training             plots/       the report
 
 so that an interrupted study goes on, a wider grid trains what is new alone,
@@ -28,7 +28,7 @@ from trm_jax.run import processes, sharding, weights
 from trm_jax.solve import evaluate
 from trm_jax.study import results
 from trm_jax.study.grid import Setting, StudyConfig
-from trm_jax.study.results import Cell
+from trm_jax.study.results import Trial
 from trm_jax.train import loop as fit
 from trm_jax.train import step as train
 
@@ -44,6 +44,17 @@ class Work:
 
   setting: Setting
   seeds: tuple[int, ...]
+
+  def with_puzzle_ids(self, count: int) -> "Work":
+    """The work with a puzzle table for so many ids."""
+    experiment = self.setting.experiment.with_puzzle_ids(count)
+    rows = experiment.model.num_puzzle_ids
+    config = dict(self.setting.config)
+    config["model"] = config["model"] | {"num_puzzle_ids": rows}
+    setting = dataclasses.replace(
+      self.setting, experiment=experiment, config=config
+    )
+    return dataclasses.replace(self, setting=setting)
 
   @property
   def training_flops(self) -> float:
@@ -65,15 +76,15 @@ class Folder:
   """A study's folder.
 
   Args:
-    path: where; made when something is kept.
+    path: where; made when something is saved.
   """
 
   def __init__(self, path: pathlib.Path):
     self.path = path
-    self.cells = path / "cells"
+    self.trials = path / "trials"
 
   def weights(self, setting: str, seed: int) -> pathlib.Path:
-    """The file of a cell's model."""
+    """The file of a trial's model."""
     return self.path / "weights" / f"{setting}-seed{seed}.safetensors"
 
   def unfinished(self, setting: str, seeds: Sequence[int]) -> pathlib.Path:
@@ -88,18 +99,18 @@ class Folder:
     return sorted(tuple(map(int, name[1].split("-"))) for name in names if name)
 
 
-def check_comparable(cells: Sequence[Cell], settings: Sequence[Setting]):
-  """Refuses cells of another study.
+def check_comparable(trials: Sequence[Trial], settings: Sequence[Setting]):
+  """Refuses trials of another study.
 
   Raises:
     UserError: naming the fields in which their data or test differ.
   """
   ours = settings[0].comparable
-  for cell in cells:
-    found = run_folder.differences(ours, cell.comparable)
+  for trial in trials:
+    found = run_folder.differences(ours, trial.comparable)
     if found:
       raise UserError(
-        f"the cell {cell.setting}-seed{cell.seed} is of another study: its "
+        f"the model {trial.setting}-seed{trial.seed} is of another study: its "
         "results cannot be compared with this grid's. Use another --workdir, "
         "or the same data and test. They differ in\n  " + "\n  ".join(found)
       )
@@ -112,10 +123,37 @@ def check_comparable(cells: Sequence[Cell], settings: Sequence[Setting]):
       )
 
 
+def finished(
+  folder: Folder,
+  settings: Sequence[Setting],
+  others: Sequence[str],
+  say: Callable[[str], None],
+) -> list[Trial]:
+  """Finished trials of this grid, and all of other studies' folders.
+
+  Raises:
+    UserError: for a file that is not a trial, a folder without any, and
+      trials that cannot be compared.
+  """
+  own = results.load_trials(folder.trials)
+  check_comparable(own, settings)
+  keys = {setting.key for setting in settings}
+  groups = {str(folder.path): [trial for trial in own if trial.setting in keys]}
+  left_out = len(own) - len(groups[str(folder.path)])
+  if left_out:
+    say(f"note: {left_out} finished models are not of this grid: left out")
+  for name in others:
+    groups[name] = results.load_trials(Folder(pathlib.Path(name)).trials)
+    if not groups[name]:
+      raise UserError(f"--merge={name}: there is no finished model in it")
+    check_comparable(groups[name], settings)
+  return results.merge(groups) if any(groups.values()) else []
+
+
 def plan(
   study: StudyConfig,
   settings: Sequence[Setting],
-  cells: Sequence[Cell],
+  trials: Sequence[Trial],
   folder: Folder,
 ) -> list[Work]:
   """What is still to be trained, populations that were interrupted first.
@@ -123,10 +161,10 @@ def plan(
   Args:
     study: names the seeds.
     settings: the grid.
-    cells: what is finished, here and in folders to be merged.
+    trials: what is finished, here and in folders to be merged.
     folder: the study's folder.
   """
-  done = {(cell.setting, cell.seed) for cell in cells}
+  done = {(trial.setting, trial.seed) for trial in trials}
   work = []
   for setting in settings:
     lacking = {s for s in study.seeds if (setting.key, s) not in done}
@@ -147,7 +185,7 @@ def carry_out(
   held_out: Split,
   progress: fit.Progress,
 ):
-  """Trains a population, tests its members, and keeps a cell of each.
+  """Trains a population, tests its members, and saves a trial of each.
 
   Raises:
     fit.Stopped: after a signal; what was trained is saved.
@@ -169,7 +207,7 @@ def carry_out(
     if member.diverged_at is not None:
       steps = member.diverged_at
       progress.say(f"seed {member.seed} diverged at step {steps}")
-    cell = Cell(
+    trial = Trial(
       setting=setting.key,
       seed=member.seed,
       family=experiment.model.family,
@@ -193,17 +231,17 @@ def carry_out(
         {"step": steps, "seed": member.seed},
       )
     if member.diverged_at is None:
-      cell = test(cell, member.params, setting, study, held_out)
-      progress.say(fit.describe(steps, cell.depths[-1]))
+      trial = test(trial, member.params, setting, study, held_out)
+      progress.say(fit.describe(steps, trial.depths[-1]))
     if processes.is_leader():
-      results.save_cell(folder.cells, cell)
+      results.save_trial(folder.trials, trial)
   processes.barrier("carried out")
   if processes.is_leader():
     shutil.rmtree(scratch)
 
 
 def deepen(
-  shallow: Sequence[tuple[Cell, Setting]],
+  shallow: Sequence[tuple[Trial, Setting]],
   study: StudyConfig,
   folder: Folder,
   held_out: Split,
@@ -214,42 +252,42 @@ def deepen(
   Raises:
     UserError: if the weights of one cannot be read.
   """
-  for cell, setting in shallow:
-    say(f"testing {cell.setting}, seed {cell.seed}, at depth {study.depths}")
-    path = folder.weights(cell.setting, cell.seed)
+  for trial, setting in shallow:
+    say(f"testing {trial.setting}, seed {trial.seed}, at depth {study.depths}")
+    path = folder.weights(trial.setting, trial.seed)
     params, *_ = weights.load_weights(path)
-    cell = test(cell, params, setting, study, held_out)
+    trial = test(trial, params, setting, study, held_out)
     if processes.is_leader():
-      results.save_cell(folder.cells, cell)
+      results.save_trial(folder.trials, trial)
 
 
 def find_shallow(
   study: StudyConfig, settings: Sequence[Setting], folder: Folder
-) -> list[tuple[Cell, Setting]]:
-  """The grid's finished cells of this folder that lack a test depth."""
+) -> list[tuple[Trial, Setting]]:
+  """The grid's finished trials of this folder that lack a test depth."""
   known = {setting.key: setting for setting in settings}
   found = []
-  for cell in results.load_cells(folder.cells):
-    setting = known.get(cell.setting)
-    if setting is None or cell.diverged_at is not None:
+  for trial in results.load_trials(folder.trials):
+    setting = known.get(trial.setting)
+    if setting is None or trial.diverged_at is not None:
       continue
     wanted = max(study.depths) if setting.experiment.model.is_recursive else 1
-    if len(cell.depths) < wanted:
-      found.append((cell, setting))
+    if len(trial.depths) < wanted:
+      found.append((trial, setting))
   return found
 
 
 def test(
-  cell: Cell,
+  trial: Trial,
   params: Params,
   setting: Setting,
   study: StudyConfig,
   held_out: Split,
-) -> Cell:
-  """Tests a model at every depth up to the study's deepest."""
+) -> Trial:
+  """Tests a model at every depth from 1 to the largest of the study."""
   experiment = setting.experiment
   mesh = sharding.make_mesh(experiment.mesh.data, experiment.mesh.model)
-  records = evaluate.evaluate(
+  scores = evaluate.evaluate(
     sharding.put(params, sharding.replicated(mesh)),
     held_out,
     experiment.model,
@@ -257,9 +295,9 @@ def test(
     depth=max(study.depths),
     batch_size=experiment.eval.batch_size,
     mesh=mesh,
-    training_flops=cell.training_flops,
+    training_flops=trial.training_flops,
   )
-  return dataclasses.replace(cell, depths=records)
+  return dataclasses.replace(trial, depths=scores)
 
 
 def hardware() -> str:

@@ -251,8 +251,8 @@ class _History:
 
   def write(self, step: int, kind: str, member: int, row: metrics.Row):
     """Adds a row of "train" or "test"."""
-    self._remember(kind, member, {"step": step, **row})
-    if self._writer:
+    is_new = self._remember(kind, member, {"step": step, **row})
+    if self._writer and is_new:
       self._writer.write(step, kind + self._suffixes[member], row)
 
   def flush(self, folder: RunFolder, step: int, seconds: float):
@@ -268,13 +268,16 @@ class _History:
     if self._writer:
       self._writer.close()
 
-  def _remember(self, kind: str, member: int, row: dict[str, Any]):
+  def _remember(self, kind: str, member: int, row: dict[str, Any]) -> bool:
+    """Returns False for an evaluation that is repeated after the end."""
     if "diverged" in row:
       self.diverged.setdefault(member, row["step"])
     elif kind == "test":
       row = {name: v for name, v in row.items() if name != "seconds"}
-      if row not in self.learning[member]:  # evaluated again after the end
-        self.learning[member].append(row)
+      if row in self.learning[member]:
+        return False
+      self.learning[member].append(row)
+    return True
 
 
 def restore_or_init(

@@ -73,8 +73,7 @@ def refine(
     config: the model.
 
   Returns:
-    `y` after each puzzle's last step, `[B, L, D]`, and how many steps it took,
-    int32 `[B]`.
+    `y` after each puzzle's last step, `[B, L, D]`; steps taken, int32 `[B]`.
   """
   graph = x.graph
   table = rotary(graph, config)
@@ -138,7 +137,7 @@ def supervision_step(
   *_, last = config.kind.stacks(config)
   think_net = functools.partial(net, "blocks")
   answer_net = functools.partial(net, last)
-  if "cycles" in config.kind.unread:
+  if "cycles" in config.kind.unread:  # as in a transformer
     return Latents(y=answer_net(latents.y + x), z=None)
 
   def cycle(_, latents: Latents) -> Latents:
