@@ -1,11 +1,5 @@
-"""A task from outside the package, from its rules to a trained model.
+"""A task from outside the package, from its data to a trained model."""
 
-The task is to fill in Latin squares: each digit once in every row and column.
-CONTRIBUTING.md walks through this file.
-"""
-
-import dataclasses
-import functools
 import io
 
 import jax
@@ -13,118 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from toys.latin import DIGITS, LatinData, is_solution, latin_task, load
 
 from trm_jax import config
 from trm_jax.data import datasets, questions
 from trm_jax.data.batches import Table
 from trm_jax.data.questions import Question
-from trm_jax.data.task import Dataset, Split, Symmetry, Task
 from trm_jax.draw import terminal
 from trm_jax.errors import UserError
 from trm_jax.run import sharding
 from trm_jax.solve import evaluate
 from trm_jax.train import step as train
-
-# Tokens are the characters' places: 0 pads, 1 is a blank, digit d is d + 1.
-CHARACTERS = "?.123"
-
-
-# 1. The settings: the `data` section of a config.
-
-
-@dataclasses.dataclass(frozen=True)
-class LatinData:
-  """Latin squares of 3x3; each split is generated from a seed of its own."""
-
-  train: str = "generate"
-  test: str = "generate"
-  path: str = ""
-  puzzles: int = 64
-  blanks: int = 4
-
-  @property
-  def task(self) -> Task:
-    return latin_task()
-
-
-# 2. The data: numpy arrays of questions and answers.
-
-
-def load(settings, split, groups=None) -> Split:
-  random = np.random.default_rng(["train", "test"].index(split))
-  cyclic = (np.arange(3)[:, None] + np.arange(3)) % 3 + 2
-  labels = np.stack(
-    [
-      cyclic[random.permutation(3)][:, random.permutation(3)].reshape(-1)
-      for _ in range(settings.puzzles)
-    ]
-  ).astype(np.uint8)
-  order = random.permuted(np.tile(np.arange(9), (len(labels), 1)), axis=1)
-  inputs = np.where(order < settings.blanks, 1, labels).astype(np.uint8)
-  whole = Split.of_rows(inputs, labels)
-  return whole if groups is None else whole.take(groups)
-
-
-# 3. Text, both ways.
-
-
-def parse(text):
-  if len(text) != 9 or set(text) - set(CHARACTERS[1:]):
-    raise UserError(f"{text!r}: expected 9 of the characters .123")
-  return np.array([CHARACTERS.index(c) for c in text], np.uint8)
-
-
-def render(tokens):
-  return "".join(CHARACTERS[token] for token in tokens)
-
-
-# 4. The rules, and the symmetries that keep them, in JAX.
-
-
-def is_solution(inputs, answers):
-  grid = answers.reshape(*answers.shape[:-1], 3, 3)
-  lines = jnp.concatenate([grid, grid.swapaxes(-1, -2)], axis=-2)
-  is_full = (lines.min(-1) == 2) & (lines.max(-1) == 4) & (lines.sum(-1) == 9)
-  return is_full.all(-1) & ((inputs == 1) | (inputs == answers)).all(-1)
-
-
-def relabel(symmetry, tokens):
-  return symmetry[tokens].astype(tokens.dtype)
-
-
-DIGITS = Symmetry(  # a new name for each digit
-  sample=lambda key, inputs, labels: jnp.concatenate(
-    [jnp.arange(2), jax.random.permutation(key, 3) + 2]
-  ),
-  apply=relabel,
-  undo=lambda symmetry, tokens: relabel(jnp.argsort(symmetry), tokens),
-)
-
-
-def draw(axes, puzzle, answer=None, label=None):
-  axes.imshow((puzzle if answer is None else answer).reshape(3, 3))
-
-
-# 5. The record of all this, and the line that adds it.
-
-
-@functools.cache
-def latin_task() -> Task:
-  return Task(
-    name="latin",
-    seq_len=9,
-    vocab_size=len(CHARACTERS),
-    parse=parse,
-    render=render,
-    draw=draw,
-    dataset=Dataset(load, lambda settings, split: settings.puzzles),
-    is_solution=is_solution,
-    augmentation=DIGITS,
-    form="a Latin square a line",
-  )
-
-
-datasets.register("latin", LatinData)
 
 
 @pytest.fixture(scope="module")
