@@ -12,6 +12,7 @@ from programs import ROOT, TINY, TINY_ARC, run_in_forks, run_program
 from trm_jax import config as config_lib
 from trm_jax.cli import evaluation
 from trm_jax.data import folder as folder_lib
+from trm_jax.data.arc.task import arc_task
 from trm_jax.errors import UserError
 from trm_jax.run.folder import RunFolder
 from trm_jax.solve import held_out
@@ -306,7 +307,7 @@ def test_a_folder_in_the_layout_of_the_reference_trains(tmp_path):
 def test_a_dataset_is_written_in_the_layout_of_the_reference(folder, outcomes):
   status, printed = outcomes["written"]
   assert status == 0, printed
-  split = folder_lib.read(folder / "written", "test")
+  split = folder_lib.read(folder / "written", "test", arc_task())
   assert split.names == ("mirror", "turn")
   assert len(split.rows[0]) == 2 * 2 * 7
   solved = json.loads((folder / "written" / "test_puzzles.json").read_text())

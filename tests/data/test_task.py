@@ -77,6 +77,7 @@ def assert_same(left, right):
       assert ours == theirs, field.name
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(split=splits())
 def test_rows_are_all_examples_of_all_puzzles_in_order(split):
   examples, puzzles = split.rows
@@ -117,6 +118,7 @@ def test_rows_of_the_last_examples_that_int32_can_count():
   assert split.rows[0].tolist() == [2**31 - 3, 2**31 - 2]
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(split=splits(), data=st.data())
 def test_take_keeps_the_puzzles_of_the_groups_asked_for(split, data):
   number = st.integers(0, len(split) - 1)
@@ -137,6 +139,7 @@ def test_take_keeps_the_puzzles_of_the_groups_asked_for(split, data):
   assert taken.first_puzzle[0] == 0 and taken.first_puzzle[-1] == kept
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(split=splits(), data=st.data())
 def test_taking_twice_is_taking_once(split, data):
   order = np.array(data.draw(st.permutations(range(len(split)))))
@@ -147,6 +150,7 @@ def test_taking_twice_is_taking_once(split, data):
   assert_same(split.take(order, 1).take(some, 2), split.take(order[some], 1))
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(split=splits())
 def test_rows_of_a_selection_are_those_of_the_whole(split):
   # Group by group, the rows of the parts are the rows of the whole.

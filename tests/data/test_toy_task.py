@@ -1,4 +1,4 @@
-"""A task from outside the package trains and is scored, read and drawn."""
+"""A task from outside the package, from its data to a trained model."""
 
 import io
 

@@ -119,7 +119,7 @@ class TestScenes:
   def test_grids_of_a_folder_are_moved_back_to_the_origin(self):
     """The reference stores training grids anywhere on the canvas."""
     task = arc_task(30)
-    split = folder.read(DATA / "folder_arc", "train", arc_task(30))
+    split = folder.read(DATA / "folder_arc", "train", task)
     moved = 0
     for scene, puzzle in zip(
       scenes_lib.scenes_of(split, task), split.first_puzzle, strict=False

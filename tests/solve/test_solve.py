@@ -27,6 +27,7 @@ from trm_jax.solve.rules import SolveConfig
 from trm_jax.solve.solver import Solver
 
 TASK = sudoku_task(4)
+RECURSIVE = [name for name, one in FAMILIES.items() if one.is_recursive]
 DEPTH = 7
 ALL = range(1, DEPTH + 1)
 
@@ -100,9 +101,7 @@ RULES = {
 def test_fixed_depth_gives_what_evaluation_gives(family, puzzles):
   inputs, _ = puzzles
   solver = _solver(family=family)
-  depth = (
-    DEPTH if family in [n for n, f in FAMILIES.items() if f.is_recursive] else 1
-  )
+  depth = DEPTH if family in RECURSIVE else 1
   found = solver.solve(inputs, _ids(inputs), SolveConfig(depth=DEPTH), ALL)
   answers, q_halt = _refine(solver, _params(solver.model), inputs, depth)
   assert found.marks == tuple(range(1, depth + 1))
@@ -115,9 +114,7 @@ def test_fixed_depth_gives_what_evaluation_gives(family, puzzles):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(
-  "family", [n for n, f in FAMILIES.items() if f.is_recursive]
-)
+@pytest.mark.parametrize("family", RECURSIVE)
 def test_halting_gives_what_fixed_depth_gives_at_that_step(
   family, rule, puzzles
 ):
@@ -250,9 +247,7 @@ def test_noise_reaches_every_family(family, puzzles):
   assert (found.q_halt[:, 0] != found.q_halt[:, 1]).all()
 
 
-@pytest.mark.parametrize(
-  "family", [n for n, f in FAMILIES.items() if f.is_recursive]
-)
+@pytest.mark.parametrize("family", RECURSIVE)
 def test_latents_are_perturbed_before_each_cycle(family):
   """What is put in their place before the last cycle is all that it sees."""
   model = _model(family, cycles=3)

@@ -1,4 +1,4 @@
-"""A task from outside the package: Latin squares, from rules to record.
+"""A toy task from outside the package: 3x3 Latin squares.
 
 Each digit stands once in every row and column. CONTRIBUTING.md walks through
 this file.

@@ -12,6 +12,7 @@ from conftest import with_train
 
 from trm_jax import config as config_lib
 from trm_jax.data.batches import Table
+from trm_jax.data.sudoku.task import SudokuData
 from trm_jax.errors import UserError
 from trm_jax.run import checkpoint, metrics, sharding
 from trm_jax.run.folder import RunFolder
@@ -39,9 +40,7 @@ class Told:
 @pytest.fixture(scope="module")
 def experiment(recipe):
   return config_lib.Experiment(
-    data=config_lib.SudokuData(
-      size=4, train="generate", test="generate", givens=(5, 8)
-    ),
+    data=SudokuData(size=4, train="generate", test="generate", givens=(5, 8)),
     model=recipe.model,
     halting=recipe.halting,
     optim=recipe.optim,
