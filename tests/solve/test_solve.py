@@ -20,6 +20,7 @@ from trm_jax.core.halting import Outputs, Puzzles
 from trm_jax.data.maze.task import maze_task
 from trm_jax.data.sudoku import generate
 from trm_jax.data.sudoku.task import sudoku_task
+from trm_jax.data.task import judge
 from trm_jax.errors import UserError
 from trm_jax.solve import engine, evaluate, score
 from trm_jax.solve.choose import Answers
@@ -172,8 +173,8 @@ def test_solutions_halt_where_a_task_has_rules(puzzles):
   even = (inputs == 1).sum(-1) % 2 == 0
   assert (steps == np.where(even, 1, 3)).all()
   assert 0 < even.sum() < len(even)
-  assert score.solved(inputs, labels, TASK).all()
-  assert not score.solved(inputs, inputs[:, None], TASK).any()
+  assert judge(inputs, labels, TASK).all()
+  assert not judge(inputs, inputs[:, None], TASK).any()
 
 
 @pytest.mark.parametrize(("slots", "devices"), [(5, 1), (64, 1), (7, 3)])
@@ -264,7 +265,7 @@ def test_latents_are_perturbed_before_each_cycle(family):
 
   def step(latents, model, perturb):
     return recursion.supervision_step(
-      params.weights, latents, x, model, disturb=perturb
+      params.weights, latents, x, model, perturb=perturb
     )
 
   replaced = step(start, model, replace)
