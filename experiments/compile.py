@@ -28,16 +28,23 @@ _TOPOLOGY = flags.DEFINE_list(
 _WHAT = flags.DEFINE_enum(
   "what", "train", ["train", "solve", "depth_grid"], "What is compiled."
 )
-_NUMBERS = {
-  name: flags.DEFINE_integer(name, default, text, lower_bound=least)
-  for name, default, least, text in (
-    ("seeds", 8, 1, "--what=depth_grid of a config that is no study: members."),
-    ("slots", 256, 1, "--what=solve: rollouts at once, on one host."),
-    ("depth", 16, 1, "--what=solve: steps of a puzzle, for puzzles a second."),
-    ("rows", 0, 0, "Examples of the data; 0 for what the config tells."),
-    ("puzzle_ids", 0, 0, "Rows of the puzzle table; 0 likewise."),
-  )
-}
+_SEEDS = flags.DEFINE_integer(
+  "seeds", 8, "--what=depth_grid of a config that is no study: members.",
+  lower_bound=1,
+)  # fmt: skip
+_SLOTS = flags.DEFINE_integer(
+  "slots", 256, "--what=solve: rollouts at once, on one host.", lower_bound=1
+)
+_DEPTH = flags.DEFINE_integer(
+  "depth", 16, "--what=solve: steps of a puzzle, for puzzles a second.",
+  lower_bound=1,
+)  # fmt: skip
+_ROWS = flags.DEFINE_integer(
+  "rows", 0, "Examples of the data; 0 for what the config says.", lower_bound=0
+)
+_PUZZLE_IDS = flags.DEFINE_integer(
+  "puzzle_ids", 0, "Rows of the puzzle table; 0 likewise.", lower_bound=0
+)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")
 _REQUIRE_FIT = flags.DEFINE_bool(
   "require_fit", False, "End with status 1 if something does not fit."
@@ -59,8 +66,10 @@ def main(argv: list[str]) -> int:
   if not _TOPOLOGY.value:
     raise UserError("--topology is missing: name slices, such as v5e:4x4")
   slices = [topology.describe(name) for name in _TOPOLOGY.value]
-  numbers = {name: flag.value for name, flag in _NUMBERS.items()}
-  request = plan.Request(_WHAT.value, **numbers)
+  request = plan.Request(
+    _WHAT.value, _SEEDS.value, _SLOTS.value, _DEPTH.value, _ROWS.value,
+    _PUZZLE_IDS.value,
+  )  # fmt: skip
   todo, size = plan.plan(values, slices, request)
   outcomes = list(plan.compile_all(todo))
   if _JSON.value:

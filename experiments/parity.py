@@ -28,13 +28,11 @@ def main(argv: list[str]) -> int:
   from trm_jax.inspect import parity
 
   path = app.only_argument(argv, "FILE.npz")
-  if _DTYPE.value == "float64":
-    jax.config.update("jax_enable_x64", True)
   table = Table("quantity", "absolute", "relative", box=None)
   worst = 0.0
-  for name, absolute, relative in parity.replay(
-    parity.Recording(path), _DTYPE.value
-  ):
+  with jax.enable_x64(_DTYPE.value == "float64"):
+    found = list(parity.replay(parity.Recording(path), _DTYPE.value))
+  for name, absolute, relative in found:
     worst = max(worst, relative)
     style = "red" if relative > _TOLERANCE.value else None
     table.add_row(name, f"{absolute:.2e}", f"{relative:.2e}", style=style)

@@ -178,8 +178,11 @@ def run_here(program: str, *arguments: str) -> tuple[int, str]:
   Returns:
     The exit status, and all that was printed.
   """
+  import jax
+
   absl_app.define_help_flags()
   known = set(flags.FLAGS)
+  settings = dict(jax.config.values)
   kept = sys.argv, sys.modules["__main__"], sys.unraisablehook
   verbosity = logging.get_verbosity()
   printed = io.StringIO()
@@ -204,6 +207,9 @@ def run_here(program: str, *arguments: str) -> tuple[int, str]:
       flags.FLAGS.unparse_flags()
       sys.argv, sys.modules["__main__"], sys.unraisablehook = kept
       logging.set_verbosity(verbosity)
+      for name, value in settings.items():
+        if jax.config.values[name] != value:
+          jax.config.update(name, value)
   return int(status), printed.getvalue()
 
 

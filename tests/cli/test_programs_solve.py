@@ -49,7 +49,10 @@ BAD = {
 BAD_SOLVE = {
   "nowhere": ({"workdir": "{}/none"}, r"neither a run's folder"),
   "a_folder": ({"name": "{}"}, r"cannot be read \(Is a directory"),
-  "empty": ({"name": "{}/empty.txt"}, r"holds no puzzle; expected one S"),
+  "empty": (
+    {"name": "{}/empty.txt"},
+    r"holds no puzzle; expected a Sudoku",
+  ),
   "same": (
     {"config": {"cycle_noise": 0.0}, "form": Form(True, False, False, "")},
     r"all rollouts would be the same; set views",

@@ -81,8 +81,8 @@ class Family:
       what is left out does not exist.
     passes: `config -> {stack: Passes}` of one supervision step.
     style: its look in figures.
-    step: `(recursion.Step, Latents) -> Latents`, one supervision step. None
-      for a family that has `supervise` instead.
+    step: `(recursion.StepInputs, Latents) -> Latents`, one supervision step.
+      None for a family that has `supervise` instead.
     supervise: `(weights, puzzle_rows, inputs, answers, config) -> (logits
       [B, S, V], halting logit [B])`, for a model that is not embed, step, read.
     is_recursive: whether more supervision steps can change an answer.

@@ -38,7 +38,7 @@ Cycle = Callable[
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Step:
+class StepInputs:
   """What a family's supervision step works with, besides the latents.
 
   Attributes:
@@ -147,7 +147,7 @@ def supervision_step(
   # Everything that enters the first T-1 cycles is cut off, not only what
   # leaves them: then differentiation never traces them at all.
   frozen, latents, x_frozen = jax.lax.stop_gradient((weights, latents, x))
-  step = Step(
+  step = StepInputs(
     config=config,
     nets=nets_of(weights, config.remat),
     frozen=nets_of(frozen, "none"),
@@ -159,7 +159,7 @@ def supervision_step(
   return model.step(step, latents)
 
 
-def run_cycles(step: Step, latents: Latents, cycle: Cycle) -> Latents:
+def run_cycles(step: StepInputs, latents: Latents, cycle: Cycle) -> Latents:
   """T cycles, of which the last carries gradient."""
   last = step.config.cycles - 1
   latents = no_grad_cycles(step, latents, cycle)
@@ -167,7 +167,7 @@ def run_cycles(step: Step, latents: Latents, cycle: Cycle) -> Latents:
   return cycle(step.nets, latents, step.x, step.config, fold(step.keys, last))
 
 
-def no_grad_cycles(step: Step, latents: Latents, cycle: Cycle) -> Latents:
+def no_grad_cycles(step: StepInputs, latents: Latents, cycle: Cycle) -> Latents:
   """The first T - 1 cycles."""
 
   def no_grad_cycle(latents, i):

@@ -4,7 +4,7 @@ from trm_jax.core import recursion
 from trm_jax.core.family import Family, Passes, Style
 
 
-def _step(step: recursion.Step, latents):
+def _step(step: recursion.StepInputs, latents):
   return latents.replace(y=step.nets["blocks"](step.x, None))
 
 

@@ -30,7 +30,7 @@ def _cycle(nets, latents, x, config, keys=None):
   return recursion.answer(nets["answer_blocks"], latents, keys)
 
 
-def step(step: recursion.Step, latents):
+def step(step: recursion.StepInputs, latents):
   """T cycles; all but the last two passes are without gradient."""
   config, last = step.config, step.config.cycles - 1
   latents = recursion.no_grad_cycles(step, latents, _cycle)

@@ -12,7 +12,7 @@ from trm_jax.core.family import (
 )
 
 
-def _step(step: recursion.Step, latents):
+def _step(step: recursion.StepInputs, latents):
   y = step.perturb(latents, jnp.int32(0)).y
   y = step.nets["blocks"](y + step.x, step.keys)
   return latents.replace(y=y)

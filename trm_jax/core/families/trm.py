@@ -10,7 +10,7 @@ def passes(config) -> dict[str, Passes]:
   return {"blocks": Passes(config.cycles * cycle, cycle)}
 
 
-def step(step: recursion.Step, latents):
+def step(step: recursion.StepInputs, latents):
   """T cycles, the first T - 1 without gradient."""
   return recursion.run_cycles(step, latents, recursion.fused_cycle)
 
