@@ -28,8 +28,9 @@ quick: setup
 	  $(addprefix --ignore=tests/,core/test_attention.py core/test_depth.py \
 	  core/test_flops.py) tests/core tests/data
 
+# three workers for two cores: some tests wait for processes that they start
 test: setup
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile \
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile \
 	  --no-loadscope-reorder
 
 lint: setup

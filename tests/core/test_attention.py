@@ -189,6 +189,7 @@ def test_a_kernel_sees_one_device_s_part(
   assert seen == {part}
 
 
+@pytest.mark.aot
 @needs_libtpu
 @pytest.mark.parametrize("model", [1, 2])
 def test_the_train_step_compiles_with_splash_for_a_tpu(model):
@@ -200,6 +201,7 @@ def test_the_train_step_compiles_with_splash_for_a_tpu(model):
   assert "splash_mha_dkv" in text
 
 
+@pytest.mark.aot
 @needs_libtpu
 def test_evaluation_compiles_with_splash_for_a_tpu():
   experiment = _experiment({"attention": "splash"})

@@ -247,6 +247,9 @@ def main():
   print(json.dumps(told))
 
 
+pytestmark = pytest.mark.hosts
+
+
 @pytest.fixture(scope="module")
 def told():
   done = subprocess.run(

@@ -373,6 +373,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(
   assert len(load(settings, "train")) == NUM_SAMPLE
 
 
+@pytest.mark.hosts
 def test_two_processes_prepare_at_once(settings):
   spawn = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(2, spawn) as pool:
@@ -401,6 +402,7 @@ def test_a_slower_process_takes_what_another_prepared(settings, monkeypatch):
   assert len(kept(settings)) == 1
 
 
+@pytest.mark.hosts
 def test_neither_tensorflow_nor_torch_is_imported(settings):
   program = (
     "import sys\n"
