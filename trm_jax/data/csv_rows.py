@@ -16,7 +16,7 @@ from trm_jax.errors import UserError
 COLUMNS = ("source", "question", "answer", "rating")
 
 _LONGEST_HEADER = 1000
-_BLOCK = 65_536  # lines parsed together: bounds the memory of a huge file
+_BLOCK = 65_536  # lines parsed together, to bound the memory
 
 _RATING = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?")
 _ARRAYS = ("inputs", "labels", "ratings", "sources", "lines")
@@ -33,7 +33,7 @@ class Rows:
     ratings: int32 [N], rounded down.
     sources: str [N].
     lines: int64 [N], line numbers in the file.
-    skipped: why rows were left out, one text a row.
+    skipped: one message per row that was left out.
   """
 
   path: str
@@ -56,16 +56,16 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """How a task writes its grids, and what makes a row bad.
+  """How a task writes its grids, and which rows are bad.
 
   Attributes:
     length: characters in a grid, L.
-    board: what has so many, as in "a 9x9 board".
+    board: what a grid is, as in "a 9x9 board", for messages.
     alphabet: the token, 1 or more, of each character; ASCII only.
     cell: what a character may be, for messages.
-    faults: `(inputs [N, L], labels [N, L]) -> (mask [N], describe) pairs`: in
-      turn, which rows have some fault and what `describe(row)` says of it. A
-      row is told its first.
+    faults: `(inputs [N, L], labels [N, L]) -> (mask [N], describe) pairs`: for
+      each kind of fault, the rows that have it, and `describe(row) -> message`.
+      Only the first fault of a row is reported.
   """
 
   length: int
@@ -82,11 +82,8 @@ def read(path: str | os.PathLike, form: Format, skip_bad_rows: bool) -> Rows:
   """Reads and checks a csv file, plain or .gz.
 
   Every row must have four columns, grids of the right length and characters,
-  a number as rating, and none of the faults of its format. Bad rows are
-  skipped, or else the file is refused.
-
-  Raises:
-    UserError: the file cannot be read, is empty or has a bad row.
+  a numeric rating, and no fault of the format. A bad row is skipped if
+  `skip_bad_rows`; otherwise it is an error.
   """
   path = os.fspath(path)
   blocks, faults = [], []
@@ -113,11 +110,7 @@ def read(path: str | os.PathLike, form: Format, skip_bad_rows: bool) -> Rows:
 
 
 def drop(rows: Rows, bad: np.ndarray, fault: str, skip_bad_rows: bool) -> Rows:
-  """Leaves out rows, bool [N], for a fault that was found after reading.
-
-  Raises:
-    UserError: a row is bad and may not be skipped, or all are bad.
-  """
+  """Drops bad rows, bool [N], for a fault found after reading."""
   faults = [f"{rows.path}, line {line}: {fault}" for line in rows.lines[bad]]
   _refuse(faults, skip_bad_rows)
   kept = rows.take(~bad)
@@ -142,7 +135,7 @@ def _refuse_empty(rows: Rows):
 
 
 def split(line: str) -> list[str]:
-  """The columns of one line; a quote cannot swallow the lines below it."""
+  """The columns of one line; a quote cannot continue on the next line."""
   try:
     return next(csv.reader([line], strict=True), [])
   except csv.Error as error:
@@ -150,7 +143,7 @@ def split(line: str) -> list[str]:
 
 
 def header_of(line: str) -> tuple[str, ...]:
-  """The names of columns, if a line is the header of a csv file."""
+  """The column names if the line is the header of a csv file."""
   return tuple(name.strip(' "').lower() for name in line.split(","))
 
 
@@ -193,9 +186,9 @@ def _blocks(path: str) -> Iterator[tuple[Sequence[str], Sequence[int]]]:
 def _check(
   path: str, form: Format, texts: Sequence[str], lines: Sequence[int]
 ) -> tuple[Rows, list[str]]:
-  """Turns lines into arrays; returns the good rows and the faults."""
+  """Converts lines to arrays; returns the good rows and the faults."""
   records = []
-  faults = {}  # index of the record -> what is wrong with it
+  faults = {}  # index of the record -> message
   for index, text in enumerate(texts):
     try:
       records.append(split(text))
@@ -256,11 +249,11 @@ def _fault_in_text(record: Sequence[str], form: Format) -> str | None:
 
 
 def _tokens(grids: list[str], form: Format) -> np.ndarray:
-  """Turns grids into tokens, 0 where a character is not in the alphabet."""
+  """Converts grids to tokens, 0 for characters not in the alphabet."""
   token_of_byte = np.zeros(256, np.uint8)
   for character, token in form.alphabet.items():
     token_of_byte[ord(character)] = token
-  # Whatever is not ASCII becomes one '?', and so keeps its place.
+  # Each character that is not ASCII becomes one '?', so lengths are kept.
   characters = "".join(grids).encode("ascii", errors="replace")
   codes = np.frombuffer(characters, np.uint8).reshape(-1, form.length)
   return token_of_byte[codes]
