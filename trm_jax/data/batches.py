@@ -167,10 +167,10 @@ def _find(cursor, ahead, seed, table):
   ends = jnp.cumsum(jnp.asarray(table.group_rows)[order], axis=1)
   bisect = functools.partial(jnp.searchsorted, side="right")
   ranks = jax.vmap(bisect, in_axes=(0, None))(ends, ahead.position)
-  mine = (ahead.epoch - cursor.epoch).astype(jnp.int32)
-  rank = ranks[mine, jnp.arange(batch)]
-  group = order[mine, rank]
-  before = ends[mine, rank] - jnp.asarray(table.group_rows)[group]
+  index = (ahead.epoch - cursor.epoch).astype(jnp.int32)
+  rank = ranks[index, jnp.arange(batch)]
+  group = order[index, rank]
+  before = ends[index, rank] - jnp.asarray(table.group_rows)[group]
   return group, ahead.position - before
 
 

@@ -116,13 +116,13 @@ def match_ids(
   if len(known) == 1:  # one embedding for all puzzles
     return dataclasses.replace(split, puzzle_ids=0 * split.puzzle_ids)
   ids: dict[str, int] = {name: number for number, name in enumerate(known)}
-  wanted = [names[number] for number in split.puzzle_ids.tolist()]
-  puzzle_ids = np.array([ids.get(name, 0) for name in wanted], np.int32)
+  puzzles = [names[number] for number in split.puzzle_ids.tolist()]
+  puzzle_ids = np.array([ids.get(name, 0) for name in puzzles], np.int32)
   missing = np.flatnonzero(puzzle_ids == 0)
   if len(missing) and unseen == "error":
     raise UserError(
-      f"{len(missing):,} of {len(wanted):,} puzzles were not trained on, so "
-      f"they have no embedding; the first is {wanted[missing[0]]!r}. Choose "
+      f"{len(missing):,} of {len(puzzles):,} puzzles were not trained on, so "
+      f"they have no embedding; the first is {puzzles[missing[0]]!r}. Choose "
       "--puzzle_id=mean (the mean of all embeddings) or --puzzle_id=blank "
       "(none), or evaluate the tasks of the training run"
     )

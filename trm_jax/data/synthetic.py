@@ -1,4 +1,4 @@
-"""Random tokens in place of puzzles, where shapes alone matter."""
+"""Random tokens in place of puzzles, where only shapes matter."""
 
 import dataclasses
 
