@@ -1,6 +1,6 @@
 """Figures of results, drawn on matplotlib's off-screen canvas.
 
-Text from outside, such as the name of a run, is never read as mathematics.
+External text, such as names of runs, is never parsed as mathematics.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ from trm_jax.run.metrics import Row
 from trm_jax.solve.calibration import Reliability
 from trm_jax.solve.rules import RULES
 
-# Colour-blind safe (Okabe and Ito) and of different greys when printed.
+# Safe for colour blindness (Okabe and Ito), and different in grey.
 _EXACT, _CELLS, _HALTED = "#0072B2", "#999999", "#D55E00"
 
 
@@ -39,7 +39,7 @@ def depth_curve(
   """Draws accuracy against depth and against FLOPs, side by side.
 
   Args:
-    records: evaluations at several depths, as `evaluate.evaluate` returns.
+    records: evaluations at several depths, from `evaluate.evaluate`.
     path: the PNG to write.
     title: what was evaluated.
     kind: "held-out" or "training" puzzles.
@@ -48,7 +48,7 @@ def depth_curve(
   left, right = figure.subplots(1, 2, sharey=True)
   depths = [record["depth"] for record in records]
   work = [record["flops_per_puzzle"] for record in records]
-  # Halting spends less than the depth allows: its work is the mean spent.
+  # With halting, the mean work is below the allowed depth's.
   spent = [
     r["mean_steps"] * r["flops_per_puzzle"] / r["depth"] for r in records
   ]
@@ -70,14 +70,11 @@ def depth_curve(
 
 
 def learning_curves(runs: Mapping[str, Sequence[Row]], path: pathlib.Path):
-  """Draws loss and accuracies against optimizer steps, one colour a run.
+  """Draws loss and accuracies against optimizer steps, one colour per run.
 
   Args:
     runs: name -> rows of its `metrics.jsonl`.
     path: the PNG to write.
-
-  Raises:
-    UserError: if no run has a row.
   """
   if not any(runs.values()):
     raise UserError("there is nothing to plot yet: no run has a metric row")
@@ -100,7 +97,7 @@ def learning_curves(runs: Mapping[str, Sequence[Row]], path: pathlib.Path):
     )  # fmt: skip
   loss.set_ylabel("training loss per puzzle (nats)")
   loss.set_yscale("log")
-  # Given as text, a name may begin with "_".
+  # Passed explicitly, as matplotlib hides labels that begin with "_".
   legend = loss.legend(handles, list(runs), fontsize="small")
   for text in legend.get_texts():
     text.set_parse_math(False)
@@ -120,12 +117,11 @@ def learning_curves(runs: Mapping[str, Sequence[Row]], path: pathlib.Path):
 def reliability(
   before: Reliability, after: Reliability, path: pathlib.Path, title: str
 ):
-  """Draws how often answers were right, against the confidence in them.
+  """Draws the fraction of correct answers against their confidence.
 
   Args:
-    before: by the halting head alone.
-    after: by calibrated confidence, judged on puzzles that the map was not
-      fitted on.
+    before: for confidence by the halting head alone.
+    after: for calibrated confidence, on puzzles not used for calibration.
     path: the PNG to write.
     title: what was measured.
   """
@@ -139,9 +135,9 @@ def reliability(
     (after, "calibrated", _EXACT, "o", 0.21),
   )
   for found, name, colour, marker, side in drawn:
-    reach = [found.fraction - found.low, found.high - found.fraction]
+    margins = [found.fraction - found.low, found.high - found.fraction]
     fractions.errorbar(
-      found.confidence, found.fraction, np.maximum(reach, 0),
+      found.confidence, found.fraction, np.maximum(margins, 0),
       color=colour, marker=marker, ms=5, lw=1.2, elinewidth=0.8, capsize=2,
       label=f"{name}: off by {found.error:.1%} (ECE)",
     )  # fmt: skip
@@ -153,7 +149,7 @@ def reliability(
   _accuracy_axis(fractions, "fraction of these answers that are right")
   fractions.legend(loc="best", fontsize="small")
   counts.set_ylabel("puzzles")
-  # Most puzzles are often in two bins; the others must be seen, too.
+  # Logarithmic, as most puzzles are often in two bins.
   counts.set_yscale("log")
   counts.set_ylim(0.7, 1.5 * max(before.count.max(), after.count.max()))
   counts.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -169,24 +165,21 @@ def reliability(
 def solve_grid(
   records: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str
 ):
-  """Draws what depth and breadth give, and what they cost.
+  """Draws accuracy against depth and cost for each number of rollouts.
 
   Args:
-    records: one for each way of solving: `depth`, `breadth`, `select`, `halt`,
-      `exact_accuracy` and its `_se`, `oracle_accuracy` (some rollout is right),
-      and `flops_per_puzzle`, the mean spent. Each choice of `select` and
-      `halt` has a row of its own.
+    records: one for each setting of solving: `depth`, `breadth`, `select`,
+      `halt`, `exact_accuracy` and its `_se`, `oracle_accuracy` (any rollout is
+      right), and `flops_per_puzzle`, the mean spent. Each pair of `select` and
+      `halt` has its own row of axes.
     path: the PNG to write.
     title: what was solved.
-
-  Raises:
-    UserError: there is no record.
   """
   if not records:
     raise UserError("there is nothing to plot: nothing was solved with labels")
   rules = list(dict.fromkeys((r["select"], r["halt"]) for r in records))
   breadths = sorted({record["breadth"] for record in records})
-  # The wider, the lighter: ordered in grey as well.
+  # More rollouts are lighter, in grey as well.
   ramp = matplotlib.colormaps["viridis"](np.linspace(0, 0.8, len(breadths)))
   colours = dict(zip(breadths, ramp, strict=True))
   figure = _figure(11, 0.8 + 3.6 * len(rules), title)
@@ -211,8 +204,8 @@ def solve_grid(
     for axes in (left, right):
       axes.set_xscale("log", base=2 if axes is left else 10)
       axes.grid(alpha=0.3)
-    told = textwrap.fill(f"select {rule[0]}; halting: {rule[1]}", 40)
-    _accuracy_axis(left, f"puzzles right\n{told}")
+    rule_text = textwrap.fill(f"select {rule[0]}; halting: {rule[1]}", 40)
+    _accuracy_axis(left, f"puzzles right\n{rule_text}")
   left, right = rows[-1]
   depths = {record["depth"] for record in records}
   _depth_axis(left, sorted(depths), "depth (supervision steps allowed)")
@@ -233,8 +226,8 @@ def halting_rules(
   """Draws accuracy against the steps that halting rules spend.
 
   Args:
-    records: of each limit of each rule, the fixed depth first: `rule`, whose
-      field `halt` names it, `exact_accuracy`, its `_se`, `mean_steps`.
+    records: one for each limit of each rule, the fixed depth first: `rule`
+      (its field `halt` names it), `exact_accuracy`, its `_se`, `mean_steps`.
     path: the PNG to write.
     title: what was halted.
   """
@@ -300,7 +293,7 @@ def _band(
   axes: Axes, x, records: Sequence[Mapping[str, Any]], name: str, colour,
   errors: float,
 ):  # fmt: skip
-  """Shades so many standard errors on both sides of a curve."""
+  """Shades this many standard errors on both sides of a curve."""
   mean = np.array([record[name] for record in records])
   spread = errors * np.array([record[f"{name}_se"] for record in records])
   axes.fill_between(
