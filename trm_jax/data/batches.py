@@ -181,10 +181,7 @@ def _below(bits, bound):
 
 @functools.partial(jax.jit, static_argnames="num_rows")
 def shuffled_row(
-  seed: ArrayLike,
-  epoch: ArrayLike,
-  position: ArrayLike,
-  num_rows: int,
+  seed: ArrayLike, epoch: ArrayLike, position: ArrayLike, num_rows: int
 ) -> jax.Array:
   """The row at a position of a shuffle, int32 [...].
 

@@ -20,15 +20,10 @@ def convert_fields(settings: Any) -> None:
 
 
 def convert(where: str, value: Any, hint: Any) -> Any:
-  """Checks a value's type; an int may stand for a float, a list for a tuple.
+  """Returns a value as exactly the type `hint`, which may be a union.
 
-  Args:
-    where: the name of the value in messages.
-    value: the value.
-    hint: the type, or a union of types.
-
-  Returns:
-    The value, of exactly that type.
+  An int may be given for a float, and a list for a tuple. Anything else
+  raises a `UserError`, in which `where` is the value's name.
   """
   is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
   options = typing.get_args(hint) if is_union else (hint,)

@@ -73,8 +73,7 @@ class Format:
   alphabet: Mapping[str, int]
   cell: str
   faults: Callable[
-    [np.ndarray, np.ndarray],
-    Iterable[tuple[np.ndarray, Callable[[int], str]]],
+    [np.ndarray, np.ndarray], Iterable[tuple[np.ndarray, Callable[[int], str]]]
   ]
 
 

@@ -18,11 +18,9 @@ UNSEEN = ("error", "blank", "mean")
 
 
 def register(name: str, settings: type) -> None:
-  """Adds a task, so that a config may use it as `data.task`.
+  """Adds a task, so that a config may use its `Task.name` as `data.task`.
 
-  Args:
-    name: as in `Task.name`.
-    settings: a frozen dataclass that follows `task.Settings`.
+  Its settings are a frozen dataclass that follows `task.Settings`.
   """
   if TASKS.setdefault(name, settings) is not settings:
     raise ValueError(f"{name}: a task of this name is registered already")
@@ -36,12 +34,8 @@ register("arc", ArcData)
 def prepare(settings: Settings, say: Callable[[str], None]) -> list[str]:
   """Makes the dataset if it does not exist, or checks its folder.
 
-  Args:
-    settings: the `data` section of an experiment.
-    say: called with a sentence before work that may take a minute.
-
-  Returns:
-    Sentences for users of the dataset, such as what was left out and why.
+  `say` is called with a sentence before work that may take a minute. Returns
+  sentences for users of the dataset, such as what was left out and why.
   """
   if settings.path:
     folder.metadata(settings.path, settings.task)
@@ -68,10 +62,7 @@ def load(
 ) -> Split:
   """Loads a split into host memory; a folder's arrays are memory-mapped.
 
-  Args:
-    settings: the `data` section of an experiment.
-    split: "train" or "test".
-    groups: integers [N], the groups to load; None loads all.
+  `groups`, integers [N], selects the groups to load; None loads all.
   """
   if settings.path:
     whole = folder.read(settings.path, split, settings.task)

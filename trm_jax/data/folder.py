@@ -58,15 +58,7 @@ class Metadata:
 
 
 def metadata(path: str | os.PathLike, task: Task | None = None) -> Metadata:
-  """Reads and checks the sizes of a folder.
-
-  Args:
-    path: the folder.
-    task: if given, a folder of other sizes is refused.
-
-  Returns:
-    The sizes that all its splits share.
-  """
+  """Reads a folder's sizes; if a task is given, its sizes must be equal."""
   root = _root(path)
   splits = _splits(root)
   headers = [_header(root, split) for split in splits]
@@ -94,18 +86,11 @@ def identifiers(path: str | os.PathLike) -> list[str]:
 
 
 def read(path: str | os.PathLike, split: str, task: Task) -> Split:
-  """Opens and checks a split.
+  """Opens and checks a split, "train" or "test".
 
-  Tokens stored as uint8 are memory-mapped; others are converted.
-
-  Args:
-    path: the folder.
-    split: "train" or "test".
-    task: its task.
-
-  Returns:
-    The split, with `is_viewed`. If its puzzles have names that the task can
-    parse, groups have names and puzzles symmetries.
+  Tokens stored as uint8 are memory-mapped; others are converted. The split has
+  `is_viewed`. If its puzzles have names that the task can parse, groups have
+  names and puzzles symmetries.
   """
   root = _root(path)
   if split not in _splits(root):
@@ -161,19 +146,17 @@ def _header(root: pathlib.Path, split: str) -> Header:
       value = shorten(fields[name])
       raise UserError(f"{path}: {name} is {value}; expected {expected}")
 
-  def is_whole(value, least, most):
-    return type(value) is int and least <= value <= most
-
   for name, (least, most) in _BOUNDS.items():
+    value = fields[name]
     expected = f"a whole number from {least} to {most}"
     if least == most:
       expected = f"{least}: other layouts cannot be read"
-    require(name, is_whole(fields[name], least, most), expected)
+    require(name, type(value) is int and least <= value <= most, expected)
   mean = fields["mean_puzzle_examples"]
   is_mean = type(mean) in (int, float) and 0 <= mean < math.inf
   require("mean_puzzle_examples", is_mean, "a number, 0 or more")
   ignored, sets = fields["ignore_label_id"], fields["sets"]
-  is_zero = ignored is None or is_whole(ignored, 0, 0)
+  is_zero = ignored is None or (type(ignored) is int and ignored == 0)
   require("ignore_label_id", is_zero, "0: other layouts cannot be read")
   # A part of file names, so it must not contain a path.
   is_name = (

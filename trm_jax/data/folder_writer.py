@@ -24,14 +24,14 @@ def write(
   """Writes a folder for `folder.read` and for the reference.
 
   The folder appears only when it is complete and has passed the checks of
-  `folder.read`.
+  `folder.read`. Copies are stored as they are shown. Unlike the reference's
+  builder, this does not translate the training grids of ARC.
 
   Args:
     path: the folder to make. It may exist if it is empty.
     splits: by name, "train" or "test".
     identifiers: the name of each puzzle id; id 0 is "<blank>".
-    task: their task. Copies are stored as they are shown. Unlike the
-      reference's builder, this does not translate the training grids of ARC.
+    task: their task.
   """
   target = pathlib.Path(path).expanduser().resolve()
   for name, split in splits.items():

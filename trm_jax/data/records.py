@@ -88,13 +88,10 @@ class Records(tfds.core.GeneratorBasedBuilder):
 def prepare(
   config: RecordsConfig, cache_dir: str, say: Say, announcement: str
 ) -> Records:
-  """Returns a dataset, making it if it does not exist.
+  """Returns a dataset, making it in `cache_dir` if it does not exist.
 
-  Args:
-    config: the dataset.
-    cache_dir: where datasets are kept; "" is the default of TFDS.
-    say: called with the announcement before the dataset is made.
-    announcement: a sentence on what is made and how long it may take.
+  Before that, `say` is called with the announcement: what is made, and how long
+  it may take. The default of `cache_dir`, "", is that of TFDS.
   """
   folder = os.path.expanduser(cache_dir) or None
   try:

@@ -10,15 +10,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-  NullFormatter,
-  PercentFormatter,
-  ScalarFormatter,
-  StrMethodFormatter,
-)
 
 from trm_jax.draw.pictures import save_png
 from trm_jax.errors import UserError
@@ -36,13 +31,10 @@ def depth_curve(
   title: str,
   kind: str = "held-out",
 ):
-  """Draws accuracy against depth and against FLOPs, side by side.
+  """Draws accuracy against depth and against FLOPs, side by side, as a PNG.
 
-  Args:
-    records: evaluations at several depths, from `evaluate.evaluate`.
-    path: the PNG to write.
-    title: what was evaluated.
-    kind: "held-out" or "training" puzzles.
+  The records are evaluations at several depths, from `evaluate.evaluate`, on
+  puzzles of a kind, "held-out" or "training".
   """
   figure = _figure(10, 4.2, title)
   left, right = figure.subplots(1, 2, sharey=True)
@@ -72,9 +64,7 @@ def depth_curve(
 def learning_curves(runs: Mapping[str, Sequence[Row]], path: pathlib.Path):
   """Draws loss and accuracies against optimizer steps, one colour per run.
 
-  Args:
-    runs: name -> rows of its `metrics.jsonl`.
-    path: the PNG to write.
+  The runs map names to rows of their `metrics.jsonl`.
   """
   if not any(runs.values()):
     raise UserError("there is nothing to plot yet: no run has a metric row")
@@ -117,24 +107,20 @@ def learning_curves(runs: Mapping[str, Sequence[Row]], path: pathlib.Path):
 def reliability(
   before: Reliability, after: Reliability, path: pathlib.Path, title: str
 ):
-  """Draws the fraction of correct answers against their confidence.
+  """Draws the fraction of correct answers against their confidence, as a PNG.
 
-  Args:
-    before: for confidence by the halting head alone.
-    after: for calibrated confidence, on puzzles not used for calibration.
-    path: the PNG to write.
-    title: what was measured.
+  `before` is for confidence by the halting head alone, `after` for calibrated
+  confidence, on puzzles not used for calibration.
   """
   figure = _figure(5.6, 6.4, title)
   fractions, counts = figure.subplots(
     2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
   )
   fractions.plot([0, 1], [0, 1], color="black", lw=0.8, ls="--", label="ideal")
-  drawn = (
+  for found, name, colour, marker, side in (
     (before, "before", _HALTED, "^", -0.21),
     (after, "calibrated", _EXACT, "o", 0.21),
-  )
-  for found, name, colour, marker, side in drawn:
+  ):
     margins = [found.fraction - found.low, found.high - found.fraction]
     fractions.errorbar(
       found.confidence, found.fraction, np.maximum(margins, 0),
@@ -152,28 +138,25 @@ def reliability(
   # Logarithmic, as most puzzles are often in two bins.
   counts.set_yscale("log")
   counts.set_ylim(0.7, 1.5 * max(before.count.max(), after.count.max()))
-  counts.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-  counts.yaxis.set_minor_formatter(NullFormatter())
+  counts.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+  counts.yaxis.set_minor_formatter(ticker.NullFormatter())
   counts.set_xlabel("confidence that the answer is right")
   for axes in (fractions, counts):
     axes.set_xlim(-0.02, 1.02)
     axes.grid(alpha=0.3)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(ticker.PercentFormatter(1.0))
   save_png(figure, path)
 
 
 def solve_grid(
   records: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str
 ):
-  """Draws accuracy against depth and cost for each number of rollouts.
+  """Draws accuracy against depth and cost per number of rollouts, as a PNG.
 
-  Args:
-    records: one for each setting of solving: `depth`, `breadth`, `select`,
-      `halt`, `exact_accuracy` and its `_se`, `oracle_accuracy` (any rollout is
-      right), and `flops_per_puzzle`, the mean spent. Each pair of `select` and
-      `halt` has its own row of axes.
-    path: the PNG to write.
-    title: what was solved.
+  Each record is one setting of solving: `depth`, `breadth` (the number of
+  rollouts), `select`, `halt`, `exact_accuracy` and its `_se`, `oracle_accuracy`
+  (any rollout is right), and `flops_per_puzzle`, the mean spent. Each pair of
+  `select` and `halt` has its own row of axes.
   """
   if not records:
     raise UserError("there is nothing to plot: nothing was solved with labels")
@@ -223,13 +206,10 @@ def solve_grid(
 def halting_rules(
   records: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str
 ):
-  """Draws accuracy against the steps that halting rules spend.
+  """Draws accuracy against the steps that halting rules spend, as a PNG.
 
-  Args:
-    records: one for each limit of each rule, the fixed depth first: `rule`
-      (its field `halt` names it), `exact_accuracy`, its `_se`, `mean_steps`.
-    path: the PNG to write.
-    title: what was halted.
+  There is one record for each limit of each rule, the fixed depth first:
+  `rule` (its field `halt` names it), `exact_accuracy`, its `_se`, `mean_steps`.
   """
   fixed, *others = records
   kinds: dict[str, list] = {}
@@ -250,10 +230,10 @@ def halting_rules(
       "exact_accuracy", rule.name, rule.colour, rule.marker,
     )  # fmt: skip
   axes.set_xscale("log", base=2)
-  axes.xaxis.set_major_formatter(ScalarFormatter())
+  axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
   axes.set_xlabel("supervision steps of a puzzle, mean")
   axes.set_ylabel("puzzles right, held out")
-  axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+  axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
   axes.grid(alpha=0.3)
   axes.legend(title="halting by", fontsize="small")
   save_png(figure, path)
@@ -269,7 +249,7 @@ def _figure(width: float, height: float, title: str = "") -> Figure:
 def _depth_axis(axes: Axes, depths: Sequence[int], label: str):
   axes.set_xscale("log", base=2)
   axes.set_xticks(depths)
-  axes.xaxis.set_major_formatter(ScalarFormatter())
+  axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
   axes.minorticks_off()
   axes.set_xlabel(label)
 
@@ -277,7 +257,7 @@ def _depth_axis(axes: Axes, depths: Sequence[int], label: str):
 def _accuracy_axis(axes: Axes, label: str):
   axes.set_ylabel(label, parse_math=False)
   axes.set_ylim(-0.02, 1.02)
-  axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+  axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
 
 
 def _curve(

@@ -106,18 +106,11 @@ def _guess(example: Example, guess: Guess, task: Task) -> _Panel:
 def panels(
   scenes: Sequence[Scene], task: Task, title: str = "", frames: int = 1
 ) -> Figure:
-  """Draws puzzles below each other.
+  """Draws one or more puzzles below each other, with a title above.
 
   In ARC, answers are below their questions; otherwise panels are in a row.
   Sizes do not depend on cells or on the words of titles, so pictures of the
-  same puzzles can be frames of a film.
-
-  Args:
-    scenes: the puzzles, one or more.
-    task: their task.
-    title: a line above everything.
-    frames: frames of the film that this is for; long films have a lower
-      resolution.
+  same puzzles can be the `frames` of a film; a long one has fewer pixels.
   """
   shown = max(len(scene.shown) for scene in scenes)
   has_answers = any(np.any(p.label) for scene in scenes for p in scene.asked)
@@ -264,10 +257,8 @@ def save_png(figure: Figure, path: pathlib.Path):
 def save_gif(frames: Iterable[Figure], path: pathlib.Path, seconds: float):
   """Writes a film that repeats, atomically, with its folders.
 
-  Args:
-    frames: pictures of one size, one or more.
-    path: the file.
-    seconds: how long each is shown; the last is shown four times as long.
+  Frames have one size and are shown for some seconds each, the last for four
+  times as long.
   """
   from PIL import Image  # slow to import
 

@@ -105,20 +105,12 @@ def _boxes(cells: list[list[Text]], height: int, width: int) -> Table:
 
 
 def play(
-  frames: Sequence[RenderableType],
-  console: Console,
-  title: str,
-  seconds: float,
+  frames: Sequence[RenderableType], console: Console, title: str, seconds: float
 ) -> None:
   """Shows drawings one after another.
 
-  On a terminal each replaces the previous one; elsewhere all are printed.
-
-  Args:
-    frames: the drawings, one per step.
-    console: the output.
-    title: what they show.
-    seconds: how long each is shown, on a terminal.
+  On a terminal each is shown for some seconds and then replaced; elsewhere all
+  are printed.
   """
   titled = [
     Group(Text(f"{title}, step {number} of {len(frames)}"), frame)

@@ -97,9 +97,7 @@ def identifiers(settings: Any) -> list[str]:
 def _prepare(settings: Any, say: records.Say = logging.info) -> records.Records:
   def rows(width):
     return tfds.features.Tensor(
-      shape=(None, width),
-      dtype=np.uint8,
-      encoding=tfds.features.Encoding.BYTES,
+      shape=(None, width), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
     )
 
   size = settings.size

@@ -150,9 +150,7 @@ def read_pairs(path: pathlib.Path) -> dict[str, tuple[files.Pair, ...]]:
   return {task.name: task.test for task in read_file(str(path))}
 
 
-def read_identifiers(
-  *folders: pathlib.Path,
-) -> tuple[list[str], np.ndarray]:
+def read_identifiers(*folders: pathlib.Path) -> tuple[list[str], np.ndarray]:
   """The task of each puzzle id, and its symmetry, uint8 [N, 11].
 
   Both are read from the first identifiers.json in these folders.

@@ -112,13 +112,9 @@ def _cell(rows, columns, size):
 def _place(read, extent, offset, size, dtype):
   """Puts a grid and its EOS on an empty canvas, tokens [S].
 
-  Args:
-    read: `(rows [S], columns [S]) -> tokens [S]` of the grid's cells; values
-      outside of the grid are ignored.
-    extent: height and width of the grid.
-    offset: the row and column of its first cell.
-    size: cells along one side of the canvas.
-    dtype: of the tokens.
+  `read(rows [S], columns [S])` returns the tokens of the grid's cells, with any
+  values outside of it; `extent` is its height and width, and `offset` the row
+  and column of its first cell.
   """
   cells = np.arange(size * size)
   rows, columns = cells // size - offset[0], cells % size - offset[1]

@@ -72,19 +72,12 @@ def render(tokens: np.ndarray) -> str:
 
 
 def is_valid(inputs: jax.Array, answers: jax.Array, *, size: int) -> jax.Array:
-  """Whether answers [..., L] mark any shortest path from start to goal.
+  """Whether answers mark any shortest path from start to goal.
 
   No label is used, as most mazes have many shortest paths. The answer must keep
   all cells except for free cells that become path. A maze without exactly one
   start and one goal, or with an unreachable goal, has no valid answer.
-
-  Args:
-    inputs: integers [..., L], the mazes' tokens.
-    answers: integers [..., L], the answers' tokens.
-    size: cells along one side of the maze.
-
-  Returns:
-    bool [...].
+  Inputs and answers are integers [..., L]; the result is bool [...].
   """
   inputs, answers = jnp.asarray(inputs), jnp.asarray(answers)
   is_free, is_path = inputs == FREE, answers == PATH
