@@ -7,6 +7,8 @@ single candidate?") then take a few integer operations.
 
 import dataclasses
 import functools
+import operator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -69,27 +71,19 @@ class Bitboard:
     masks = tuple(
       sum(1 << cell for cell in unit) for unit in units(size).tolist()
     )
-    peers = []
-    for cell in range(size * size):
-      bit = 1 << cell
-      shared = 0
-      for unit in masks:
-        shared |= unit if unit & bit else 0
-      peers.append(shared & ~bit)
-    return cls(size, (1 << size * size) - 1, masks, tuple(peers))
+    peers = tuple(
+      _union(unit for unit in masks if unit >> cell & 1) & ~(1 << cell)
+      for cell in range(size * size)
+    )
+    return cls(size, (1 << size * size) - 1, masks, peers)
 
   def candidates(self, givens: list[int]) -> list[int]:
     """The possible cells of each digit, from its given cells."""
-    filled = 0
-    for cells in givens:
-      filled |= cells
-    boards = []
-    for cells in givens:
-      seen = 0
-      for cell in bits(cells):
-        seen |= self.peers[cell]
-      boards.append((self.full & ~filled | cells) & ~seen)
-    return boards
+    empty = self.full & ~_union(givens)
+    return [
+      (empty | cells) & ~_union(self.peers[cell] for cell in bits(cells))
+      for cells in givens
+    ]
 
   def search(
     self, boards: list[int], limit: int, rng: np.random.Generator | None = None
@@ -192,6 +186,10 @@ class Bitboard:
       for cell in bits(board):
         tokens[cell] = digit + 2
     return tokens
+
+
+def _union(sets: Iterable[int]) -> int:
+  return functools.reduce(operator.or_, sets, 0)
 
 
 def bits(number: int):
