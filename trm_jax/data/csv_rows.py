@@ -186,32 +186,32 @@ def _check(
   path: str, form: Format, texts: Sequence[str], lines: Sequence[int]
 ) -> tuple[Rows, list[str]]:
   """Converts lines to arrays; returns the good rows and the faults."""
-  records = []
-  faults = {}  # index of the record -> message
+  records, read = [], []
+  faults = {}  # index of the line -> message
   for index, text in enumerate(texts):
     try:
-      records.append(split(text))
-      fault = _fault_in_text(records[-1], form)
+      records.append(_columns(text, form))
+      read.append(index)
     except UserError as error:
-      records.append([])
-      fault = str(error)
-    if fault:
-      faults[index] = fault
-  read = [index for index in range(len(records)) if index not in faults]
+      faults[index] = str(error)
+  sources, questions, answers, ratings = (
+    zip(*records, strict=True) if records else ((),) * 4
+  )
   rows = Rows(
     path=path,
-    inputs=_tokens([records[index][1] for index in read], form),
-    labels=_tokens([records[index][2] for index in read], form),
-    ratings=np.array(
-      [int(float(records[index][3])) for index in read], np.int32
-    ),
-    sources=np.array([records[index][0] for index in read], object),
-    lines=np.array([lines[index] for index in read], np.int64),
+    inputs=_tokens(questions, form),
+    labels=_tokens(answers, form),
+    ratings=np.array([int(float(rating)) for rating in ratings], np.int32),
+    sources=np.array(sources, object),
+    lines=np.array(lines, np.int64)[read],
   )
-  for column, tokens in (("question", rows.inputs), ("answer", rows.labels)):
+  for column, grids, tokens in (
+    ("question", questions, rows.inputs),
+    ("answer", answers, rows.labels),
+  ):
     for row in np.flatnonzero((tokens == 0).any(-1)):
       place = int((tokens[row] == 0).argmax())
-      character = records[read[row]][COLUMNS.index(column)][place]
+      character = grids[row][place]
       faults.setdefault(
         read[row],
         f"{column}: character {place + 1} is {character!r}; expected "
@@ -229,25 +229,27 @@ def _check(
   ]
 
 
-def _fault_in_text(record: Sequence[str], form: Format) -> str | None:
-  if len(record) != len(COLUMNS):
-    return (
-      f"{len(record)} columns; expected {len(COLUMNS)}: {','.join(COLUMNS)}"
+def _columns(text: str, form: Format) -> list[str]:
+  """The columns of a line; raises a `UserError` if it is no row of puzzles."""
+  columns = split(text)
+  if len(columns) != len(COLUMNS):
+    raise UserError(
+      f"{len(columns)} columns; expected {len(COLUMNS)}: {','.join(COLUMNS)}"
     )
-  _, question, answer, rating = record
+  _, question, answer, rating = columns
   for column, grid in (("question", question), ("answer", answer)):
     if len(grid) != form.length:
-      return (
+      raise UserError(
         f"{column}: {len(grid)} characters; expected {form.length}, as "
         f"{form.board} has"
       )
   # float() would also take "1_000", " 7", "nan" and what int32 cannot store.
   if not _RATING.fullmatch(rating):
-    return f"rating: {rating!r} is not a number; expected 0 or more"
-  return None
+    raise UserError(f"rating: {rating!r} is not a number; expected 0 or more")
+  return columns
 
 
-def _tokens(grids: list[str], form: Format) -> np.ndarray:
+def _tokens(grids: Sequence[str], form: Format) -> np.ndarray:
   """Converts grids to tokens, 0 for characters not in the alphabet."""
   token_of_byte = np.zeros(256, np.uint8)
   for character, token in form.alphabet.items():

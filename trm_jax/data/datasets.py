@@ -18,10 +18,7 @@ UNSEEN = ("error", "blank", "mean")
 
 
 def register(name: str, settings: type) -> None:
-  """Adds a task, so that a config may use its `Task.name` as `data.task`.
-
-  Its settings are a frozen dataclass that follows `task.Settings`.
-  """
+  """Adds a task, with the class of its settings, for `data.task` in configs."""
   if TASKS.setdefault(name, settings) is not settings:
     raise ValueError(f"{name}: a task of this name is registered already")
 

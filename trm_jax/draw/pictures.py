@@ -126,8 +126,7 @@ def panels(
   height = _GAP / 2 + 2 * _LINE * bool(title)
   height += sum(_height(tier) for tiers in strips for tier in tiers)
   most = math.sqrt(_MOST_PIXELS / (width * height * frames))
-  resolution = min(_RESOLUTION, most)
-  figure = Figure(figsize=(width, height), dpi=resolution)
+  figure = Figure(figsize=(width, height), dpi=min(_RESOLUTION, most))
   y = height - _GAP / 2  # decreases downwards
   if title:
     y -= 2 * _LINE

@@ -26,11 +26,7 @@ _VERSION = 1
 
 
 def prepare(settings: Any, say: records.Say = logging.info) -> list[str]:
-  """Makes the dataset if it does not exist; see `task.Dataset`.
-
-  Its notes name test tasks in the training set and tasks with few copies, and
-  count missing solutions.
-  """
+  """Makes the dataset if it does not exist; see `task.Dataset`."""
   return records.notes(_prepare(settings, say))
 
 

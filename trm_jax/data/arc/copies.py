@@ -46,7 +46,10 @@ def symmetries(task: ArcTask, num_aug: int, seed: int) -> np.ndarray:
   rows = IDENTITY[None]
   hashes = _hashes(sums, rows)
   for begin in range(0, _TRIALS * num_aug, _CHUNK):
-    drawn = _draw(rng)[: _TRIALS * num_aug - begin]
+    drawn = np.tile(IDENTITY, (_CHUNK, 1))
+    drawn[:, 0] = rng.integers(0, 8, _CHUNK)
+    drawn[:, 2:] = rng.permuted(drawn[:, 2:], axis=1)
+    drawn = drawn[: _TRIALS * num_aug - begin]
     rows = np.concatenate([rows, drawn])
     hashes = np.concatenate([hashes, _hashes(sums, drawn)])
     _, first = np.unique(hashes, return_index=True)
@@ -55,14 +58,6 @@ def symmetries(task: ArcTask, num_aug: int, seed: int) -> np.ndarray:
     if len(rows) > num_aug:
       break
   return rows[: num_aug + 1]
-
-
-def _draw(rng: np.random.Generator) -> np.ndarray:
-  """Draws candidates, uint8 [_CHUNK, 11]."""
-  drawn = np.tile(IDENTITY, (_CHUNK, 1))
-  drawn[:, 0] = rng.integers(0, 8, _CHUNK)
-  drawn[:, 2:] = rng.permuted(drawn[:, 2:], axis=1)
-  return drawn
 
 
 def _hashes(sums: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -174,8 +174,6 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
   grid = decode(puzzle if answer is None else answer)
   height, width = grid.shape
   axes.pcolormesh(
-    np.arange(width + 1),
-    np.arange(height + 1),
     grid,
     cmap=colors.ListedColormap(COLOURS),
     vmin=0,
