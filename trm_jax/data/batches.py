@@ -158,7 +158,7 @@ def _find(cursor, ahead, seed, table):
   bisection of the cumulative sizes finds the group. A batch may span passes.
   """
   batch = ahead.position.shape[0]
-  passes = -(-batch // table.num_rows) + 1  # at most
+  passes = -(-batch // table.num_rows) + 1  # that a batch may touch
   epochs = cursor.epoch + jnp.arange(passes, dtype=jnp.uint32)
   groups = jnp.arange(table.num_groups, dtype=jnp.int32)
   order = shuffled_row(

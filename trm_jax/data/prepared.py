@@ -6,8 +6,6 @@ changed settings give another dataset.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -207,11 +205,7 @@ class Puzzles:
   ) -> records.Records:
     """The dataset, made if it does not exist."""
     files = self._files(settings)
-    grid = tfds.features.Tensor(
-      shape=(settings.size**2,),
-      dtype=np.uint8,
-      encoding=tfds.features.Encoding.BYTES,
-    )
+    grid = records.bytes_feature(settings.size**2)
     config = records.RecordsConfig(
       name=self._content_name(settings, files),
       description=f"{self.name} {settings.size}x{settings.size}",
@@ -316,8 +310,7 @@ class Puzzles:
         source = records.digest(source, wanted)
       content[split] = source
     content["version"] = self.version
-    text = json.dumps(content, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = records.content_digest(content)
     return f"{self.name}-{settings.size}x{settings.size}-{digest}"
 
 

@@ -7,6 +7,7 @@ reuse it and others get a dataset of another name.
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -69,7 +70,7 @@ class Records(tfds.core.GeneratorBasedBuilder):
       features=tfds.features.FeaturesDict(self.config.features),
       # Batches are shuffled when read, so records keep their order.
       disable_shuffling=True,
-      metadata=tfds.core.MetadataDict(),  # "notes", for `notes`
+      metadata=tfds.core.MetadataDict(),  # filled with "notes"
     )
 
   def _split_generators(self, dl_manager):
@@ -108,7 +109,7 @@ def prepare(
         if not builder.data_path.exists():
           raise  # otherwise another process made the same dataset first
       builder = _builder(config, folder)
-  except (OSError, RuntimeError) as error:  # array_record's
+  except (OSError, RuntimeError) as error:  # RuntimeError by array_record
     raise UserError(
       f"cache_dir: the dataset cannot be kept in "
       f"{cache_dir or 'the default folder of TFDS'} ({error}); set cache_dir "
@@ -161,6 +162,18 @@ def read(
     chunk = np.asarray(rows[begin : begin + _CHUNK]).tolist()
     for record in records.__getitems__(chunk):
       yield _EXAMPLE.FromString(record).features.feature
+
+
+def bytes_feature(*shape: int | None) -> tfds.features.Tensor:
+  """The TFDS feature of uint8 arrays of a shape."""
+  encoding = tfds.features.Encoding.BYTES
+  return tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding=encoding)
+
+
+def content_digest(content: dict) -> str:
+  """16 hexadecimal digits that identify JSON content, for names of datasets."""
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def digest(path: str, wanted: str) -> str:

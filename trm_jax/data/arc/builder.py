@@ -5,8 +5,6 @@ applies to the pairs when they are read (`Task.copies`).
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 from typing import Any
 
@@ -91,11 +89,6 @@ def identifiers(settings: Any) -> list[str]:
 
 
 def _prepare(settings: Any, say: records.Say = logging.info) -> records.Records:
-  def rows(width):
-    return tfds.features.Tensor(
-      shape=(None, width), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
-    )
-
   size = settings.size
   config = records.RecordsConfig(
     name=f"arc-{size}x{size}-{_content(settings)}",
@@ -103,9 +96,9 @@ def _prepare(settings: Any, say: records.Say = logging.info) -> records.Records:
     features={
       "name": tfds.features.Text(),
       "first_id": np.int64,
-      "inputs": rows(size * size),
-      "labels": rows(size * size),
-      "symmetries": rows(len(grids.IDENTITY)),
+      "inputs": records.bytes_feature(None, size * size),
+      "labels": records.bytes_feature(None, size * size),
+      "symmetries": records.bytes_feature(None, len(grids.IDENTITY)),
     },
     make=lambda: _make(settings),
   )
@@ -135,8 +128,7 @@ def _content(settings: Any) -> str:
     ]
   content["only"] = sorted(set(settings.only_names))
   content["version"] = _VERSION
-  text = json.dumps(content, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return records.content_digest(content)
 
 
 def _make(settings: Any) -> tuple[records.Splits, list[str]]:

@@ -84,8 +84,8 @@ def is_valid(inputs: jax.Array, answers: jax.Array, *, size: int) -> jax.Array:
   is_start, is_goal = inputs == START, inputs == GOAL
   is_kept = ((inputs == answers) | (is_free & is_path)).all(-1)
   is_maze = (is_start.sum(-1) == 1) & (is_goal.sum(-1) == 1)
-  # A path of the answer that is shortest, with no path cells to spare.
-  # Without any path, steps - 1 is -1, which no count equals.
+  # The marked cells connect start and goal in the fewest steps, and no others
+  # are marked. Without any path, steps - 1 is -1, which no count equals.
   steps = _distance(is_free, is_start, is_goal, size)
   marked = _distance(is_free & is_path, is_start, is_goal, size)
   is_shortest = (marked == steps) & (is_path.sum(-1) == steps - 1)
