@@ -33,7 +33,7 @@ _BAR = 0.2
 _RESOLUTION = 110
 _MOST_PIXELS = 5e7
 
-_EDGE, _CHANGED, _HALTS, _CONTINUES = "#999999", "#CC00CC", "#8FD9BF", "#DDDDDD"
+_EDGE, _CHANGED, _HALTS, _GOES_ON = "#999999", "#CC00CC", "#8FD9BF", "#DDDDDD"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -237,7 +237,7 @@ def _frame_changes(axes: Axes, guess: Guess, task: Task, points: float):
 
 def _draw_bar(axes: Axes, halting: float):
   """Draws the halting probability; the model would halt above one half."""
-  axes.barh(0, halting, 1, color=_HALTS if halting > 0.5 else _CONTINUES)
+  axes.barh(0, halting, 1, color=_HALTS if halting > 0.5 else _GOES_ON)
   axes.axvline(0.5, color="black", lw=0.8, ls=":")
   axes.text(
     0.75, 0, f"halting {halting:.1%}", size="small",

@@ -27,7 +27,7 @@ MAX_REPEATS = 2_000
 _BATCH = 8192
 _BATCH_CELLS = 2**22
 
-_SECONDS_BETWEEN_REPORTS = 15
+_SECONDS_BETWEEN_NEWS = 15
 
 
 def generate(
@@ -90,7 +90,7 @@ def generate(
     mazes.append((maze, label))
     if len(mazes) == count:
       break
-    if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
+    if time.monotonic() - reported > _SECONDS_BETWEEN_NEWS:
       reported = time.monotonic()
       left = (reported - begin) * (count / len(mazes) - 1)
       say(f"{len(mazes):,} of {count:,} mazes made, {left:.0f} s to go")
