@@ -9,6 +9,7 @@ Every position of the stream is computed on its own, so resuming needs only a
 `Cursor`, and batches do not depend on how they are split over devices.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -50,16 +51,11 @@ class Table(struct.PyTreeNode):
   def of(cls, split: Split) -> "Table":
     """The table of a split, in host memory."""
     rows = np.maximum.reduceat(split.num_examples, split.first_puzzle[:-1])
+    fields = {f.name: getattr(split, f.name) for f in dataclasses.fields(split)}
+    del fields["names"]
     return cls(
-      inputs=split.inputs,
-      labels=split.labels,
-      puzzle_ids=split.puzzle_ids,
-      first_puzzle=split.first_puzzle,
-      first_example=split.first_example,
-      num_examples=split.num_examples,
-      symmetries=split.symmetries,
+      **fields,
       group_rows=rows.astype(np.int32),
-      is_viewed=split.is_viewed,
       num_rows=int(rows.sum(dtype=np.int64)),
       equal_rows=int(rows[0]) if (rows == rows[0]).all() else 0,
     )

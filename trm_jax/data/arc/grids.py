@@ -158,8 +158,7 @@ def style(character: str, given: str) -> str:
   if not character.isdigit():
     return "#000000 on #8080c0"
   colour = COLOURS[int(character)]
-  parts = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
-  light = np.dot(list(parts), [0.299, 0.587, 0.114])
+  light = np.dot(list(bytes.fromhex(colour[1:])), [0.299, 0.587, 0.114])
   return f"{'#000000' if light > 128 else '#ffffff'} on {colour}"
 
 
@@ -174,13 +173,9 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
   grid = decode(puzzle if answer is None else answer)
   height, width = grid.shape
   axes.pcolormesh(
-    grid,
-    cmap=colors.ListedColormap(COLOURS),
-    vmin=0,
-    vmax=NUM_COLOURS - 1,
-    edgecolors="#555555",
-    linewidth=0.3,
-  )
+    grid, cmap=colors.ListedColormap(COLOURS), vmin=0, vmax=NUM_COLOURS - 1,
+    edgecolors="#555555", linewidth=0.3,
+  )  # fmt: skip
   # White on black is visible on every colour and outside the grid.
   outlined = [patheffects.withStroke(linewidth=3, foreground="black")]
   if answer is not None and label is not None and np.any(label):
@@ -192,22 +187,14 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
     height, width = np.maximum(grid.shape, right.shape)
     cell_points = 72 * axes.bbox.width / axes.figure.dpi / max(height, width)
     axes.plot(
-      columns + 0.5,
-      rows + 0.5,
-      "x",
-      color="white",
-      markersize=min(cell_points / 2, 16),
-      path_effects=outlined,
-    )
+      columns + 0.5, rows + 0.5, "x", color="white",
+      ms=min(cell_points / 2, 16), path_effects=outlined,
+    )  # fmt: skip
     if grid.shape != right.shape:
       bottom, end = right.shape
       axes.plot(
-        [0, end, end, 0, 0],
-        [0, 0, bottom, bottom, 0],
-        "--",
-        color="white",
-        path_effects=outlined,
-        clip_on=False,
-      )
+        [0, end, end, 0, 0], [0, 0, bottom, bottom, 0], "--", color="white",
+        path_effects=outlined, clip_on=False,
+      )  # fmt: skip
   axes.set(xlim=(0, max(width, 1)), ylim=(max(height, 1), 0), aspect="equal")
   axes.axis("off")

@@ -148,27 +148,15 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
   # The size of a cell in points on a picture of some 3 inches.
   points = min(200 / size, 14)
   for cell in np.flatnonzero((shown == START) | (shown == GOAL)):
+    row, column = divmod(int(cell), size)
     axes.text(
-      cell % size + 0.5,
-      cell // size + 0.5,
-      render(shown[[cell]]),
-      fontsize=points * 0.9,
-      fontweight="bold",
-      ha="center",
-      va="center_baseline",
-    )
+      column + 0.5, row + 0.5, render(shown[[cell]]), fontsize=points * 0.9,
+      fontweight="bold", ha="center", va="center_baseline",
+    )  # fmt: skip
   if label is not None:
     wrong = np.flatnonzero(shown != np.asarray(label))
     columns, rows = wrong % size + 0.5, wrong // size + 0.5
     # A light edge keeps the cross visible on a dark cell.
     for color, width in (("white", points * 0.35), ("tab:red", points * 0.15)):
-      axes.plot(
-        columns,
-        rows,
-        linestyle="none",
-        marker="x",
-        markersize=points * 0.6,
-        markeredgewidth=width,
-        color=color,
-      )
+      axes.plot(columns, rows, "x", ms=points * 0.6, mew=width, color=color)
   axes.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[])

@@ -149,13 +149,8 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
       axes.fill_between([column, column + 1], row, row + 1, color="#DDDDDD")
     if token != BLANK:
       axes.text(
-        column + 0.5,
-        row + 0.5,
-        render(np.array([token])),
-        color=color,
-        fontsize=cell_points / 2,
-        ha="center",
-        va="center",
-      )
+        column + 0.5, row + 0.5, render(np.array([token])), color=color,
+        fontsize=cell_points / 2, ha="center", va="center",
+      )  # fmt: skip
   axes.set(xlim=(0, size), ylim=(size, 0), aspect="equal")
   axes.axis("off")
