@@ -1,1 +1,1 @@
-"""Puzzles: data sets, tokens, verifiers, augmentation and batch order."""
+"""Puzzles: datasets, tokens, verifiers, augmentation and batch order."""

@@ -1,15 +1,15 @@
-"""The order of training examples, as a function of seed and place.
+"""The order of training examples, as a function of seed and position.
 
-Examples form an endless stream: pass after pass over the data, each a fresh
-shuffle of its groups (see `task.Split`). A pass shows one puzzle of each group,
-drawn at random among its copies, with all examples of that puzzle, as the
-reference samples. Where every group has one example, this is simply a shuffle
-of all rows.
+Examples form an endless stream of passes over the data, each a fresh shuffle of
+its groups (see `task.Split`). A pass shows one random puzzle (copy) of each
+group, with all its examples, as the reference samples. If every group has one
+example, this is a shuffle of all rows.
 
-Any place of the stream is computed on its own, so that resuming needs only a
-`Cursor`, and any split of a batch over devices sees the same examples.
+Every position of the stream is computed on its own, so resuming needs only a
+`Cursor`, and batches do not depend on how they are split over devices.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -22,17 +22,17 @@ from jax.typing import ArrayLike
 from trm_jax.core.hashing import mix
 from trm_jax.data.task import Split
 
-_ROUNDS = 8
+_ROUNDS = 8  # of the Feistel network
 
 
 class Table(struct.PyTreeNode):
-  """A training split as the device holds it; see `task.Split`.
+  """A training split on the device; see `task.Split`.
 
   Attributes:
-    group_rows: int32 [G], examples that each group gives to a pass: as many
-      as its largest puzzle has. A smaller one shows its first ones again.
+    group_rows: int32 [G], examples of each group in a pass: as many as its
+      largest puzzle has. A smaller puzzle repeats its first ones.
     num_rows: examples of a pass, the sum of `group_rows`; static.
-    equal_rows: what every group gives, or 0 if they differ; static.
+    equal_rows: the value of `group_rows` if all are equal, else 0; static.
   """
 
   inputs: jax.Array | np.ndarray
@@ -49,34 +49,29 @@ class Table(struct.PyTreeNode):
 
   @classmethod
   def of(cls, split: Split) -> "Table":
-    """The table of a split, still in host memory."""
+    """The table of a split, in host memory."""
     rows = np.maximum.reduceat(split.num_examples, split.first_puzzle[:-1])
+    fields = {f.name: getattr(split, f.name) for f in dataclasses.fields(split)}
+    del fields["names"]
     return cls(
-      inputs=split.inputs,
-      labels=split.labels,
-      puzzle_ids=split.puzzle_ids,
-      first_puzzle=split.first_puzzle,
-      first_example=split.first_example,
-      num_examples=split.num_examples,
-      symmetries=split.symmetries,
+      **fields,
       group_rows=rows.astype(np.int32),
-      is_viewed=split.is_viewed,
       num_rows=int(rows.sum(dtype=np.int64)),
       equal_rows=int(rows[0]) if (rows == rows[0]).all() else 0,
     )
 
   @property
   def num_groups(self) -> int:
-    """G."""
+    """Groups of the split, G."""
     return self.group_rows.shape[0]
 
 
 class Cursor(struct.PyTreeNode):
-  """A place in the endless stream of examples.
+  """A position in the endless stream of examples.
 
   Attributes:
-    epoch: uint32 [], passes that lie behind.
-    position: int32 [], examples of this pass that lie behind, < num_rows.
+    epoch: uint32 [], completed passes.
+    position: int32 [], completed examples of this pass, < num_rows.
   """
 
   epoch: jax.Array
@@ -89,10 +84,9 @@ class Draw(struct.PyTreeNode):
   Attributes:
     rows: int32 [B], examples, as rows of `Table.inputs`.
     puzzles: int32 [B], the puzzles (copies) that they are shown as.
-    epochs: uint32 [B], the passes that they are taken from.
-    anchored: bool [B], true for one example of each puzzle shown, drawn anew
-      every pass: the reference leaves one of a puzzle's examples where it is
-      when it moves grids about on their canvas.
+    epochs: uint32 [B], the passes that they belong to.
+    anchored: bool [B], true for one random example of each puzzle shown. It is
+      exempt from translation on the canvas, as in the reference.
   """
 
   rows: jax.Array
@@ -102,7 +96,7 @@ class Draw(struct.PyTreeNode):
 
 
 def start() -> Cursor:
-  """Returns the beginning of the stream."""
+  """The beginning of the stream."""
   return Cursor(jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.int32))
 
 
@@ -111,7 +105,7 @@ def advance(cursor: Cursor, count: ArrayLike, num_rows: int) -> Cursor:
 
   The position wraps, so it never overflows.
   """
-  # Two int32 numbers that are not negative add up without overflow in uint32.
+  # The sum of two nonnegative int32 numbers fits into uint32.
   total = cursor.position.astype(jnp.uint32) + jnp.asarray(count, jnp.uint32)
   return Cursor(
     epoch=cursor.epoch + total // jnp.uint32(num_rows),
@@ -126,7 +120,7 @@ def take(
 
   Args:
     cursor: where the batch starts.
-    offsets: integers [B], how far past the cursor each example lies, below B.
+    offsets: integers [B] below B, distances of examples from the cursor.
     seed: uint32 [], the seed of the order.
     table: the split.
   """
@@ -137,7 +131,7 @@ def take(
     group = shuffled_row(seed, ahead.epoch, rank, table.num_groups)
   else:
     group, place = _find(cursor, ahead, seed, table)
-  # Three draws that share no bits with the shuffle, nor with each other.
+  # Independent of the shuffle's bits.
   base = mix(jnp.asarray(seed, jnp.uint32) ^ jnp.uint32(0x5BD1E995))
   noise = mix(mix(base ^ ahead.epoch) + group.astype(jnp.uint32))
   first = jnp.asarray(table.first_puzzle)[group]
@@ -154,14 +148,13 @@ def take(
 
 
 def _find(cursor, ahead, seed, table):
-  """The group of each place of the stream, and which of its examples.
+  """The group of each stream position, and the example's index in the group.
 
-  Where groups differ in size: a pass lays its shuffled groups end to end, so
-  the group is found by bisection in their running total. A batch may reach
-  over several passes.
+  For groups of different sizes: a pass concatenates its shuffled groups, and
+  bisection of the cumulative sizes finds the group. A batch may span passes.
   """
   batch = ahead.position.shape[0]
-  passes = -(-batch // table.num_rows) + 1
+  passes = -(-batch // table.num_rows) + 1  # that a batch may touch
   epochs = cursor.epoch + jnp.arange(passes, dtype=jnp.uint32)
   groups = jnp.arange(table.num_groups, dtype=jnp.int32)
   order = shuffled_row(
@@ -170,31 +163,28 @@ def _find(cursor, ahead, seed, table):
   ends = jnp.cumsum(jnp.asarray(table.group_rows)[order], axis=1)
   bisect = functools.partial(jnp.searchsorted, side="right")
   ranks = jax.vmap(bisect, in_axes=(0, None))(ends, ahead.position)
-  mine = (ahead.epoch - cursor.epoch).astype(jnp.int32)
-  rank = ranks[mine, jnp.arange(batch)]
-  group = order[mine, rank]
-  before = ends[mine, rank] - jnp.asarray(table.group_rows)[group]
+  index = (ahead.epoch - cursor.epoch).astype(jnp.int32)
+  rank = ranks[index, jnp.arange(batch)]
+  group = order[index, rank]
+  before = ends[index, rank] - jnp.asarray(table.group_rows)[group]
   return group, ahead.position - before
 
 
 def _below(bits, bound):
-  """Turns uint32 bits into int32 numbers below a bound, all but uniformly."""
+  """Maps uint32 bits to int32 numbers below a bound, almost uniformly."""
   return (bits % bound.astype(jnp.uint32)).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames="num_rows")
 def shuffled_row(
-  seed: ArrayLike,
-  epoch: ArrayLike,
-  position: ArrayLike,
-  num_rows: int,
+  seed: ArrayLike, epoch: ArrayLike, position: ArrayLike, num_rows: int
 ) -> jax.Array:
   """The row at a position of a shuffle, int32 [...].
 
   For each seed and epoch this is a bijection of [0, num_rows), computed
   pointwise: a Feistel network permutes the smallest square that holds the
-  rows, and a point that lands outside them is permuted again until it is
-  back (cycle walking). See Black and Rogaway, "Ciphers with Arbitrary Finite
+  rows, and a point outside of them is permuted again until it is inside
+  (cycle walking). See Black and Rogaway, "Ciphers with Arbitrary Finite
   Domains", 2002.
 
   Args:
@@ -221,8 +211,9 @@ def _permute_square(point, key, side):
   """A keyed bijection of [0, side * side): uint32 in, uint32 out."""
   side = jnp.uint32(side)
   left, right = point // side, point % side
-  for turn in range(_ROUNDS):
-    # The key enters anew each round; the odd constant keeps rounds apart.
-    noise = mix(right ^ mix(key + jnp.uint32(0x9E3779B9 * turn & 0xFFFFFFFF)))
+  for number in range(_ROUNDS):
+    # The odd constant gives each round another key.
+    round_key = mix(key + jnp.uint32(0x9E3779B9 * number & 0xFFFFFFFF))
+    noise = mix(right ^ round_key)
     left, right = right, (left + noise % side) % side
   return left * side + right

@@ -1,4 +1,4 @@
-"""Checks of settings; each names the field, its value and what was expected."""
+"""Checks of settings; errors name the field, its value and the expectation."""
 
 import dataclasses
 import json
@@ -20,18 +20,10 @@ def convert_fields(settings: Any) -> None:
 
 
 def convert(where: str, value: Any, hint: Any) -> Any:
-  """Checks a value's type; an int may stand for a float, a list for a tuple.
+  """Returns a value as exactly the type `hint`, which may be a union.
 
-  Args:
-    where: what the value is called in messages.
-    value: the value.
-    hint: the type, or a union of types.
-
-  Returns:
-    The value, of exactly that type.
-
-  Raises:
-    UserError: it is of another type.
+  An int may be given for a float, and a list for a tuple. Anything else
+  raises a `UserError`, in which `where` is the value's name.
   """
   is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
   options = typing.get_args(hint) if is_union else (hint,)
@@ -74,7 +66,7 @@ def require_whole(
 
 
 def require_range(settings: Any, name: str, least: float, most: float) -> None:
-  """Raises a `UserError` unless two numbers are in order, within bounds."""
+  """Raises a `UserError` unless two numbers are ordered and in bounds."""
   low, high = getattr(settings, name)
   if not least <= low <= high <= most:
     raise UserError(
@@ -100,12 +92,7 @@ def require_multiple(settings: Any, *names: str, of: str) -> None:
 
 
 def read_json(path: str | os.PathLike, wanted: str) -> Any:
-  """Reads a JSON file.
-
-  Raises:
-    UserError: it cannot be read, is not JSON, or an object has a key twice, of
-      which a parser keeps the last.
-  """
+  """Reads a JSON file; refuses objects with duplicate keys."""
   try:
     with open(path, "rb") as file:
       return json.loads(file.read(), object_pairs_hook=_object)
@@ -130,5 +117,5 @@ def _object(items: list[tuple]) -> dict:
 
 
 def shorten(value: Any) -> str:
-  """A value from a file, short enough for a message."""
+  """Abbreviates a value from a file for a message."""
   return reprlib.repr(value)

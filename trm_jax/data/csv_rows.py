@@ -16,7 +16,7 @@ from trm_jax.errors import UserError
 COLUMNS = ("source", "question", "answer", "rating")
 
 _LONGEST_HEADER = 1000
-_BLOCK = 65_536  # lines parsed together: bounds the memory of a huge file
+_BLOCK = 65_536  # lines parsed together, to bound the memory
 
 _RATING = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?")
 _ARRAYS = ("inputs", "labels", "ratings", "sources", "lines")
@@ -33,7 +33,7 @@ class Rows:
     ratings: int32 [N], rounded down.
     sources: str [N].
     lines: int64 [N], line numbers in the file.
-    skipped: why rows were left out, one text a row.
+    skipped: one message per row that was left out.
   """
 
   path: str
@@ -56,16 +56,16 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """How a task writes its grids, and what makes a row bad.
+  """How a task writes its grids, and which rows are bad.
 
   Attributes:
     length: characters in a grid, L.
-    board: what has so many, as in "a 9x9 board".
+    board: what a grid is, as in "a 9x9 board", for messages.
     alphabet: the token, 1 or more, of each character; ASCII only.
     cell: what a character may be, for messages.
-    faults: `(inputs [N, L], labels [N, L]) -> (mask [N], describe) pairs`: in
-      turn, which rows have some fault and what `describe(row)` says of it. A
-      row is told its first.
+    faults: `(inputs [N, L], labels [N, L]) -> (mask [N], describe) pairs`: for
+      each kind of fault, the rows that have it, and `describe(row) -> message`.
+      Only the first fault of a row is reported.
   """
 
   length: int
@@ -73,8 +73,7 @@ class Format:
   alphabet: Mapping[str, int]
   cell: str
   faults: Callable[
-    [np.ndarray, np.ndarray],
-    Iterable[tuple[np.ndarray, Callable[[int], str]]],
+    [np.ndarray, np.ndarray], Iterable[tuple[np.ndarray, Callable[[int], str]]]
   ]
 
 
@@ -82,11 +81,8 @@ def read(path: str | os.PathLike, form: Format, skip_bad_rows: bool) -> Rows:
   """Reads and checks a csv file, plain or .gz.
 
   Every row must have four columns, grids of the right length and characters,
-  a number as rating, and none of the faults of its format. Bad rows are
-  skipped, or else the file is refused.
-
-  Raises:
-    UserError: the file cannot be read, is empty or has a bad row.
+  a numeric rating, and no fault of the format. A bad row is skipped if
+  `skip_bad_rows`; otherwise it is an error.
   """
   path = os.fspath(path)
   blocks, faults = [], []
@@ -113,11 +109,7 @@ def read(path: str | os.PathLike, form: Format, skip_bad_rows: bool) -> Rows:
 
 
 def drop(rows: Rows, bad: np.ndarray, fault: str, skip_bad_rows: bool) -> Rows:
-  """Leaves out rows, bool [N], for a fault that was found after reading.
-
-  Raises:
-    UserError: a row is bad and may not be skipped, or all are bad.
-  """
+  """Drops bad rows, bool [N], for a fault found after reading."""
   faults = [f"{rows.path}, line {line}: {fault}" for line in rows.lines[bad]]
   _refuse(faults, skip_bad_rows)
   kept = rows.take(~bad)
@@ -142,7 +134,7 @@ def _refuse_empty(rows: Rows):
 
 
 def split(line: str) -> list[str]:
-  """The columns of one line; a quote cannot swallow the lines below it."""
+  """The columns of one line; a quote cannot continue on the next line."""
   try:
     return next(csv.reader([line], strict=True), [])
   except csv.Error as error:
@@ -150,7 +142,7 @@ def split(line: str) -> list[str]:
 
 
 def header_of(line: str) -> tuple[str, ...]:
-  """The names of columns, if a line is the header of a csv file."""
+  """The column names if the line is the header of a csv file."""
   return tuple(name.strip(' "').lower() for name in line.split(","))
 
 
@@ -193,33 +185,33 @@ def _blocks(path: str) -> Iterator[tuple[Sequence[str], Sequence[int]]]:
 def _check(
   path: str, form: Format, texts: Sequence[str], lines: Sequence[int]
 ) -> tuple[Rows, list[str]]:
-  """Turns lines into arrays; returns the good rows and the faults."""
-  records = []
-  faults = {}  # index of the record -> what is wrong with it
+  """Converts lines to arrays; returns the good rows and the faults."""
+  records, read = [], []
+  faults = {}  # index of the line -> message
   for index, text in enumerate(texts):
     try:
-      records.append(split(text))
-      fault = _fault_in_text(records[-1], form)
+      records.append(_columns(text, form))
+      read.append(index)
     except UserError as error:
-      records.append([])
-      fault = str(error)
-    if fault:
-      faults[index] = fault
-  read = [index for index in range(len(records)) if index not in faults]
+      faults[index] = str(error)
+  sources, questions, answers, ratings = (
+    zip(*records, strict=True) if records else ((),) * 4
+  )
   rows = Rows(
     path=path,
-    inputs=_tokens([records[index][1] for index in read], form),
-    labels=_tokens([records[index][2] for index in read], form),
-    ratings=np.array(
-      [int(float(records[index][3])) for index in read], np.int32
-    ),
-    sources=np.array([records[index][0] for index in read], object),
-    lines=np.array([lines[index] for index in read], np.int64),
+    inputs=_tokens(questions, form),
+    labels=_tokens(answers, form),
+    ratings=np.array([int(float(rating)) for rating in ratings], np.int32),
+    sources=np.array(sources, object),
+    lines=np.array(lines, np.int64)[read],
   )
-  for column, tokens in (("question", rows.inputs), ("answer", rows.labels)):
+  for column, grids, tokens in (
+    ("question", questions, rows.inputs),
+    ("answer", answers, rows.labels),
+  ):
     for row in np.flatnonzero((tokens == 0).any(-1)):
       place = int((tokens[row] == 0).argmax())
-      character = records[read[row]][COLUMNS.index(column)][place]
+      character = grids[row][place]
       faults.setdefault(
         read[row],
         f"{column}: character {place + 1} is {character!r}; expected "
@@ -237,30 +229,32 @@ def _check(
   ]
 
 
-def _fault_in_text(record: Sequence[str], form: Format) -> str | None:
-  if len(record) != len(COLUMNS):
-    return (
-      f"{len(record)} columns; expected {len(COLUMNS)}: {','.join(COLUMNS)}"
+def _columns(text: str, form: Format) -> list[str]:
+  """The columns of a line; raises a `UserError` if it is no row of puzzles."""
+  columns = split(text)
+  if len(columns) != len(COLUMNS):
+    raise UserError(
+      f"{len(columns)} columns; expected {len(COLUMNS)}: {','.join(COLUMNS)}"
     )
-  _, question, answer, rating = record
+  _, question, answer, rating = columns
   for column, grid in (("question", question), ("answer", answer)):
     if len(grid) != form.length:
-      return (
+      raise UserError(
         f"{column}: {len(grid)} characters; expected {form.length}, as "
         f"{form.board} has"
       )
   # float() would also take "1_000", " 7", "nan" and what int32 cannot store.
   if not _RATING.fullmatch(rating):
-    return f"rating: {rating!r} is not a number; expected 0 or more"
-  return None
+    raise UserError(f"rating: {rating!r} is not a number; expected 0 or more")
+  return columns
 
 
-def _tokens(grids: list[str], form: Format) -> np.ndarray:
-  """Turns grids into tokens, 0 where a character is not in the alphabet."""
+def _tokens(grids: Sequence[str], form: Format) -> np.ndarray:
+  """Converts grids to tokens, 0 for characters not in the alphabet."""
   token_of_byte = np.zeros(256, np.uint8)
   for character, token in form.alphabet.items():
     token_of_byte[ord(character)] = token
-  # Whatever is not ASCII becomes one '?', and so keeps its place.
+  # Each character that is not ASCII becomes one '?', so lengths are kept.
   characters = "".join(grids).encode("ascii", errors="replace")
   codes = np.frombuffer(characters, np.uint8).reshape(-1, form.length)
   return token_of_byte[codes]

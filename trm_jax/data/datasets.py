@@ -1,4 +1,4 @@
-"""All tasks, and the way to their data: settings -> splits in memory."""
+"""All tasks, and functions that load their splits from the settings."""
 
 import dataclasses
 import os
@@ -18,12 +18,7 @@ UNSEEN = ("error", "blank", "mean")
 
 
 def register(name: str, settings: type) -> None:
-  """Adds a task, so that a config may name it as `data.task`.
-
-  Args:
-    name: as in `Task.name`.
-    settings: a frozen dataclass, as `task.Settings` describes it.
-  """
+  """Adds a task, with the class of its settings, for `data.task` in configs."""
   if TASKS.setdefault(name, settings) is not settings:
     raise ValueError(f"{name}: a task of this name is registered already")
 
@@ -34,17 +29,10 @@ register("arc", ArcData)
 
 
 def prepare(settings: Settings, say: Callable[[str], None]) -> list[str]:
-  """Makes the dataset, if it is not there yet, or checks its folder.
+  """Makes the dataset if it does not exist, or checks its folder.
 
-  Args:
-    settings: the `data` section of an experiment.
-    say: called with a sentence before work that may take a minute.
-
-  Returns:
-    Sentences that users should read: what was left out and why.
-
-  Raises:
-    UserError: the dataset cannot be prepared.
+  `say` is called with a sentence before work that may take a minute. Returns
+  sentences for users of the dataset, such as what was left out and why.
   """
   if settings.path:
     folder.metadata(settings.path, settings.task)
@@ -69,15 +57,9 @@ def num_groups(settings: Settings, split: str) -> int:
 def load(
   settings: Settings, split: str, groups: np.ndarray | None = None
 ) -> Split:
-  """Puts a split into host memory; a folder's arrays are memory-mapped.
+  """Loads a split into host memory; a folder's arrays are memory-mapped.
 
-  Args:
-    settings: the `data` section of an experiment.
-    split: "train" or "test".
-    groups: integers [N], the groups to load; None loads all.
-
-  Raises:
-    UserError: the dataset cannot be prepared or read, or has no such split.
+  `groups`, integers [N], selects the groups to load; None loads all.
   """
   if settings.path:
     whole = folder.read(settings.path, split, settings.task)
@@ -95,12 +77,12 @@ def identifiers(settings: Settings) -> list[str]:
 def tested_on(settings, source: str):
   """The settings with another test split, and without a training split.
 
-  The source is a folder in the reference's layout, or what `settings.test`
-  takes.
+  The source is a folder in the reference's layout, or a value of
+  `settings.test`.
   """
   if os.path.isdir(os.path.join(os.path.expanduser(source), "test")):
     return dataclasses.replace(settings, path=source)
-  # Generated puzzles must avoid those of training; a file stands alone.
+  # Generated puzzles avoid those of training, so they need its settings.
   train = settings.train if source == "generate" else ""
   changes = dict.fromkeys(settings.task.dataset.selects, "")
   changes |= {"path": "", "train": train, "test": source}
@@ -110,28 +92,25 @@ def tested_on(settings, source: str):
 def match_ids(
   split: Split, names: list[str], known: list[str], unseen: str
 ) -> Split:
-  """Gives the puzzles of a split the ids that a trained model knows them by.
+  """Replaces the puzzle ids of a split by those of a trained model.
 
   Args:
-    split: puzzles whose ids count in `names`.
+    split: puzzles whose ids are indices of `names`.
     names: the name of each id of the split's dataset.
-    known: the name of each id of the model's.
-    unseen: "error" refuses puzzles that the model does not know; "blank" and
-      "mean" give them id 0, whose row the caller leaves or sets to the mean.
-
-  Raises:
-    UserError: a puzzle is not known, and `unseen` is "error".
+    known: the name of each id of the model.
+    unseen: "error" refuses puzzles without an id in the model; "blank" and
+      "mean" give them id 0, whose embedding the caller sets.
   """
-  if len(known) == 1:  # a model without names has one row for all puzzles
+  if len(known) == 1:  # one embedding for all puzzles
     return dataclasses.replace(split, puzzle_ids=0 * split.puzzle_ids)
   ids: dict[str, int] = {name: number for number, name in enumerate(known)}
-  asked = [names[number] for number in split.puzzle_ids.tolist()]
-  puzzle_ids = np.array([ids.get(name, 0) for name in asked], np.int32)
+  puzzles = [names[number] for number in split.puzzle_ids.tolist()]
+  puzzle_ids = np.array([ids.get(name, 0) for name in puzzles], np.int32)
   missing = np.flatnonzero(puzzle_ids == 0)
   if len(missing) and unseen == "error":
     raise UserError(
-      f"{len(missing):,} of {len(asked):,} puzzles were not trained on, so "
-      f"they have no embedding; the first is {asked[missing[0]]!r}. Choose "
+      f"{len(missing):,} of {len(puzzles):,} puzzles were not trained on, so "
+      f"they have no embedding; the first is {puzzles[missing[0]]!r}. Choose "
       "--puzzle_id=mean (the mean of all embeddings) or --puzzle_id=blank "
       "(none), or evaluate the tasks of the training run"
     )

@@ -1,8 +1,8 @@
 """The eight symmetries of a square grid, numbered as in the reference.
 
-0 is the identity, 1 to 3 rotate by a quarter turn each (anticlockwise), 4
-mirrors left to right, 5 top to bottom, 6 transposes, and 7 mirrors in the
-other diagonal.
+0 is the identity, 1 to 3 are anticlockwise rotations by 90, 180 and 270
+degrees, 4 mirrors left to right, 5 top to bottom, 6 transposes, and 7 mirrors
+in the other diagonal.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 
 from trm_jax.data.task import Symmetry
 
-# The number of the symmetry that undoes each one.
+# The number of each inverse.
 DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
 
 DIHEDRAL_NAMES = (
@@ -23,7 +23,7 @@ DIHEDRAL_NAMES = (
 
 
 def images(grid: np.ndarray) -> list[np.ndarray]:
-  """A grid, of any shape, under each of the symmetries."""
+  """A grid of any shape under each of the symmetries."""
   turned = [np.rot90(grid, turns) for turns in range(4)]
   mirrored = [np.fliplr(grid), np.flipud(grid), grid.T]
   return [*turned, *mirrored, np.fliplr(turned[1])]
@@ -31,19 +31,18 @@ def images(grid: np.ndarray) -> list[np.ndarray]:
 
 @functools.cache
 def dihedral_cells(size: int) -> np.ndarray:
-  """Where the cells of images come from, int32 [8, size * size].
+  """The source cells of images, int32 [8, size * size].
 
-  Cell i of image k shows cell `[k, i]` of the original, with cells numbered
-  along the rows.
+  Cell i of image k shows cell `[k, i]` of the original, in row-major order.
   """
   grid = np.arange(size * size, dtype=np.int32).reshape(size, size)
   table = np.stack(images(grid)).reshape(8, -1)
-  table.setflags(write=False)  # it is shared by every caller
+  table.setflags(write=False)  # cached, so shared by all callers
   return table
 
 
 def symmetry(size: int) -> Symmetry:
-  """The record of these symmetries; a value is a number from 0 to 7."""
+  """The record of these symmetries; a sample is a number from 0 to 7."""
 
   def apply(number, tokens):
     return tokens[jnp.asarray(dihedral_cells(size))[number]]
@@ -59,5 +58,5 @@ def symmetry(size: int) -> Symmetry:
 
 
 def canonical(grid: np.ndarray, size: int) -> bytes:
-  """Bytes that all images of a grid, uint8 [size * size], share alone."""
+  """Bytes that are equal for all images of a grid, uint8 [size * size]."""
   return min(image.tobytes() for image in grid[dihedral_cells(size)])

@@ -1,4 +1,4 @@
-"""Datasets in the folder layout of the reference's builders.
+"""Reads datasets in the folder layout of the reference's builders.
 
     PATH/identifiers.json                the name of each puzzle id
     PATH/train/dataset.json              sizes, and the name of the set: "all"
@@ -28,8 +28,7 @@ from trm_jax.errors import UserError
 
 SPLITS = ("train", "test")
 
-# The least and the greatest value of whole numbers in a dataset.json. Here
-# tokens are uint8, and puzzle ids int32.
+# The range of whole numbers in a dataset.json: tokens are uint8, ids int32.
 _BOUNDS = {
   "pad_id": (0, 0),
   "blank_identifier_id": (0, 0),
@@ -43,13 +42,13 @@ _BOUNDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-  """What a folder says of itself.
+  """The sizes of a dataset folder.
 
   Attributes:
-    seq_len: tokens a puzzle.
-    vocab_size: token values, the padding token 0 included.
-    num_puzzle_ids: rows that a puzzle-embedding table needs.
-    splits: of "train" and "test", those that are there.
+    seq_len: tokens per puzzle.
+    vocab_size: number of token values, including the padding token 0.
+    num_puzzle_ids: rows of the puzzle-embedding table.
+    splits: those of "train" and "test" that exist.
   """
 
   seq_len: int
@@ -59,19 +58,7 @@ class Metadata:
 
 
 def metadata(path: str | os.PathLike, task: Task | None = None) -> Metadata:
-  """Reads what a folder says of itself.
-
-  Args:
-    path: the folder.
-    task: refuses a folder that was made for another task.
-
-  Returns:
-    The description that its splits share.
-
-  Raises:
-    UserError: it is no such folder or of another task, a dataset.json is
-      malformed, or those of two splits contradict each other.
-  """
+  """Reads a folder's sizes; if a task is given, its sizes must be equal."""
   root = _root(path)
   splits = _splits(root)
   headers = [_header(root, split) for split in splits]
@@ -94,34 +81,16 @@ def metadata(path: str | os.PathLike, task: Task | None = None) -> Metadata:
 
 
 def identifiers(path: str | os.PathLike) -> list[str]:
-  """Reads the name of each puzzle id; `["<blank>"]` where none has a name.
-
-  Raises:
-    UserError: as `metadata`, or the names are malformed, or fewer or more than
-      there are ids.
-  """
+  """Reads the name of each puzzle id; `["<blank>"]` if there are no names."""
   return _identifiers(_root(path), metadata(path).num_puzzle_ids)
 
 
 def read(path: str | os.PathLike, split: str, task: Task) -> Split:
-  """Opens a split, after checking all of it.
+  """Opens and checks a split, "train" or "test".
 
-  Tokens stay on the disk, mapped into memory, where the folder stores them as
-  uint8; otherwise they are converted.
-
-  Args:
-    path: the folder.
-    split: "train" or "test".
-    task: its task.
-
-  Returns:
-    The split: its examples are stored as their puzzles show them. Where the
-    names of puzzles tell (`Task.parse_names`), groups have names and puzzles
-    symmetries.
-
-  Raises:
-    UserError: a file is missing, damaged, or holds what the layout or the task
-      does not allow.
+  Tokens stored as uint8 are memory-mapped; others are converted. The split has
+  `is_viewed`. If its puzzles have names that the task can parse, groups have
+  names and puzzles symmetries.
   """
   root = _root(path)
   if split not in _splits(root):
@@ -172,26 +141,24 @@ def _header(root: pathlib.Path, split: str) -> Header:
     if name not in fields:
       raise UserError(f"{path}: {name} is missing; build the folder again")
 
-  def require(name, is_right, expected):
-    if not is_right:
+  def require(name, is_valid, expected):
+    if not is_valid:
       value = shorten(fields[name])
       raise UserError(f"{path}: {name} is {value}; expected {expected}")
 
-  def is_whole(value, least, most):
-    return type(value) is int and least <= value <= most
-
   for name, (least, most) in _BOUNDS.items():
+    value = fields[name]
     expected = f"a whole number from {least} to {most}"
     if least == most:
       expected = f"{least}: other layouts cannot be read"
-    require(name, is_whole(fields[name], least, most), expected)
+    require(name, type(value) is int and least <= value <= most, expected)
   mean = fields["mean_puzzle_examples"]
   is_mean = type(mean) in (int, float) and 0 <= mean < math.inf
   require("mean_puzzle_examples", is_mean, "a number, 0 or more")
   ignored, sets = fields["ignore_label_id"], fields["sets"]
-  is_zero = ignored is None or is_whole(ignored, 0, 0)
+  is_zero = ignored is None or (type(ignored) is int and ignored == 0)
   require("ignore_label_id", is_zero, "0: other layouts cannot be read")
-  # The name becomes part of file names.
+  # A part of file names, so it must not contain a path.
   is_name = (
     isinstance(sets, list)
     and len(sets) == 1
@@ -223,7 +190,7 @@ def read_names(path: pathlib.Path) -> list[str]:
 
 
 def _identifiers(root: pathlib.Path, num_ids: int) -> list[str]:
-  """Reads the names of puzzle ids; `["<blank>"]` if none has one."""
+  """Reads the names of puzzle ids; `["<blank>"]` if there are none."""
   path = root / "identifiers.json"
   if num_ids == 1 and not os.path.exists(path):
     return [BLANK]

@@ -1,7 +1,4 @@
-"""The arrays of a split in the layout of the reference's builders.
-
-See `folder`, which reads the JSON files beside them.
-"""
+"""The arrays of a split in the folder layout; see `folder`."""
 
 import dataclasses
 import os
@@ -25,7 +22,7 @@ _CHUNK = 1 << 22  # tokens checked or written at a time
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """A dataset.json that passed the checks."""
+  """The checked content of a dataset.json."""
 
   path: pathlib.Path
   seq_len: int
@@ -48,14 +45,14 @@ def file_names(name: str) -> str:
 
 
 def chunks(count: int, width: int) -> Iterator[slice]:
-  """Cuts `count` rows of `width` tokens into parts that fit into memory."""
+  """Cuts `count` rows of `width` tokens into slices of bounded size."""
   step = max(1, _CHUNK // width)
   for begin in range(0, count, step):
     yield slice(begin, min(begin + step, count))
 
 
 def read(header: Header) -> Split:
-  """Opens the arrays of a split and checks them, the small ones first."""
+  """Opens and checks the arrays of a split, the small ones first."""
   files = header.files
   missing = [file.name for file in files.values() if not os.path.exists(file)]
   if missing:
@@ -119,10 +116,9 @@ def read(header: Header) -> Split:
 
 
 def _open(path: pathlib.Path) -> np.ndarray:
-  """Maps an array of whole numbers into memory."""
+  """Memory-maps an array of whole numbers."""
   try:
-    # Mapping compares the size of the file with what its header promises, and
-    # refuses Python objects.
+    # Checks the file's size against its header, and refuses Python objects.
     array = np.lib.format.open_memmap(path, mode="r")
   except OSError as error:
     raise UserError(
@@ -141,7 +137,7 @@ def _open(path: pathlib.Path) -> np.ndarray:
 
 
 def _bounds(path, array, end: int, what: str) -> np.ndarray:
-  """Checks indices; returns them as int32."""
+  """Checks indices, and returns them as int32."""
   bounds = np.array(array)
   if len(bounds) < 2:
     raise UserError(
@@ -165,7 +161,7 @@ def _bounds(path, array, end: int, what: str) -> np.ndarray:
 
 
 def _tokens(path, array, least: int, header: Header) -> np.ndarray:
-  """Checks every token; returns them as uint8, mapped if they were that."""
+  """Checks all tokens; returns them as uint8, mapped if stored so."""
   is_bytes = array.dtype == np.uint8
   tokens = array if is_bytes else np.empty(array.shape, np.uint8)
   most = header.vocab_size - 1

@@ -1,6 +1,5 @@
-"""Writes datasets in the layout of the reference's builders, see `folder`."""
+"""Writes datasets in the folder layout of the reference; see `folder`."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -22,21 +21,17 @@ def write(
   identifiers: Sequence[str],
   task: Task,
 ) -> None:
-  """Writes a folder that `folder.read` and the reference can read.
+  """Writes a folder for `folder.read` and for the reference.
 
-  It appears when it is complete and has passed the checks of `folder.read`.
+  The folder appears only when it is complete and has passed the checks of
+  `folder.read`. Copies are stored as they are shown. Unlike the reference's
+  builder, this does not translate the training grids of ARC.
 
   Args:
     path: the folder to make. It may exist if it is empty.
     splits: by name, "train" or "test".
-    identifiers: the name of each puzzle id, id 0 being "<blank>".
-    task: their task. The layout stores every copy as it shows its puzzle. The
-      reference's builder also moves training grids of ARC about; this does
-      not.
-
-  Raises:
-    UserError: the folder holds something or cannot be written, or a split is
-      empty or does not pass the checks.
+    identifiers: the name of each puzzle id; id 0 is "<blank>".
+    task: their task.
   """
   target = pathlib.Path(path).expanduser().resolve()
   for name, split in splits.items():
@@ -57,7 +52,8 @@ def write(
       for name, split in splits.items():
         (root / name).mkdir()
         _write_split(root / name, split, len(identifiers), task)
-      _write_json(root / "identifiers.json", list(identifiers))
+      names = json.dumps(list(identifiers))
+      (root / "identifiers.json").write_text(names, "utf-8")
       for name in splits:
         folder.read(root, name, task)
       folder.metadata(root, task)
@@ -73,49 +69,41 @@ def _write_split(path, split: Split, num_ids: int, task: Task):
   examples, puzzles = split.rows
   shape = (len(examples), split.inputs.shape[1])
   header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-  with contextlib.ExitStack() as stack:
-    # Streams, not maps: when the disk is full they say so.
-    files = [
-      stack.enter_context(open(path / f"all__{name}.npy", "wb"))
-      for name in ("inputs", "labels")
-    ]
-    for file in files:
+  # Streams rather than memory maps, to get an error when the disk is full.
+  with (
+    open(path / "all__inputs.npy", "wb") as inputs,
+    open(path / "all__labels.npy", "wb") as labels,
+  ):
+    for file in (inputs, labels):
       np.lib.format.write_array_header_1_0(file, header)
     for rows in folder_arrays.chunks(*shape):
       shown = show(split, examples[rows], puzzles[rows], task)
-      for file, chunk in zip(files, shown, strict=True):
+      for file, chunk in zip((inputs, labels), shown, strict=True):
         file.write(np.asarray(chunk, np.uint8).tobytes())
   bounds = np.concatenate([[0], np.cumsum(split.num_examples)])
-  indices = {
-    "puzzle_indices": bounds,
-    "group_indices": split.first_puzzle,
-    "puzzle_identifiers": split.puzzle_ids,
-  }
-  for name, values in indices.items():
+  for name, values in (
+    ("puzzle_indices", bounds),
+    ("group_indices", split.first_puzzle),
+    ("puzzle_identifiers", split.puzzle_ids),
+  ):
     np.save(path / f"all__{name}.npy", values.astype(np.int32))
-  _write_json(
-    path / "dataset.json",
-    {
-      "pad_id": 0,
-      "ignore_label_id": 0,
-      "blank_identifier_id": 0,
-      "vocab_size": task.vocab_size,
-      "seq_len": split.inputs.shape[1],
-      "num_puzzle_identifiers": num_ids,
-      "total_groups": len(split),
-      "mean_puzzle_examples": len(examples) / len(split.puzzle_ids),
-      "total_puzzles": len(split.puzzle_ids),
-      "sets": ["all"],
-    },
-  )
-
-
-def _write_json(path: pathlib.Path, value):
-  path.write_text(json.dumps(value), "utf-8")
+  sizes = {
+    "pad_id": 0,
+    "ignore_label_id": 0,
+    "blank_identifier_id": 0,
+    "vocab_size": task.vocab_size,
+    "seq_len": split.inputs.shape[1],
+    "num_puzzle_identifiers": num_ids,
+    "total_groups": len(split),
+    "mean_puzzle_examples": len(examples) / len(split.puzzle_ids),
+    "total_puzzles": len(split.puzzle_ids),
+    "sets": ["all"],
+  }
+  (path / "dataset.json").write_text(json.dumps(sizes), "utf-8")
 
 
 def check_images(task: Task) -> None:
-  """Raises a `UserError` if `with_images` would have no images, or too many."""
+  """Raises a `UserError` if `with_images` does not suit the task."""
   if not (task.augmentation and task.augmentation.count):
     raise UserError(
       f"--dihedral: not for {task.name}, whose symmetries are too many to "
@@ -124,7 +112,7 @@ def check_images(task: Task) -> None:
 
 
 def with_images(split: Split, task: Task) -> Split:
-  """Groups of a puzzle and its images under all symmetries, stored."""
+  """A split whose groups are puzzles with all their images, stored."""
   symmetry = task.augmentation
   assert symmetry and symmetry.count
   numbers = np.arange(symmetry.count)
@@ -143,12 +131,11 @@ def with_images(split: Split, task: Task) -> Split:
 
 
 def test_puzzles(splits: Mapping[str, Split], task: Task) -> dict:
-  """The puzzles that are tested, as the reference's evaluator reads them."""
+  """The tested puzzles, in the format of the reference's evaluator."""
   tested, trained = splits.get("test"), splits["train"]
 
   def pairs(split, group):
-    """The pairs of a group's first puzzle, which is the original."""
-    puzzle = split.first_puzzle[group]
+    puzzle = split.first_puzzle[group]  # the original
     first = split.first_example[puzzle]
     return [
       {

@@ -1,13 +1,11 @@
-"""Datasets of rows, a question and its answer each: csv files and generators.
+"""Datasets of rows (a question and its answer): csv files and generators.
 
-They are prepared once (see `records`), then staged in host memory. A dataset
-is named after the settings and the bytes of its csv files: edit a file or
-change the seed, and another is made beside it.
+They are prepared once (see `records`), then loaded into host memory. A dataset
+is named after a digest of its settings and csv files, so edited files or
+changed settings give another dataset.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -29,7 +27,7 @@ _SPLITS = ("train", "test")
 
 @dataclasses.dataclass(frozen=True)
 class PuzzleData:
-  """What a dataset of square boards is made of.
+  """Settings of a dataset of square boards.
 
   Attributes:
     size: cells along one side of the board.
@@ -37,16 +35,16 @@ class PuzzleData:
       csv file, or "" for no such split.
     test: the same, for the test split.
     subsample: training rows to keep, chosen by the seed; 0 keeps all.
-    min_rating: rows of files rated lower are left out, in both splits.
+    min_rating: rows of files with a lower rating are left out of both splits.
     seed: the seed of the subsample and of the generator.
     num_train: training puzzles to generate.
     num_test: test puzzles to generate.
-    skip_bad_rows: whether bad rows of a csv file are left out with a warning
-      instead of refusing the file.
+    skip_bad_rows: whether bad rows of a csv file are left out with a warning;
+      otherwise they are an error.
     cache_dir: where prepared datasets are kept; "" is the default of TFDS
       (`TFDS_DATA_DIR`, or tensorflow_datasets in the home folder).
-    path: a folder in the reference's layout, to be used as it is. If given,
-      nothing of the above is read but `size`.
+    path: a folder in the reference's layout, used instead of all the above but
+      `size`.
     hub_size: the size of the boards of the hub.
   """
 
@@ -92,7 +90,7 @@ class PuzzleData:
     cls, *, size: int, split: str, count: int, seed: int, cache_dir: str,
     **settings: Any,
   ):  # fmt: skip
-    """Settings of a few generated puzzles, with `train` and `test` alike."""
+    """Settings of a few generated puzzles of one split."""
     settings |= {"train": "", "test": "", split: "generate"}
     settings |= {f"num_{split}": count, "seed": seed, "cache_dir": cache_dir}
     return cls(size=size, **settings)
@@ -100,15 +98,15 @@ class PuzzleData:
 
 @dataclasses.dataclass(frozen=True)
 class SlowCheck:
-  """A check that is too slow for the rows of a large file.
+  """A check that is too slow for all rows of a large file.
 
-  Small files are checked whole, of large ones the rows that were chosen.
+  Small files are checked completely; of large ones only the selected rows.
 
   Attributes:
     is_bad: `Rows -> bool [N]`.
-    fault: what is wrong with the rows that it finds.
-    most_rows: rows that are checked; of more, `unchecked` is noted.
-    unchecked: what a note says of them.
+    fault: the message for bad rows.
+    most_rows: the most rows that are checked; for more there is a note.
+    unchecked: the predicate of that note.
   """
 
   is_bad: Callable[[Rows], np.ndarray]
@@ -123,17 +121,17 @@ class Puzzles:
 
   Attributes:
     name: the task's name.
-    version: change it with anything that changes the content for the same
-      settings: the generator, the subsampling or the tokens.
-    repository: the dataset of the Hugging Face hub behind the source "hub",
-      with its files train.csv and test.csv.
+    version: increase after any change of the content for the same settings: of
+      the generator, the subsampling or the tokens.
+    repository: the dataset of the Hugging Face hub for "hub", with files
+      train.csv and test.csv.
     hub_rows: rows of its train.csv.
     csv_format: `size -> Format`, of csv files.
-    generate: `(settings, split, train, say) -> (inputs, labels, ratings)`,
-      makes puzzles; those of the split "test" are like none of `train`, the
-      Rows of the training split or None.
-    generator_fields: the settings that `generate` alone reads.
-    wait: what may take how long, said before a dataset is made.
+    generate: `(settings, split, train, say) -> (inputs, labels, ratings)`.
+      `train` are the Rows of the training split or None; puzzles of the split
+      "test" must differ from them.
+    generator_fields: the settings that only `generate` reads.
+    wait: a sentence on how long making the dataset may take.
     slow_check: a further check of the rows of files.
   """
 
@@ -161,7 +159,7 @@ class Puzzles:
     )
 
   def prepare(self, settings: PuzzleData, say: Say = logging.info) -> list[str]:
-    """Makes a dataset, if it is not there yet; see `task.Dataset`."""
+    """Makes a dataset if it does not exist; see `task.Dataset`."""
     return records.notes(self._builder(settings, say))
 
   def num_groups(self, settings: PuzzleData, split: str) -> int:
@@ -172,19 +170,19 @@ class Puzzles:
   def load(
     self, settings: PuzzleData, split: str, groups: np.ndarray | None = None
   ) -> Split:
-    """Stages a split in host memory; the dataset is prepared if need be."""
+    """Loads a split into host memory, preparing the dataset if needed."""
     self._check_split(settings, split)
     builder = self._builder(settings)
     count = records.count(builder, split) if groups is None else len(groups)
     tokens = np.empty((2, count, settings.size**2), np.uint8)
     for row, record in enumerate(records.read(builder, split, groups)):
-      for part, name in enumerate(("inputs", "labels")):
+      for role, name in enumerate(("inputs", "labels")):
         grid = record[name].bytes_list.value[0]
-        tokens[part, row] = np.frombuffer(grid, np.uint8)
+        tokens[role, row] = np.frombuffer(grid, np.uint8)
     return Split.of_rows(*tokens)
 
   def expected_size(self, settings: PuzzleData) -> tuple[int, int, int]:
-    """Rows, copies and puzzle ids, as far as the settings tell."""
+    """Rows, copies and puzzle ids, estimated from the settings."""
     known = {"generate": settings.num_train, "hub": self.hub_rows}
     rows = known.get(settings.train, 1024)
     return min(rows, settings.subsample or rows), 1, 1
@@ -205,13 +203,9 @@ class Puzzles:
   def _builder(
     self, settings: PuzzleData, say: Say = logging.info
   ) -> records.Records:
-    """The prepared dataset, made if it is not there yet."""
+    """The dataset, made if it does not exist."""
     files = self._files(settings)
-    grid = tfds.features.Tensor(
-      shape=(settings.size**2,),
-      dtype=np.uint8,
-      encoding=tfds.features.Encoding.BYTES,
-    )
+    grid = records.bytes_feature(settings.size**2)
     config = records.RecordsConfig(
       name=self._content_name(settings, files),
       description=f"{self.name} {settings.size}x{settings.size}",
@@ -236,7 +230,7 @@ class Puzzles:
     """Reads or generates the records of each split, with notes on them."""
     splits: dict[str, Rows] = {}
     notes = []
-    for split, source in files.items():  # train comes first
+    for split, source in files.items():  # train first
       if source == "generate":
         made = self.generate(settings, split, splits.get("train"), say)
         splits[split] = Rows(
@@ -246,22 +240,20 @@ class Puzzles:
           lines=np.arange(len(made[0])),
         )
       else:
-        splits[split], more = self._selected(settings, split, source)
-        notes += more
+        splits[split], split_notes = self._selected(settings, split, source)
+        notes += split_notes
     return {split: _records(rows) for split, rows in splits.items()}, notes
 
   def _selected(
     self, settings: PuzzleData, split: str, path: str
   ) -> tuple[Rows, list[str]]:
-    """Reads a csv file and chooses the rows of a split; adds notes on them."""
+    """Reads a csv file and selects the rows of a split, with notes on them."""
     skip, slow = settings.skip_bad_rows, self.slow_check
     rows = self.read_rows(settings, path)
     count = len(rows) + len(rows.skipped)
     if slow and len(rows) <= slow.most_rows:
-      rows, slow = (
-        csv_rows.drop(rows, slow.is_bad(rows), slow.fault, skip),
-        None,
-      )
+      rows = csv_rows.drop(rows, slow.is_bad(rows), slow.fault, skip)
+      slow = None
     hardest = rows.ratings.max()
     rows = rows.take(rows.ratings >= settings.min_rating)
     if not len(rows):
@@ -293,7 +285,7 @@ class Puzzles:
     return rows, notes
 
   def _files(self, settings: PuzzleData) -> dict[str, str]:
-    """The file of each split that has a source, or "generate"."""
+    """The csv file of each split that has a source, or "generate"."""
     files = {}
     for split in _SPLITS:
       source = getattr(settings, split)
@@ -304,12 +296,12 @@ class Puzzles:
     return files
 
   def _content_name(self, settings: PuzzleData, files: dict[str, str]) -> str:
-    """Names the dataset after all that decides its content."""
+    """A name with a digest of everything that decides the content."""
     content = dataclasses.asdict(settings)
-    unread = ["cache_dir", "path"]
+    ignored = ["cache_dir", "path"]
     if "generate" not in files.values():
-      unread += self.generator_fields
-    for name in unread:
+      ignored += self.generator_fields
+    for name in ignored:
       del content[name]
     wanted = "a csv file of puzzles, 'generate' or 'hub'"
     for split in _SPLITS:
@@ -318,19 +310,15 @@ class Puzzles:
         source = records.digest(source, wanted)
       content[split] = source
     content["version"] = self.version
-    text = json.dumps(content, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = records.content_digest(content)
     return f"{self.name}-{settings.size}x{settings.size}-{digest}"
 
 
 def _records(rows: Rows) -> Iterator[dict]:
-  for row in range(len(rows)):
-    yield {
-      "inputs": rows.inputs[row],
-      "labels": rows.labels[row],
-      "rating": rows.ratings[row],
-      "source": rows.sources[row],
-    }
+  columns = (rows.inputs, rows.labels, rows.ratings, rows.sources)
+  names = ("inputs", "labels", "rating", "source")
+  for row in zip(*columns, strict=True):
+    yield dict(zip(names, row, strict=True))
 
 
 def _download(repository: str, filename: str, option: str) -> str:

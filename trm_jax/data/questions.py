@@ -1,13 +1,12 @@
-"""Reads puzzles to solve from a file, in the form that its task is kept in.
+"""Reads puzzles to solve from a file, in the format of its task.
 
-By default that is text: a puzzle a line, and empty lines and comments are
-skipped; or, where a task is written in rows (`Task.in_rows`), as many lines as
-a puzzle has rows. Text may be csv as well, if its header has a column
-`question`; there may be a column `answer`. A task with another form reads it
-itself (`Task.read`).
+By default that is text with one puzzle per line, where empty lines and
+comments are skipped; if the task is written in rows (`Task.in_rows`), a puzzle
+takes one line per row. Text may also be csv with a column `question` and
+optionally a column `answer`. Tasks with another format have `Task.read`.
 
-What is no puzzle is reported, and the others are read all the same. Nothing of
-what is read is trusted.
+Invalid puzzles are reported as faults, and the rest is read anyway. The input
+is not trusted.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ from trm_jax.data.task import Task, judge
 from trm_jax.errors import UserError
 
 _LONGEST = 1_000_000  # bytes of a line
-_MOST = 1_000_000_000  # bytes in all
+_MOST = 1_000_000_000  # bytes in total
 _MOST_FAULTS = 10_000
 _EXCERPT = 60  # characters
 _MESSAGE = 300
@@ -35,10 +34,10 @@ class Question:
 
   Attributes:
     tokens: uint8 [S].
-    label: uint8 [S], its answer; None if that was not given.
-    name: "line 3", or of ARC the task's id and the test pair's number from 0,
+    label: uint8 [S], its answer; None if it is not given.
+    name: "line 3", or in ARC the task's id and the test pair's number from 0,
       as in "007bbfb7_0".
-    line: the line it begins on, from 1; 0 in json.
+    line: its first line, from 1; 0 in JSON.
   """
 
   tokens: np.ndarray
@@ -49,12 +48,12 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """Something that is no puzzle.
+  """An invalid puzzle.
 
   Attributes:
-    line: the line it begins on, from 1; 0 in json.
-    text: how it begins, in printable characters.
-    message: what is wrong with it.
+    line: its first line, from 1; 0 in JSON.
+    text: its beginning, in printable characters.
+    message: why it is invalid.
   """
 
   line: int
@@ -63,7 +62,7 @@ class Fault:
 
   @classmethod
   def of(cls, line: int, text: str, error: UserError | str) -> "Fault":
-    """A fault with as much of the text and the message as can be shown."""
+    """A fault with text and message cut to a displayable length."""
     message = str(error)
     if len(message) > _MESSAGE:
       message = message[:_MESSAGE] + "..."
@@ -73,21 +72,17 @@ class Fault:
 def read(stream: BinaryIO, task: Task, name: str) -> list[Question | Fault]:
   """Reads all puzzles, in order.
 
-  Sudoku must not break the rules as given, mazes must have a way to the goal,
-  and an answer, where there is one, must solve its puzzle.
+  A puzzle is a fault if the task's rules do not allow it, or if it has an
+  answer that does not solve it.
 
   Args:
-    stream: bytes, as of a file or of standard input.
+    stream: bytes, of a file or of standard input.
     task: their task.
-    name: what the stream is called: a path. The stem of a file with a single
-      ARC task is the task's id.
+    name: the path, or another name for the stream. If the file holds a single
+      ARC task, its stem is the task's id.
 
   Returns:
-    What was found, one or more.
-
-  Raises:
-    UserError: there is nothing to read, too much of it, or it is json that
-      holds no tasks.
+    The questions and faults, one or more.
   """
   if task.read:
     questions = task.read(stream, task, name)
@@ -119,13 +114,11 @@ def excerpt(text: str) -> str:
   return shown + "..." * (len(text) > _EXCERPT)
 
 
-# Text.
-
 _Line = tuple[int, str] | Fault
 
 
 def _lines(stream: BinaryIO, name: str) -> Iterator[_Line]:
-  """Numbers and decodes lines; never holds more than one."""
+  """Numbers and decodes lines, holding one at a time in memory."""
   left = _MOST
   for number in itertools.count(1):
     begin = rest = stream.readline(_LONGEST + 1)
@@ -158,8 +151,9 @@ def _text(lines: Iterator[_Line], task: Task) -> Iterator[Question | Fault]:
   first = next((line for line in lines if not _is_empty(line)), None)
   if first is None:
     return
-  columns = None if isinstance(first, Fault) else _header(first[1])
-  if columns:
+  header = () if isinstance(first, Fault) else csv_rows.header_of(first[1])
+  if "question" in header:
+    columns = {column: index for index, column in enumerate(header)}
     for line in lines:
       if isinstance(line, Fault):
         yield line
@@ -170,7 +164,16 @@ def _text(lines: Iterator[_Line], task: Task) -> Iterator[Question | Fault]:
   if task.in_rows:
     lines = _grouped(lines, task.seq_len)
   for line in lines:
-    yield line if isinstance(line, Fault) else _of_text(*line, task)
+    if isinstance(line, Fault):
+      yield line
+      continue
+    number, text = line
+    try:
+      tokens = _parse(text, task)
+    except UserError as error:
+      yield Fault.of(number, text, error)
+    else:
+      yield Question(tokens, None, f"line {number}", number)
 
 
 def _is_empty(line: _Line) -> bool:
@@ -184,16 +187,8 @@ def _is_comment(line: _Line, mark: str) -> bool:
   return not text or text.startswith(mark)
 
 
-def _header(text: str) -> dict[str, int] | None:
-  """Where the columns of a csv file are, if this is its first line."""
-  columns = csv_rows.header_of(text)
-  if "question" not in columns:
-    return None
-  return {column: place for place, column in enumerate(columns)}
-
-
 def _grouped(lines: Iterator[_Line], length: int) -> Iterator[_Line]:
-  """Puts the lines of each maze together."""
+  """Joins the rows of each puzzle; a line may also be a whole puzzle."""
   block: list[str] = []
   begin = 0
   for line in lines:
@@ -211,13 +206,6 @@ def _grouped(lines: Iterator[_Line], length: int) -> Iterator[_Line]:
       block = []
   if block:
     yield begin, "\n".join(block)
-
-
-def _of_text(line: int, text: str, task: Task) -> Question | Fault:
-  try:
-    return Question(_parse(text, task), None, f"line {line}", line)
-  except UserError as error:
-    return Fault.of(line, text, error)
 
 
 def _of_row(

@@ -1,12 +1,13 @@
-"""Datasets on disk: records that TFDS writes once and that are then reused.
+"""Datasets on disk: records that TFDS writes once and then reuses.
 
-A dataset is named after its content, so that whoever asks for the same again
-finds it there, and whoever asks for another gets it made beside it.
+A dataset's name contains a digest of its settings and files, so equal requests
+reuse it and others get a dataset of another name.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -20,14 +21,13 @@ from trm_jax.errors import UserError
 
 Say = Callable[[str], None]
 
-# The records of each split; a record is what TFDS takes as an example.
+# The records of each split; a record is an example of TFDS.
 Splits = Mapping[str, Iterable[dict]]
 
-# Generated code, whose classes a type checker cannot see.
+# `getattr`, as type checkers cannot see the classes of generated code.
 _EXAMPLE = getattr(tf_example_pb2, "Example")  # noqa: B009
 
-# Records read at a time.
-_CHUNK = 8192
+_CHUNK = 8192  # records read at a time
 
 
 @dataclasses.dataclass(eq=False)
@@ -36,7 +36,7 @@ class RecordsConfig(tfds.core.BuilderConfig):
 
   Attributes:
     features: the TFDS feature of each part of a record.
-    make: `() -> (splits, notes)`, called if it is not there yet.
+    make: `() -> (splits, notes)`, called if the dataset does not exist yet.
   """
 
   features: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -44,39 +44,39 @@ class RecordsConfig(tfds.core.BuilderConfig):
 
 
 class _RecordsInfo(tfds.core.DatasetInfo):
-  """What is known of a dataset, none of which is on the servers of TFDS."""
+  """Information on a dataset that is not on the servers of TFDS."""
 
   def initialize_from_bucket(self):
-    """Does nothing; that of TFDS would leave an empty temporary folder."""
+    """Does nothing; the original leaves an empty temporary folder."""
 
 
 class Records(tfds.core.GeneratorBasedBuilder):
-  """Records of arrays, in the order in which they were made."""
+  """Records of arrays, in the order of their creation."""
 
   VERSION = tfds.core.Version("1.0.0")
 
-  # TFDS looks beside this path for the checksums of downloads. It makes none
-  # here, and finding the path would need a package that it does not install.
+  # TFDS looks beside this path for the checksums of downloads. There are none,
+  # and finding the path needs a package that TFDS does not install.
   code_path = None
 
   @property
   def config(self) -> RecordsConfig:
-    """What this dataset is made of."""
+    """The configuration of this dataset."""
     return cast(RecordsConfig, self.builder_config)
 
   def _info(self):
     return _RecordsInfo(
       builder=self,
       features=tfds.features.FeaturesDict(self.config.features),
-      # Batches are shuffled by the reader, so records may keep their order.
+      # Batches are shuffled when read, so records keep their order.
       disable_shuffling=True,
-      metadata=tfds.core.MetadataDict(),  # "notes", for `notes`
+      metadata=tfds.core.MetadataDict(),  # filled with "notes"
     )
 
   def _split_generators(self, dl_manager):
-    del dl_manager  # the files are at hand
-    splits, found = self.config.make()
-    cast(dict, self.info.metadata)["notes"] = found
+    del dl_manager  # nothing is downloaded
+    splits, notes = self.config.make()
+    cast(dict, self.info.metadata)["notes"] = notes
     return {
       split: self._generate_examples(records)
       for split, records in splits.items()
@@ -89,16 +89,10 @@ class Records(tfds.core.GeneratorBasedBuilder):
 def prepare(
   config: RecordsConfig, cache_dir: str, say: Say, announcement: str
 ) -> Records:
-  """Returns a dataset, making it if it is not there yet.
+  """Returns a dataset, making it in `cache_dir` if it does not exist.
 
-  Args:
-    config: the dataset.
-    cache_dir: where datasets are kept; "" is the default of TFDS.
-    say: called with the announcement before the dataset is made.
-    announcement: a sentence on what may take how long.
-
-  Raises:
-    UserError: it cannot be made, or not kept in this folder.
+  Before that, `say` is called with the announcement: what is made, and how long
+  it may take. The default of `cache_dir`, "", is that of TFDS.
   """
   folder = os.path.expanduser(cache_dir) or None
   try:
@@ -107,15 +101,15 @@ def prepare(
       say(announcement)
       tfds.disable_progress_bar()
       try:
-        # TFDS writes to a folder of its own and renames it when complete, so
-        # an interrupted or a simultaneous preparation leaves nothing halfway.
-        with contextlib.redirect_stdout(None):  # "Downloading" nothing
+        # TFDS writes to a temporary folder and renames it when complete, so
+        # interrupted or simultaneous preparations are safe.
+        with contextlib.redirect_stdout(None):  # hides "Downloading"
           builder.download_and_prepare(file_format="array_record")
       except OSError:
         if not builder.data_path.exists():
-          raise  # else another process was first, with the same content
+          raise  # otherwise another process made the same dataset first
       builder = _builder(config, folder)
-  except (OSError, RuntimeError) as error:  # the latter: array_record's own
+  except (OSError, RuntimeError) as error:  # RuntimeError by array_record
     raise UserError(
       f"cache_dir: the dataset cannot be kept in "
       f"{cache_dir or 'the default folder of TFDS'} ({error}); set cache_dir "
@@ -125,7 +119,7 @@ def prepare(
 
 
 def _builder(config: RecordsConfig, folder: str | None) -> Records:
-  # TFDS warns of every configuration that its catalogue does not list.
+  # Hides warnings of configurations that are not in the catalogue of TFDS.
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -135,16 +129,12 @@ def _builder(config: RecordsConfig, folder: str | None) -> Records:
 
 
 def notes(builder: Records) -> list[str]:
-  """What users of the dataset should read."""
+  """Sentences for users of the dataset."""
   return list((builder.info.metadata or {}).get("notes", []))
 
 
 def count(builder: Records, split: str) -> int:
-  """Counts the records of a split, "train" or "test".
-
-  Raises:
-    UserError: the dataset has no such split.
-  """
+  """Counts the records of a split, "train" or "test"."""
   if split not in builder.info.splits:
     raise UserError(
       f"split: {split!r}, but the dataset has only "
@@ -160,14 +150,11 @@ def read(
   """Reads the records of a split, or those of some rows.
 
   Yields:
-    The features of each record, by name, as they are in a `tf.train.Example`.
-
-  Raises:
-    UserError: the dataset has no such split.
+    The features of each record, by name, as in a `tf.train.Example`.
   """
   total = count(builder, split)
   rows = np.arange(total) if rows is None else rows
-  # Parsing the records here is five times as fast as the decoder of TFDS.
+  # Parsing records here is five times as fast as the decoder of TFDS.
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
   as_data_source = cast(Callable, builder.as_data_source)
   records = as_data_source(split, deserialize_method=raw)
@@ -177,11 +164,22 @@ def read(
       yield _EXAMPLE.FromString(record).features.feature
 
 
+def bytes_feature(*shape: int | None) -> tfds.features.Tensor:
+  """The TFDS feature of uint8 arrays of a shape."""
+  encoding = tfds.features.Encoding.BYTES
+  return tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding=encoding)
+
+
+def content_digest(content: dict) -> str:
+  """16 hexadecimal digits that identify JSON content, for names of datasets."""
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def digest(path: str, wanted: str) -> str:
   """The SHA-256 of a file in hexadecimal.
 
-  Raises:
-    UserError: the file cannot be read; it says what is wanted.
+  Raises a `UserError` that names what is `wanted` if it cannot be read.
   """
   try:
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Random tokens in place of puzzles, where shapes alone matter."""
+"""Random tokens in place of puzzles, where only shapes matter."""
 
 import dataclasses
 
@@ -9,12 +9,9 @@ from trm_jax.data.task import Split, Task
 
 
 def split(task: Task, rows: int = 1024, copies: int = 1000) -> Split:
-  """Random tokens of the task's shape.
+  """Makes examples of the task's shape.
 
-  Args:
-    task: the task.
-    rows: examples.
-    copies: of each example, in tasks whose puzzles have copies.
+  If the task's puzzles have copies, there are `copies` of each example.
   """
   random = np.random.default_rng(0)
   shape = (2, rows, task.seq_len)

@@ -1,6 +1,6 @@
-"""The record of a task: all that the rest of the package asks about it.
+"""The record of a task, through which the rest of the package uses it.
 
-A task lives in one folder and is registered by one line of `datasets`.
+A task is one folder, registered by one line of `datasets`.
 """
 
 import dataclasses
@@ -16,8 +16,7 @@ from trm_jax.errors import UserError
 
 BLANK = "<blank>"  # the name of puzzle id 0
 
-# Answers judged together: bounds the memory.
-_CHUNK = 4096
+_CHUNK = 4096  # answers judged together, to bound the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +26,8 @@ class Split:
   Examples are pairs of a question and an answer. A *puzzle* is a set of
   examples that share one row of the puzzle-embedding table, and a *group* is
   a puzzle with its augmented copies, of which a pass over the data shows one.
-  In Sudoku all three are the same thing; an ARC task is a group, its copies
-  are puzzles, and its pairs of grids are examples.
+  In Sudoku the three are the same; an ARC task is a group, its copies are
+  puzzles, and its pairs of grids are examples.
 
   Attributes:
     inputs: uint8 [N, S], question tokens of each example.
@@ -38,12 +37,12 @@ class Split:
       `first_puzzle[g + 1] - 1`.
     first_example: int32 [Q], the first example of each puzzle. Copies that
       are made on the device share the examples of their original.
-    num_examples: int32 [Q], how many follow it, 1 or more.
+    num_examples: int32 [Q], examples of each puzzle, 1 or more.
     symmetries: uint8 [Q, K], how each puzzle differs from its group's
-      original, as `Task.copies` takes it; None where there are no copies.
-    is_viewed: whether examples are stored as their puzzle shows them.
-      Otherwise they are stored as originals; see `show`.
-    names: what each group is called, or nothing.
+      original, as `Task.copies` takes it; None if there are no copies.
+    is_viewed: whether examples are stored as their puzzle shows them;
+      otherwise they are stored as originals, see `show`.
+    names: the name of each group, or empty.
   """
 
   inputs: np.ndarray
@@ -84,14 +83,11 @@ class Split:
     return self.first_example[puzzles] + place, puzzles
 
   def take(self, groups: np.ndarray, copies: int = 0) -> "Split":
-    """Selects groups.
+    """Selects groups; the examples are shared with this split.
 
     Args:
       groups: integers [N], numbers of groups.
-      copies: how many puzzles to keep of each, the first ones; 0 keeps all.
-
-    Returns:
-      A split of these groups. Its examples are shared with this one.
+      copies: keeps only the first `copies` puzzles of each; 0 keeps all.
     """
     first, last = self.first_puzzle[groups], self.first_puzzle[groups + 1]
     counts = np.minimum(last - first, copies) if copies else last - first
@@ -111,10 +107,10 @@ class Split:
 
 
 class Settings(Protocol):
-  """The `data` section of a config: a frozen dataclass, one class a task.
+  """The `data` section of a config: a frozen dataclass, one class per task.
 
   Attributes:
-    train: where training puzzles come from; "" for no such split.
+    train: the source of training puzzles; "" for no such split.
     test: the same for the test split.
     path: a folder in the reference's layout, used as it is; "" for none.
   """
@@ -137,11 +133,11 @@ class Settings(Protocol):
     """Settings of a few puzzles to look at, made quickly.
 
     Args:
-      size: cells along one side; None for what is usual.
-      split: "train" or "test", the one that has them.
+      size: cells along one side; None for the default.
+      split: "train" or "test", the split that has them.
       count: puzzles to generate, if they are generated.
       copies: augmented copies of each, if copies are stored.
-      source: where puzzles come from, if they are not generated.
+      source: the source of puzzles that are not generated.
       seed: of the puzzles.
       cache_dir: where the dataset is kept.
     """
@@ -150,19 +146,18 @@ class Settings(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Symmetry:
-  """The ways to show a puzzle without changing what it asks.
+  """Random transformations that map a puzzle and its answer to another puzzle.
 
   Pure JAX functions of one puzzle; the caller vmaps them.
 
   Attributes:
     sample: `(key, inputs [S], labels [S]) -> symmetry`, any tree of arrays.
-      Where there is `undo` it depends on the key alone, and inputs and labels
+      If there is `undo` it depends on the key only, and inputs and labels
       may be None.
     apply: `(symmetry, tokens [S]) -> tokens [S]`, a question or an answer.
-    undo: the inverse of `apply`, for tokens of any values. None if there is
-      none.
-    count: symmetries in all, if they are the whole numbers below it.
-    describe: `symmetry -> str`, for people; may have several lines.
+    undo: the inverse of `apply`, for tokens of any values; None for none.
+    count: if symmetries are the numbers from 0 to count - 1, their count.
+    describe: `symmetry -> str`, a caption that may have several lines.
   """
 
   sample: Callable[..., Any]
@@ -186,23 +181,22 @@ def _no_data(settings: Any, split: str, groups: Any = None) -> Any:
 class Dataset:
   """How the splits of a task are made and loaded.
 
-  Its functions are called through `datasets`, which reads folders in the
-  reference's layout itself.
+  Called through `datasets`, which also reads folders in the reference's layout.
 
   Attributes:
     load: `(settings, split, groups) -> Split`; `groups` are integers [N], or
-      None for all. Raises a `UserError` where there is no such split.
+      None for all. Raises a `UserError` if there is no such split.
     num_groups: `(settings, split) -> int`.
-    prepare: `(settings, say) -> notes`; makes what is not there yet. `say` is
-      called with a sentence before work that may take a minute; notes are
-      sentences that users should read.
-    identifiers: `settings -> names`, that of each puzzle id.
-    expected_size: `settings -> (rows, copies, puzzle ids)`, as far as the
-      settings tell, without reading anything: for estimates of memory.
-    read_rows: `(settings, path) -> csv_rows.Rows`, of a csv file; None where
-      sources are no csv files.
-    selects: settings that choose among the puzzles of a source, and are reset
-      where another source is tested.
+    prepare: `(settings, say) -> notes`; makes the dataset if it does not exist.
+      `say` is called with a sentence before work that may take a minute; notes
+      are sentences for users.
+    identifiers: `settings -> names`, one per puzzle id.
+    expected_size: `settings -> (rows, copies, puzzle ids)`, estimated without
+      reading anything, to plan memory.
+    read_rows: `(settings, path) -> csv_rows.Rows`, of a csv file; None if
+      sources are not csv files.
+    selects: settings that select puzzles of a source, and are reset when
+      another source is tested.
   """
 
   load: Callable[[Any, str, np.ndarray | None], Split] = _no_data
@@ -226,39 +220,39 @@ class Task:
 
   Attributes:
     name: as in a config's `data.task`.
-    seq_len: tokens a puzzle, S.
-    vocab_size: token values, V, the padding token 0 included.
+    seq_len: tokens per puzzle, S.
+    vocab_size: number of token values, V, including the padding token 0.
     parse: `str -> uint8 [S]`, a puzzle from text; raises a `UserError`.
     render: `tokens [S] -> str`, the inverse of `parse`, on one line: the rows
-      of a board with nothing between them, or those of a grid with `/`.
+      of a board without separators, or those of a grid separated by `/`.
     draw: `(axes, puzzle, answer=None, label=None)`, onto matplotlib axes;
       with a label, cells where the answer differs from it are marked.
     dataset: how its splits are made.
     is_solution: `(inputs [..., S], answers [..., S]) -> bool [...]` in pure
-      JAX, whether an answer solves its puzzle, judged by the rules and not by
-      a label. None where there are no rules to judge by.
-    augmentation: random symmetries for training, and at inference if they
+      JAX, whether an answer solves its puzzle by the rules, without a label.
+      None if there are no such rules.
+    augmentation: random symmetries for training, and for inference if they
       have an inverse (`views`). None for none.
     copies: how the stored copies of a puzzle differ from their original: the
-      values are rows of `Split.symmetries`. None where there are no copies.
+      symmetries are rows of `Split.symmetries`. None if there are no copies.
     parse_names: `names of puzzle ids -> (names of originals, symmetries)`,
       for folders in the reference's layout; None if ids have no names.
-    form: how people write a puzzle, for messages.
+    form: the format of a puzzle's text, for messages.
     read: `(stream, task, name) -> iterator of Question | Fault`, puzzles from
       a file; None for lines of text or csv. See `questions`.
     check: `tokens [S] -> None`; raises a `UserError` for a question that the
       rules do not allow.
-    comment: what a line begins with that is to be skipped.
-    in_rows: whether people write one row a line, and not a puzzle a line.
+    comment: the prefix of lines to skip.
+    in_rows: whether text has one row per line instead of one puzzle.
     from_numbers: `integers of any shape -> str`, a puzzle given in Python as
-      numbers, in the form that `read` takes. None where cells are no numbers.
-    decode: `tokens [S] -> value`, an answer as Python and JSON have it.
+      numbers, in the format of `read`. None if cells are not numbers.
+    decode: `tokens [S] -> value`, an answer for Python and JSON.
     in_place: whether an answer is the question with cells filled in, so that
       one board shows both.
     style: `(character, given) -> str`, the rich style of a cell in the
-      terminal; `given` is what the question has there.
-    boxes: rows and columns between the lines of a board in the terminal.
-    best_metric: the score that chooses the best checkpoint.
+      terminal; `given` is the question's character there.
+    boxes: rows and columns of a box, between lines on a board in the terminal.
+    best_metric: the score that selects the best checkpoint.
   """
 
   name: str
@@ -286,12 +280,12 @@ class Task:
 
   @property
   def views(self) -> Symmetry | None:
-    """The symmetries that rollouts may see a puzzle under."""
+    """The symmetries under which rollouts may see a puzzle."""
     symmetry = self.augmentation
     return symmetry if symmetry and symmetry.undo else None
 
   def rows(self, tokens: np.ndarray) -> list[str]:
-    """The rows of a board or grid, a character a cell."""
+    """The rows of a board or grid, one character per cell."""
     side = math.isqrt(self.seq_len)
     if side * side != self.seq_len:
       side = self.seq_len  # a single row
@@ -305,7 +299,7 @@ class Task:
 def show(
   data: Any, examples: Any, puzzles: Any, task: Task, put: Callable = tuple
 ) -> tuple[Any, Any]:
-  """Questions and answers as their puzzles show them.
+  """Questions and answers as their puzzles show them, uint8 [B, S] each.
 
   Args:
     data: a `Split`, or the `batches.Table` of one.
@@ -313,10 +307,6 @@ def show(
     puzzles: integers [B], the puzzles (copies) that show them.
     task: their task.
     put: puts a tuple of arrays onto the devices.
-
-  Returns:
-    inputs: uint8 [B, S].
-    labels: uint8 [B, S].
   """
   tokens = put((data.inputs[examples], data.labels[examples]))
   if data.symmetries is None or data.is_viewed:
@@ -333,7 +323,7 @@ def _apply(symmetries, tokens, task):
 
 
 def judge(inputs: np.ndarray, answers: np.ndarray, task: Task) -> np.ndarray:
-  """Whether answers solve their puzzles, by the rules and not by labels.
+  """Whether answers solve their puzzles by the rules, without labels.
 
   Args:
     inputs: uint8 [N, S].

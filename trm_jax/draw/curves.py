@@ -1,6 +1,6 @@
 """Figures of results, drawn on matplotlib's off-screen canvas.
 
-Text from outside, such as the name of a run, is never read as mathematics.
+External text, such as names of runs, is never parsed as mathematics.
 """
 
 import pathlib
@@ -10,15 +10,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-  NullFormatter,
-  PercentFormatter,
-  ScalarFormatter,
-  StrMethodFormatter,
-)
 
 from trm_jax.draw.pictures import save_png
 from trm_jax.errors import UserError
@@ -26,7 +21,7 @@ from trm_jax.run.metrics import Row
 from trm_jax.solve.calibration import Reliability
 from trm_jax.solve.rules import RULES
 
-# Colour-blind safe (Okabe and Ito) and of different greys when printed.
+# Safe for colour blindness (Okabe and Ito), and different in grey.
 _EXACT, _CELLS, _HALTED = "#0072B2", "#999999", "#D55E00"
 
 
@@ -36,19 +31,16 @@ def depth_curve(
   title: str,
   kind: str = "held-out",
 ):
-  """Draws accuracy against depth and against FLOPs, side by side.
+  """Draws accuracy against depth and against FLOPs, side by side, as a PNG.
 
-  Args:
-    records: evaluations at several depths, as `evaluate.evaluate` returns.
-    path: the PNG to write.
-    title: what was evaluated.
-    kind: "held-out" or "training" puzzles.
+  The records are evaluations at several depths, from `evaluate.evaluate`, on
+  puzzles of a kind, "held-out" or "training".
   """
   figure = _figure(10, 4.2, title)
   left, right = figure.subplots(1, 2, sharey=True)
   depths = [record["depth"] for record in records]
   work = [record["flops_per_puzzle"] for record in records]
-  # Halting spends less than the depth allows: its work is the mean spent.
+  # With halting, the mean work is below the allowed depth's.
   spent = [
     r["mean_steps"] * r["flops_per_puzzle"] / r["depth"] for r in records
   ]
@@ -70,14 +62,9 @@ def depth_curve(
 
 
 def learning_curves(runs: Mapping[str, Sequence[Row]], path: pathlib.Path):
-  """Draws loss and accuracies against optimizer steps, one colour a run.
+  """Draws loss and accuracies against optimizer steps, one colour per run.
 
-  Args:
-    runs: name -> rows of its `metrics.jsonl`.
-    path: the PNG to write.
-
-  Raises:
-    UserError: if no run has a row.
+  The runs map names to rows of their `metrics.jsonl`.
   """
   if not any(runs.values()):
     raise UserError("there is nothing to plot yet: no run has a metric row")
@@ -100,7 +87,7 @@ def learning_curves(runs: Mapping[str, Sequence[Row]], path: pathlib.Path):
     )  # fmt: skip
   loss.set_ylabel("training loss per puzzle (nats)")
   loss.set_yscale("log")
-  # Given as text, a name may begin with "_".
+  # Passed explicitly, as matplotlib hides labels that begin with "_".
   legend = loss.legend(handles, list(runs), fontsize="small")
   for text in legend.get_texts():
     text.set_parse_math(False)
@@ -120,28 +107,23 @@ def learning_curves(runs: Mapping[str, Sequence[Row]], path: pathlib.Path):
 def reliability(
   before: Reliability, after: Reliability, path: pathlib.Path, title: str
 ):
-  """Draws how often answers were right, against the confidence in them.
+  """Draws the fraction of correct answers against their confidence, as a PNG.
 
-  Args:
-    before: by the halting head alone.
-    after: by calibrated confidence, judged on puzzles that the map was not
-      fitted on.
-    path: the PNG to write.
-    title: what was measured.
+  `before` is for confidence by the halting head alone, `after` for calibrated
+  confidence, on puzzles not used for calibration.
   """
   figure = _figure(5.6, 6.4, title)
   fractions, counts = figure.subplots(
     2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
   )
   fractions.plot([0, 1], [0, 1], color="black", lw=0.8, ls="--", label="ideal")
-  drawn = (
+  for found, name, colour, marker, side in (
     (before, "before", _HALTED, "^", -0.21),
     (after, "calibrated", _EXACT, "o", 0.21),
-  )
-  for found, name, colour, marker, side in drawn:
-    reach = [found.fraction - found.low, found.high - found.fraction]
+  ):
+    margins = [found.fraction - found.low, found.high - found.fraction]
     fractions.errorbar(
-      found.confidence, found.fraction, np.maximum(reach, 0),
+      found.confidence, found.fraction, np.maximum(margins, 0),
       color=colour, marker=marker, ms=5, lw=1.2, elinewidth=0.8, capsize=2,
       label=f"{name}: off by {found.error:.1%} (ECE)",
     )  # fmt: skip
@@ -153,40 +135,34 @@ def reliability(
   _accuracy_axis(fractions, "fraction of these answers that are right")
   fractions.legend(loc="best", fontsize="small")
   counts.set_ylabel("puzzles")
-  # Most puzzles are often in two bins; the others must be seen, too.
+  # Logarithmic, as most puzzles are often in two bins.
   counts.set_yscale("log")
   counts.set_ylim(0.7, 1.5 * max(before.count.max(), after.count.max()))
-  counts.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-  counts.yaxis.set_minor_formatter(NullFormatter())
+  counts.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+  counts.yaxis.set_minor_formatter(ticker.NullFormatter())
   counts.set_xlabel("confidence that the answer is right")
   for axes in (fractions, counts):
     axes.set_xlim(-0.02, 1.02)
     axes.grid(alpha=0.3)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(ticker.PercentFormatter(1.0))
   save_png(figure, path)
 
 
 def solve_grid(
   records: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str
 ):
-  """Draws what depth and breadth give, and what they cost.
+  """Draws accuracy against depth and cost per number of rollouts, as a PNG.
 
-  Args:
-    records: one for each way of solving: `depth`, `breadth`, `select`, `halt`,
-      `exact_accuracy` and its `_se`, `oracle_accuracy` (some rollout is right),
-      and `flops_per_puzzle`, the mean spent. Each choice of `select` and
-      `halt` has a row of its own.
-    path: the PNG to write.
-    title: what was solved.
-
-  Raises:
-    UserError: there is no record.
+  Each record is one setting of solving: `depth`, `breadth` (the number of
+  rollouts), `select`, `halt`, `exact_accuracy` and its `_se`, `oracle_accuracy`
+  (any rollout is right), and `flops_per_puzzle`, the mean spent. Each pair of
+  `select` and `halt` has its own row of axes.
   """
   if not records:
     raise UserError("there is nothing to plot: nothing was solved with labels")
   rules = list(dict.fromkeys((r["select"], r["halt"]) for r in records))
   breadths = sorted({record["breadth"] for record in records})
-  # The wider, the lighter: ordered in grey as well.
+  # More rollouts are lighter, in grey as well.
   ramp = matplotlib.colormaps["viridis"](np.linspace(0, 0.8, len(breadths)))
   colours = dict(zip(breadths, ramp, strict=True))
   figure = _figure(11, 0.8 + 3.6 * len(rules), title)
@@ -211,8 +187,8 @@ def solve_grid(
     for axes in (left, right):
       axes.set_xscale("log", base=2 if axes is left else 10)
       axes.grid(alpha=0.3)
-    told = textwrap.fill(f"select {rule[0]}; halting: {rule[1]}", 40)
-    _accuracy_axis(left, f"puzzles right\n{told}")
+    rule_text = textwrap.fill(f"select {rule[0]}; halting: {rule[1]}", 40)
+    _accuracy_axis(left, f"puzzles right\n{rule_text}")
   left, right = rows[-1]
   depths = {record["depth"] for record in records}
   _depth_axis(left, sorted(depths), "depth (supervision steps allowed)")
@@ -230,13 +206,10 @@ def solve_grid(
 def halting_rules(
   records: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str
 ):
-  """Draws accuracy against the steps that halting rules spend.
+  """Draws accuracy against the steps that halting rules spend, as a PNG.
 
-  Args:
-    records: of each limit of each rule, the fixed depth first: `rule`, whose
-      field `halt` names it, `exact_accuracy`, its `_se`, `mean_steps`.
-    path: the PNG to write.
-    title: what was halted.
+  There is one record for each limit of each rule, the fixed depth first:
+  `rule` (its field `halt` names it), `exact_accuracy`, its `_se`, `mean_steps`.
   """
   fixed, *others = records
   kinds: dict[str, list] = {}
@@ -257,10 +230,10 @@ def halting_rules(
       "exact_accuracy", rule.name, rule.colour, rule.marker,
     )  # fmt: skip
   axes.set_xscale("log", base=2)
-  axes.xaxis.set_major_formatter(ScalarFormatter())
+  axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
   axes.set_xlabel("supervision steps of a puzzle, mean")
   axes.set_ylabel("puzzles right, held out")
-  axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+  axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
   axes.grid(alpha=0.3)
   axes.legend(title="halting by", fontsize="small")
   save_png(figure, path)
@@ -276,7 +249,7 @@ def _figure(width: float, height: float, title: str = "") -> Figure:
 def _depth_axis(axes: Axes, depths: Sequence[int], label: str):
   axes.set_xscale("log", base=2)
   axes.set_xticks(depths)
-  axes.xaxis.set_major_formatter(ScalarFormatter())
+  axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
   axes.minorticks_off()
   axes.set_xlabel(label)
 
@@ -284,7 +257,7 @@ def _depth_axis(axes: Axes, depths: Sequence[int], label: str):
 def _accuracy_axis(axes: Axes, label: str):
   axes.set_ylabel(label, parse_math=False)
   axes.set_ylim(-0.02, 1.02)
-  axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+  axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
 
 
 def _curve(
@@ -300,7 +273,7 @@ def _band(
   axes: Axes, x, records: Sequence[Mapping[str, Any]], name: str, colour,
   errors: float,
 ):  # fmt: skip
-  """Shades so many standard errors on both sides of a curve."""
+  """Shades this many standard errors on both sides of a curve."""
   mean = np.array([record[name] for record in records])
   spread = errors * np.array([record[f"{name}_se"] for record in records])
   axes.fill_between(

@@ -1,7 +1,7 @@
-"""Pictures of puzzles, their answers and what a model makes of them.
+"""Pictures of puzzles, answers and a model's answers.
 
-`Task.draw` draws a puzzle and marks wrong cells; here panels are chosen,
-captioned, laid out and written.
+`Task.draw` draws a puzzle and marks wrong cells; this file chooses panels,
+their captions and layout, and writes files.
 """
 
 import dataclasses
@@ -23,25 +23,22 @@ from trm_jax.draw import scenes as scenes_lib
 from trm_jax.draw.scenes import Example, Guess, Scene
 from trm_jax.run import files
 
-# In inches, as fonts and marks have sizes in points that suit them.
+# In inches; the sizes of fonts and marks in points fit to these.
 _SIDE = 2.8  # of a panel
 _GAP = 0.3
 _LINE = 0.18  # of text
 _BAR = 0.2
 
-# Pixels an inch, unless a picture or film would have more than so many in all.
+# Pixels per inch, reduced if a picture or film would exceed _MOST_PIXELS.
 _RESOLUTION = 110
 _MOST_PIXELS = 5e7
 
 _EDGE, _CHANGED, _HALTS, _GOES_ON = "#999999", "#CC00CC", "#8FD9BF", "#DDDDDD"
 
 
-# Choosing panels.
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Panel:
-  """One drawing, as `Task.draw` takes it, and what stands about it."""
+  """The arguments of `Task.draw`, a title, and a guess for the halting bar."""
 
   question: np.ndarray
   answer: np.ndarray | None = None
@@ -50,11 +47,11 @@ class _Panel:
   guess: Guess | None = None
 
 
-_Tier = Sequence[_Panel | None]  # side by side; None leaves a place free
+_Tier = Sequence[_Panel | None]  # side by side; None is a gap
 
 
 def _row(scene: Scene, task: Task, has_answers: bool) -> list[_Tier]:
-  """Panels side by side, with space for right answers if any scene has them."""
+  """Panels side by side, with gaps for missing answers."""
   tier: list[_Panel | None] = []
   for example, guess in _guessed(scene):
     tier.append(_Panel(example.question, title="puzzle"))
@@ -67,7 +64,7 @@ def _row(scene: Scene, task: Task, has_answers: bool) -> list[_Tier]:
 
 
 def _columns(scene: Scene, task: Task, shown: int) -> list[_Tier]:
-  """Columns of examples, with space for so many solved ones in front."""
+  """Columns of examples, padded to `shown` solved ones at the left."""
 
   def column(example):
     return _Panel(example.question, title=example.title), _answer(example, "")
@@ -94,36 +91,26 @@ def _answer(example: Example, title: str) -> _Panel | None:
 
 
 def _guess(example: Example, guess: Guess, task: Task) -> _Panel:
-  told = scenes_lib.verdict(example, guess, task)
-  # Another solution than the label has no wrong cells.
+  verdict = scenes_lib.verdict(example, guess, task)
+  # A solution other than the label has no wrong cells.
   is_compared = np.any(example.label) and not guess.is_solution
   return _Panel(
     example.question,
     guess.answer,
     example.label if is_compared else None,
-    title=": ".join(text for text in (guess.title, told) if text),
+    title=": ".join(text for text in (guess.title, verdict) if text),
     guess=guess,
   )
-
-
-# Laying out.
 
 
 def panels(
   scenes: Sequence[Scene], task: Task, title: str = "", frames: int = 1
 ) -> Figure:
-  """Draws puzzles below each other.
+  """Draws one or more puzzles below each other, with a title above.
 
-  In ARC answers stand below questions; otherwise all panels are in a row. Sizes
-  do not depend on what the grids hold or on the words of titles, so pictures
-  of the same puzzles can be the frames of a film.
-
-  Args:
-    scenes: the puzzles, one or more.
-    task: their task.
-    title: a line above everything.
-    frames: how many frames a film has of which this is one. Long films are of
-      a lower resolution.
+  In ARC, answers are below their questions; otherwise panels are in a row.
+  Sizes do not depend on cells or on the words of titles, so pictures of the
+  same puzzles can be the `frames` of a film; a long one has fewer pixels.
   """
   shown = max(len(scene.shown) for scene in scenes)
   has_answers = any(np.any(p.label) for scene in scenes for p in scene.asked)
@@ -139,15 +126,20 @@ def panels(
   height = _GAP / 2 + 2 * _LINE * bool(title)
   height += sum(_height(tier) for tiers in strips for tier in tiers)
   most = math.sqrt(_MOST_PIXELS / (width * height * frames))
-  resolution = min(_RESOLUTION, most)
-  figure = Figure(figsize=(width, height), dpi=resolution)
-  y = height - _GAP / 2  # from here downwards
+  figure = Figure(figsize=(width, height), dpi=min(_RESOLUTION, most))
+  y = height - _GAP / 2  # decreases downwards
   if title:
     y -= 2 * _LINE
     _write(figure, width / 2, y + _LINE, title, size="large", va="center")
   for scene, tiers in zip(scenes, strips, strict=True):
     if scene is not scenes[0]:
-      _rule(figure, [left, width - _GAP], y + _GAP / 2)
+      ends, middle = [left, width - _GAP], y + _GAP / 2
+      figure.add_artist(
+        Line2D(
+          ends, [middle, middle], transform=figure.dpi_scale_trans, color=_EDGE,
+          lw=1,
+        )
+      )  # fmt: skip
     begin = y
     for tier in tiers:
       _draw_tier(figure, tier, task, left, y)
@@ -162,13 +154,13 @@ def _height(tier: _Tier) -> float:
 
 
 def _captions(tier: _Tier) -> float:
-  """Inches of the titles above panels."""
+  """Height in inches of the titles above panels."""
   titles = [panel.title for panel in tier if panel and panel.title]
   return max((_LINE * (title.count("\n") + 1.5) for title in titles), default=0)
 
 
 def _bars(tier: _Tier) -> float:
-  """Inches of the bars below panels, and of the gap above them."""
+  """Height in inches of the bars below panels and the gap above them."""
   return (_BAR + _LINE / 2) * any(panel and panel.guess for panel in tier)
 
 
@@ -186,7 +178,12 @@ def _draw_tier(
     axes = _axes(figure, x, bottom, _SIDE)
     points = _cell_points(panel, task)
     task.draw(axes, panel.question, panel.answer, panel.label)
-    _draw_edge(axes)
+    axes.add_patch(
+      Rectangle(
+        (0, 0), 1, 1, transform=axes.transAxes, fill=False, ec=_EDGE, lw=1,
+        clip_on=False,
+      )
+    )  # fmt: skip
     if panel.guess:
       if panel.guess.before is not None:
         _frame_changes(axes, panel.guess, task, points)
@@ -195,16 +192,13 @@ def _draw_tier(
 
 
 def _cell_points(panel: _Panel, task: Task) -> float:
-  """How large cells are, in points."""
+  """The side of a cell, in points."""
   side = math.isqrt(task.seq_len)
-  if not task.in_place:  # grids fill their panels, however small they are
+  if not task.in_place:  # a grid of any size fills its panel
     shown = panel.question if panel.answer is None else panel.answer
     known = shown if panel.label is None else panel.label
-    side = max(
-      *scenes_lib.extent(task.rows(shown)),
-      *scenes_lib.extent(task.rows(known)),
-      1,
-    )
+    sizes = [scenes_lib.extent(task.rows(grid)) for grid in (shown, known)]
+    side = max(1, *sizes[0], *sizes[1])
   return 72 * _SIDE / side
 
 
@@ -221,28 +215,14 @@ def _write(figure: Figure, x: float, y: float, text: str, **style):
   )  # fmt: skip
 
 
-def _rule(figure: Figure, x: Sequence[float], y: float):
-  line = Line2D(x, [y, y], transform=figure.dpi_scale_trans, color=_EDGE, lw=1)
-  figure.add_artist(line)
-
-
-def _draw_edge(axes: Axes):
-  axes.add_patch(
-    Rectangle(
-      (0, 0), 1, 1, transform=axes.transAxes, fill=False, ec=_EDGE, lw=1,
-      clip_on=False,
-    )
-  )  # fmt: skip
-
-
 def _frame_changes(axes: Axes, guess: Guess, task: Task, points: float):
-  """Frames cells within their edges; a cell has a side of `points`."""
+  """Frames changed cells; a cell has a side of `points`."""
   line = min(points / 7, 2)
-  # An edge keeps the frame visible on cells of its colour.
+  # White edges keep the frame visible on cells of its colour.
   edge = withStroke(linewidth=2 * line, foreground="white")
   side = math.isqrt(task.seq_len)
   shown = np.ones((side, side), bool)
-  if not task.in_place:  # what is beside the grid is not shown
+  if not task.in_place:  # ignores the canvas outside of the grid
     height, width = scenes_lib.extent(task.rows(guess.answer))
     shown[height:], shown[:, width:] = False, False
   changed = (guess.answer != guess.before).reshape(side, side) & shown
@@ -256,7 +236,7 @@ def _frame_changes(axes: Axes, guess: Guess, task: Task, points: float):
 
 
 def _draw_bar(axes: Axes, halting: float):
-  """Draws a probability; from one half on the model would halt."""
+  """Draws the halting probability; the model would halt above one half."""
   axes.barh(0, halting, 1, color=_HALTS if halting > 0.5 else _GOES_ON)
   axes.axvline(0.5, color="black", lw=0.8, ls=":")
   axes.text(
@@ -266,43 +246,31 @@ def _draw_bar(axes: Axes, halting: float):
   axes.set(xlim=(0, 1), ylim=(-0.5, 0.5), xticks=[], yticks=[])
 
 
-# Writing.
-
-
 def save_png(figure: Figure, path: pathlib.Path):
-  """Writes a picture, whole or not at all; folders are made as needed.
-
-  Raises:
-    UserError: if it cannot be written.
-  """
+  """Writes a picture atomically, with its folders."""
   picture = io.BytesIO()
   FigureCanvasAgg(figure).print_png(picture)
   files.write({path: picture.getvalue()})
 
 
 def save_gif(frames: Iterable[Figure], path: pathlib.Path, seconds: float):
-  """Writes a film that runs for ever; folders are made as needed.
+  """Writes a film that repeats, atomically, with its folders.
 
-  Args:
-    frames: pictures of one size, one or more.
-    path: the file.
-    seconds: how long each is shown; the last is shown four times as long.
-
-  Raises:
-    UserError: if it cannot be written.
+  Frames have one size and are shown for some seconds each, the last for four
+  times as long.
   """
-  from PIL import Image  # slow to import, and only films need it
+  from PIL import Image  # slow to import
 
-  # Quantized together: with colours of its own each frame would flicker.
-  painted = [_pixels(frame) for frame in frames]
-  sheet = Image.fromarray(np.concatenate(painted))
+  # Quantized together; different palettes would flicker.
+  pixels = [_pixels(frame) for frame in frames]
+  sheet = Image.fromarray(np.concatenate(pixels))
   sheet = sheet.quantize(dither=Image.Dither.NONE)
-  height = len(painted[0])
+  height = len(pixels[0])
   first, *others = (
     sheet.crop((0, top, sheet.width, top + height))
     for top in range(0, sheet.height, height)
   )
-  milliseconds = [round(1000 * seconds)] * len(painted)
+  milliseconds = [round(1000 * seconds)] * len(pixels)
   milliseconds[-1] *= 4
   film = io.BytesIO()
   first.save(
@@ -313,7 +281,7 @@ def save_gif(frames: Iterable[Figure], path: pathlib.Path, seconds: float):
 
 
 def _pixels(figure: Figure) -> np.ndarray:
-  """Paints a picture: uint8 [height, width, 3]."""
+  """Renders a picture: uint8 [height, width, 3]."""
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   return np.asarray(canvas.buffer_rgba())[..., :3]

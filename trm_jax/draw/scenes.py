@@ -1,4 +1,4 @@
-"""What is drawn of a puzzle: its examples, copies of it, a model's answers."""
+"""Collects what to draw of a puzzle: examples, copies and a model's answers."""
 
 import dataclasses
 import functools
@@ -12,8 +12,7 @@ import numpy as np
 from trm_jax.data.task import Split, Task, judge, show
 from trm_jax.solve import vote
 
-# Examples drawn of one puzzle; more would not be readable side by side.
-_MOST_EXAMPLES = 3
+_MOST_EXAMPLES = 3  # per puzzle; more would be too small side by side
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,8 +21,8 @@ class Example:
 
   Attributes:
     question: integers [S], tokens.
-    label: integers [S], the right answer; all 0 if it is not known.
-    title: what it is; may have several lines.
+    label: integers [S], the right answer; all 0 if unknown.
+    title: a caption; may have several lines.
   """
 
   question: np.ndarray
@@ -37,11 +36,11 @@ class Guess:
 
   Attributes:
     answer: integers [S], tokens.
-    halting: the model's probability that it is right.
+    halting: the halting probability, which predicts that it is right.
     is_solution: whether it solves the puzzle by the rules of the task.
-    before: integers [S], an earlier answer: cells that have changed since are
-      framed. None for no frames.
-    title: what it is.
+    before: integers [S], an earlier answer, to frame cells that changed; None
+      for no frames.
+    title: a caption.
   """
 
   answer: np.ndarray
@@ -53,14 +52,14 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
-  """All that is drawn of one puzzle.
+  """Everything to draw of one puzzle.
 
   Attributes:
     asked: the questions, one or more.
-    guesses: a model's answer to each, or nothing.
+    guesses: a model's answer to each, or empty.
     shown: in ARC, the solved examples that define the task.
     copies: augmented copies.
-    name: what the puzzle is called.
+    name: the puzzle's name.
   """
 
   asked: Sequence[Example]
@@ -78,18 +77,18 @@ def scenes_of(
   copies: int = 0,
   seed: int = 0,
 ) -> list[Scene]:
-  """Collects what there is to show of each group of a split.
+  """Collects the questions, examples and copies of each group of a split.
 
   Args:
     split: the puzzles.
     task: their task.
     examples: a split whose groups of the same names are the examples.
-    copies: how many copies to show of each puzzle: those of the split, or else
-      some that are made with `Task.augmentation`.
-    seed: of the copies that are made.
+    copies: copies to show of each puzzle: those of the split, or otherwise
+      random ones of `Task.augmentation`.
+    seed: of the random copies.
 
   Returns:
-    A scene for each group.
+    One scene per group.
   """
   examples_at = {}
   if examples is not None:
@@ -119,13 +118,13 @@ def with_answers(
   q_halt: np.ndarray,
   first_step: int = 1,
 ) -> list[list[Scene]]:
-  """Adds a model's answers, as `evaluate.refine` gives them.
+  """Adds a model's answers, from `evaluate.refine`.
 
   Args:
     scenes: the puzzles.
     task: their task.
-    answers: integers [D, B, S], after each supervision step, to all questions
-      that the scenes ask, one scene after another.
+    answers: integers [D, B, S], after each supervision step, to the questions
+      of all scenes in order.
     q_halt: float [D, B], halting logits.
     first_step: the number of the first of these steps.
 
@@ -159,15 +158,15 @@ def with_answers(
 
 
 def questions(scenes: Sequence[Scene]) -> np.ndarray:
-  """All that the scenes ask, integers [B, S]."""
+  """All questions of the scenes, integers [B, S]."""
   return np.stack([asked.question for scene in scenes for asked in scene.asked])
 
 
 def verdict(example: Example, guess: Guess, task: Task) -> str:
-  """Says in some words how right an answer is; "" without a label."""
+  """Describes in a few words how right an answer is; "" without a label."""
   if not np.any(example.label):
     return ""
-  # What text does not show, such as padding, makes no difference.
+  # Compared as text, as padding does not matter.
   found, right = task.render(guess.answer), task.render(example.label)
   if found == right:
     return "right"
@@ -183,7 +182,7 @@ def verdict(example: Example, guess: Guess, task: Task) -> str:
 
 
 def extent(rows: Sequence[str]) -> tuple[int, int]:
-  """Height and width of a grid, as `Task.rows` gives it."""
+  """Height and width of a grid from `Task.rows`."""
   return len(rows), len(rows[0]) if rows else 0
 
 
@@ -208,7 +207,7 @@ def _examples(
 
 
 def _at_origin(tokens: np.ndarray) -> np.ndarray:
-  """Moves a grid that stands elsewhere on its canvas to the top left."""
+  """Moves the grid on a canvas to its top left."""
   side = math.isqrt(len(tokens))
   canvas = tokens.reshape(side, side)
   row, column = (canvas.any(axis).argmax() for axis in (1, 0))

@@ -1,7 +1,7 @@
 """Draws puzzles and answers in the terminal.
 
-A cell is two characters wide: what it holds, and a mark. `*` marks a cell that
-has changed, `x` one that is wrong; so all is seen without colours, too.
+A cell is two characters: its content and a mark, `*` if it has changed and `x`
+if it is wrong. So colours are not needed.
 """
 
 import time
@@ -26,20 +26,18 @@ def draw(
   before: np.ndarray | None = None,
   label: np.ndarray | None = None,
 ) -> RenderableType:
-  """Draws a puzzle and the answer given to it.
+  """Draws a puzzle or an answer to it.
 
-  Where an answer fills in its question (`Task.in_place`) they are one drawing;
-  otherwise the question stands beside the answer, or above it where the
-  terminal is narrow.
+  If answers fill in the question (`Task.in_place`) both are one drawing;
+  otherwise the question is beside the answer, or above it on a narrow terminal.
 
   Args:
     task: the puzzle's task.
     question: integers [S], its tokens.
     answer: integers [S], the answer's tokens; None for the bare puzzle.
-    before: integers [S], an earlier answer: cells that have changed since are
-      marked.
-    label: integers [S], the right answer: cells that differ from it are
-      marked. None, or all 0, if it is not known.
+    before: integers [S], an earlier answer, to mark cells that changed.
+    label: integers [S], the right answer, to mark wrong cells. None or all 0 if
+      it is unknown.
   """
   rows = task.rows(question if answer is None else answer)
   given = task.rows(question)
@@ -65,7 +63,7 @@ def draw(
 
 
 def _at(rows: list[str], row: int, column: int) -> str:
-  """What a cell holds; nothing outside of the grid."""
+  """The content of a cell; empty outside of the grid."""
   inside = row < len(rows) and column < len(rows[row])
   return rows[row][column] if inside else ""
 
@@ -73,7 +71,7 @@ def _at(rows: list[str], row: int, column: int) -> str:
 def _cell(
   task: Task, character: str, given: str, before: str, right: str
 ) -> Text:
-  """The two characters of a cell: what it holds, and its mark."""
+  """The two characters of a cell: its content and its mark."""
   style = task.style(character, given)
   cell = Text(character, style)
   is_wrong, has_changed = character != right, character != before
@@ -107,21 +105,12 @@ def _boxes(cells: list[list[Text]], height: int, width: int) -> Table:
 
 
 def play(
-  frames: Sequence[RenderableType],
-  console: Console,
-  title: str,
-  seconds: float,
+  frames: Sequence[RenderableType], console: Console, title: str, seconds: float
 ) -> None:
   """Shows drawings one after another.
 
-  On a terminal each takes the place of the one before; elsewhere they are
-  printed below each other.
-
-  Args:
-    frames: the drawings, one a step.
-    console: where to.
-    title: what they show.
-    seconds: how long each is shown, on a terminal.
+  On a terminal each is shown for some seconds and then replaced; elsewhere all
+  are printed.
   """
   titled = [
     Group(Text(f"{title}, step {number} of {len(frames)}"), frame)

@@ -1,1 +1,1 @@
-"""ARC: grids of colours, their symmetries, files and data sets."""
+"""ARC: grids of colours, their symmetries, files and datasets."""

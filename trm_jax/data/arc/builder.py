@@ -1,12 +1,10 @@
-"""ARC datasets: one record a task, with its pairs and the list of its copies.
+"""ARC datasets: one record per task, with its pairs and its copies' symmetries.
 
-Copies are shown by the device (`Task.copies`), not stored: the pairs of a task
-are stored once, and a copy is 11 bytes.
+Pairs are stored once. A copy is a symmetry of 11 bytes, which the device
+applies to the pairs when they are read (`Task.copies`).
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 from typing import Any
 
@@ -21,31 +19,27 @@ from trm_jax.data.arc import names as names_lib
 from trm_jax.data.arc.files import ArcTask, Pair
 from trm_jax.data.arc.groups import gather
 
-# Change it with anything that changes the content for the same settings.
+# Increase after any change of the content for the same settings.
 _VERSION = 1
 
 
 def prepare(settings: Any, say: records.Say = logging.info) -> list[str]:
-  """Makes the dataset, if it is not there yet; see `task.Dataset`.
-
-  Its notes tell of test tasks that are trained on, of missing solutions, and
-  of tasks with few copies.
-  """
+  """Makes the dataset if it does not exist; see `task.Dataset`."""
   return records.notes(_prepare(settings, say))
 
 
 def num_groups(settings: Any, split: str) -> int:
-  """Counts the tasks of a split, each of which is a group with its copies."""
+  """Counts the tasks of a split; a task and its copies are one group."""
   return records.count(_prepare(settings), split)
 
 
 def load(
   settings: Any, split: str, groups: np.ndarray | None = None
 ) -> task_lib.Split:
-  """Stages a split in host memory; the dataset is prepared if need be.
+  """Loads a split into host memory, preparing the dataset first if needed.
 
-  Examples are originals at the origin of the canvas; a label whose solution is
-  not known is all 0. A task has the same puzzle ids in both splits.
+  Examples are originals at the origin of the canvas; an unknown label is all 0.
+  A task has the same puzzle ids in both splits.
   """
   length = settings.size**2
   names, ids, inputs, labels, symmetries = [], [], [], [], []
@@ -59,7 +53,7 @@ def load(
   num_examples = np.array([len(tokens) for tokens in inputs], np.int32)
   num_copies = np.array([len(rows) for rows in symmetries], np.int32)
   ends = num_examples.cumsum(dtype=np.int32)
-  # An array of the right shape before the others, as there may be none.
+  # `concatenate` needs at least one array, even if there is no task.
   none = np.empty((0, length), np.uint8)
   return task_lib.Split(
     inputs=np.concatenate([none, *inputs]),
@@ -83,7 +77,7 @@ def _array(feature, length: int) -> np.ndarray:
 
 
 def identifiers(settings: Any) -> list[str]:
-  """The name of each copy, as the reference writes it, by puzzle id."""
+  """The name of each puzzle id, in the reference's form."""
   names, symmetries = [], []
   for feature in records.read(_prepare(settings), "train"):
     symmetries.append(_array(feature["symmetries"], len(grids.IDENTITY)))
@@ -95,13 +89,6 @@ def identifiers(settings: Any) -> list[str]:
 
 
 def _prepare(settings: Any, say: records.Say = logging.info) -> records.Records:
-  def rows(width):
-    return tfds.features.Tensor(
-      shape=(None, width),
-      dtype=np.uint8,
-      encoding=tfds.features.Encoding.BYTES,
-    )
-
   size = settings.size
   config = records.RecordsConfig(
     name=f"arc-{size}x{size}-{_content(settings)}",
@@ -109,9 +96,9 @@ def _prepare(settings: Any, say: records.Say = logging.info) -> records.Records:
     features={
       "name": tfds.features.Text(),
       "first_id": np.int64,
-      "inputs": rows(size * size),
-      "labels": rows(size * size),
-      "symmetries": rows(len(grids.IDENTITY)),
+      "inputs": records.bytes_feature(None, size * size),
+      "labels": records.bytes_feature(None, size * size),
+      "symmetries": records.bytes_feature(None, len(grids.IDENTITY)),
     },
     make=lambda: _make(settings),
   )
@@ -126,7 +113,7 @@ def _prepare(settings: Any, say: records.Say = logging.info) -> records.Records:
 
 
 def _content(settings: Any) -> str:
-  """Digests all that decides the dataset's content."""
+  """A digest of all settings and files that decide the content."""
   content = dataclasses.asdict(settings)
   del content["cache_dir"], content["path"]
   for split in ("train", "test"):
@@ -141,8 +128,7 @@ def _content(settings: Any) -> str:
     ]
   content["only"] = sorted(set(settings.only_names))
   content["version"] = _VERSION
-  text = json.dumps(content, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return records.content_digest(content)
 
 
 def _make(settings: Any) -> tuple[records.Splits, list[str]]:
@@ -151,7 +137,7 @@ def _make(settings: Any) -> tuple[records.Splits, list[str]]:
   splits: dict[str, list[dict]] = {"train": []}
   if settings.test_sources:
     splits["test"] = []
-  next_id, few = 1, 0
+  next_id, short = 1, 0
   for task in tasks:
     symmetries = copies.symmetries(task, settings.num_aug, settings.seed)
     for split, pairs in (("train", task.train), ("test", task.test)):
@@ -160,10 +146,10 @@ def _make(settings: Any) -> tuple[records.Splits, list[str]]:
           _record(task, pairs, symmetries, next_id, settings.size)
         )
     next_id += len(symmetries)
-    few += len(symmetries) <= settings.num_aug
-  if few:
+    short += len(symmetries) <= settings.num_aug
+  if short:
     notes.append(
-      f"{few} of {len(tasks)} tasks look the same under so many symmetries "
+      f"{short} of {len(tasks)} tasks look the same under so many symmetries "
       f"that they have fewer than {settings.num_aug} copies."
     )
   for note in notes:

@@ -1,4 +1,4 @@
-"""Reads ARC tasks: a json file a task, or the challenges of a competition."""
+"""Reads ARC tasks: one JSON file per task, or a competition's challenges."""
 
 import dataclasses
 import os
@@ -19,7 +19,7 @@ WANTED = (
   "Kaggle competitions, beside its ..._solutions.json."
 )
 
-# How a file of challenges, and the file of their solutions, end.
+# The ends of the names of a file of challenges and of its solutions.
 CHALLENGES = "challenges.json"
 SOLUTIONS = "solutions.json"
 
@@ -33,9 +33,9 @@ class ArcTask:
   """One task.
 
   Attributes:
-    name: what the task is called.
-    train: the pairs that show what is asked for, 1 or more.
-    test: the pairs whose output is asked for.
+    name: unique in its source.
+    train: solved pairs that define the task, 1 or more.
+    test: pairs whose output is to be predicted.
     source: the file that the task was read from.
   """
 
@@ -48,10 +48,7 @@ class ArcTask:
 def source_files(source: str) -> list[str]:
   """The files of a source, in order; see `task.ArcData`.
 
-  A file of challenges is followed by that of solutions, if it is there.
-
-  Raises:
-    UserError: there is no such source.
+  A file of challenges is followed by its solutions, if they exist.
   """
   path = os.path.expanduser(source)
   if os.path.isdir(path):
@@ -84,11 +81,7 @@ def _task_files(folder: str) -> list[str]:
 
 
 def read(source: str) -> list[ArcTask]:
-  """Reads and checks the tasks of a source, sorted by name.
-
-  Raises:
-    UserError: a file cannot be read, or does not hold tasks.
-  """
+  """Reads and checks the tasks of a source, sorted by name."""
   files = source_files(source)
   if files[0].endswith(CHALLENGES):
     tasks = read_tasks(*files)
@@ -101,7 +94,7 @@ def read(source: str) -> list[ArcTask]:
 
 
 def read_tasks(path: str, solutions_path: str = "") -> list[ArcTask]:
-  """Reads a file of tasks by name, and one with the outputs it leaves out."""
+  """Reads a file of tasks by name, and optionally one of their solutions."""
   tasks = _read_object(path)
   if not tasks:
     raise UserError(f"{path}: holds no task; expected one or more.")
@@ -123,7 +116,7 @@ def _read_object(path: str) -> dict:
 
 
 def _solved(task: ArcTask, solutions: dict, path: str) -> ArcTask:
-  """Adds the outputs of the test pairs, which are in a file of their own."""
+  """Adds the outputs of the test pairs from a file of solutions."""
   where = f"{path}: task {task.name!r}"
   outputs = solutions.get(task.name)
   if not isinstance(outputs, list) or len(outputs) != len(task.test):
@@ -132,19 +125,20 @@ def _solved(task: ArcTask, solutions: dict, path: str) -> ArcTask:
       f"{where}: {found}; expected a list of {len(task.test)} grids, one for "
       f"each test pair in {task.source}. Do the two files belong together?"
     )
-  pairs = []
-  for number, ((question, _), grid) in enumerate(
-    zip(task.test, outputs, strict=True), 1
-  ):
-    pairs.append((question, _grid(grid, f"{where}, solution {number}")))
-  return dataclasses.replace(task, test=tuple(pairs))
+  pairs = tuple(
+    (question, _grid(grid, f"{where}, solution {number}"))
+    for number, ((question, _), grid) in enumerate(
+      zip(task.test, outputs, strict=True), 1
+    )
+  )
+  return dataclasses.replace(task, test=pairs)
 
 
 def _task(name: str, content, path: str) -> ArcTask:
   where = f"{path}: task {shorten(name)}"
-  # Names of copies are made of it, see `names.copy_names`.
-  is_taken = name == "<blank>" or "|||" in name
-  if is_taken or not name.strip() or not name.isprintable():
+  # Copies are named after it, see `names.copy_names`.
+  is_reserved = name == "<blank>" or "|||" in name
+  if is_reserved or not name.strip() or not name.isprintable():
     raise UserError(
       f"{where}: not a name for a task; expected printable characters, not "
       f"'<blank>' and without '|||'. Rename it."

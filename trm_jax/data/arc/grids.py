@@ -1,13 +1,13 @@
-"""ARC grids: tokens, text, and drawing.
+"""ARC grids: tokens, text and drawing.
 
-A grid of up to `size` x `size` cells stands on a square canvas of tokens:
+A grid of up to `size` x `size` cells is placed on a square canvas of tokens:
 
-    0  padding      1  the end of a row or a column      c + 2  colour c
+    0  padding      1  end of a row or column      c + 2  colour c
 
-Questions and answers stand at the canvas's origin, its top left; only the
-augmentation of `symmetry` moves them. What a model puts on the canvas may be
-no grid at all, so it is *decoded*: to the largest rectangle at the origin that
-holds only colours, and of equally large ones to that with fewer rows.
+Questions and answers start at the canvas's origin, its top left; only the
+translation in `symmetry` moves them. A model's output need not be a grid, so it
+is *decoded* to the largest rectangle at the origin that holds only colours; of
+equally large ones, to the one with the fewest rows.
 """
 
 import json
@@ -19,7 +19,7 @@ import numpy as np
 
 from trm_jax.errors import UserError
 
-# The largest side of a grid, and of the canvas it is placed on.
+# The largest side of a grid and of its canvas.
 MAX_SIZE = 30
 
 PAD = 0
@@ -33,23 +33,18 @@ COLOURS = (
   "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25",
 )  # fmt: skip
 
-# The symmetry that changes nothing, see `symmetry`.
+# The identity, see `symmetry`.
 IDENTITY = np.arange(-1, NUM_COLOURS).clip(0).astype(np.uint8)
 
 
 def encode(
   grid: np.ndarray, size: int = 30, row: int = 0, column: int = 0
 ) -> np.ndarray:
-  """Puts a grid [h, w] of colours on a canvas, at a row and a column.
+  """Places a grid [h, w] of colours on a canvas: uint8 [size * size] tokens.
 
   The cells below its last row and right of its last column become EOS where
-  they are on the canvas; the corner between them stays padding.
-
-  Returns:
-    uint8 [size * size] tokens.
-
-  Raises:
-    UserError: the grid does not fit.
+  they are on the canvas; the corner between them stays padding. Raises a
+  `UserError` if the grid does not fit.
   """
   height, width = grid.shape
   below, right = row + height, column + width
@@ -70,7 +65,7 @@ def encode(
 def decode(tokens: np.ndarray) -> np.ndarray:
   """Reads the grid, uint8 [h, w], at the origin of a canvas, tokens [S].
 
-  It is empty, 0 x 0, where the first token is no colour.
+  It is 0 x 0 if the first token is not a colour.
   """
   tokens = np.asarray(tokens)
   height, width = extent(tokens, np)
@@ -86,8 +81,8 @@ def extent(tokens, xp):
   """
   size = math.isqrt(len(tokens))
   is_other = ~is_colour(tokens).reshape(size, size)
-  # Others in the rectangle from the origin to each cell. In row-major order
-  # the first of the largest rectangles has the fewest rows.
+  # How many tokens in the rectangle from the origin to each cell are not
+  # colours. In row-major order the first maximum has the fewest rows.
   others = xp.cumsum(xp.cumsum(is_other, axis=0), axis=1)
   sides = np.arange(1, size + 1)
   areas = xp.where(others == 0, sides[:, None] * sides[None, :], 0)
@@ -105,11 +100,7 @@ def is_colour(tokens):
 
 
 def parse(text: str, *, size: int) -> np.ndarray:
-  """Reads a grid from rows of digits, ended by line ends or `/`, or from JSON.
-
-  Raises:
-    UserError: the text is no grid, or one too large for the canvas.
-  """
+  """Reads a grid from JSON, or from rows of digits on lines or between `/`."""
   if text.lstrip().startswith("["):
     try:
       return encode(as_grid(json.loads(text)), size)
@@ -129,11 +120,7 @@ def parse(text: str, *, size: int) -> np.ndarray:
 
 
 def as_grid(rows) -> np.ndarray:
-  """Checks what should be equally long lists of colours; uint8 [h, w].
-
-  Raises:
-    UserError: it is something else.
-  """
+  """Checks JSON that should be a grid, and returns it as uint8 [h, w]."""
   if not isinstance(rows, list) or not all(isinstance(r, list) for r in rows):
     raise UserError(
       "expected a grid, a list of rows of colours, but got "
@@ -156,47 +143,40 @@ def as_grid(rows) -> np.ndarray:
 
 
 def render(tokens: np.ndarray) -> str:
-  """Writes the grid that tokens [S] decode to: rows of digits, `/` between."""
+  """Writes the decoded grid as rows of digits with `/` between them."""
   return "/".join("".join(map(str, row)) for row in decode(tokens).tolist())
 
 
 def from_numbers(grid: np.ndarray) -> str:
-  """A task's json with one question, a grid [h, w] of colours."""
+  """The JSON of a task with one question, a grid [h, w] of colours."""
   return json.dumps({"test": [{"input": grid.tolist()}]})
 
 
 def style(character: str, given: str) -> str:
-  """The rich style of a cell: digits are black on light colours."""
+  """The rich style of a cell; digits are black on light colours."""
   del given
   if not character.isdigit():
     return "#000000 on #8080c0"
   colour = COLOURS[int(character)]
-  parts = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
-  light = np.dot(list(parts), [0.299, 0.587, 0.114])
+  light = np.dot(list(bytes.fromhex(colour[1:])), [0.299, 0.587, 0.114])
   return f"{'#000000' if light > 128 else '#ffffff'} on {colour}"
 
 
 def draw(axes, puzzle, answer=None, label=None) -> None:
-  """Draws a puzzle, or the answer given to it; see `Task.draw`.
+  """Draws a puzzle or an answer; see `Task.draw`.
 
-  The label's extent is outlined with dashes if the answer has another, and
-  cells of the answer that differ from it are crossed out.
+  A dashed outline shows the label's extent if the answer's differs; wrong
+  cells are crossed out.
   """
-  from matplotlib import colors, patheffects  # slow; only pictures need them
+  from matplotlib import colors, patheffects  # slow to import
 
   grid = decode(puzzle if answer is None else answer)
   height, width = grid.shape
   axes.pcolormesh(
-    np.arange(width + 1),
-    np.arange(height + 1),
-    grid,
-    cmap=colors.ListedColormap(COLOURS),
-    vmin=0,
-    vmax=NUM_COLOURS - 1,
-    edgecolors="#555555",
-    linewidth=0.3,
-  )
-  # White on black is seen on every colour, and where there is none.
+    grid, cmap=colors.ListedColormap(COLOURS), vmin=0, vmax=NUM_COLOURS - 1,
+    edgecolors="#555555", linewidth=0.3,
+  )  # fmt: skip
+  # White on black is visible on every colour and outside the grid.
   outlined = [patheffects.withStroke(linewidth=3, foreground="black")]
   if answer is not None and label is not None and np.any(label):
     right = decode(label)
@@ -207,22 +187,14 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
     height, width = np.maximum(grid.shape, right.shape)
     cell_points = 72 * axes.bbox.width / axes.figure.dpi / max(height, width)
     axes.plot(
-      columns + 0.5,
-      rows + 0.5,
-      "x",
-      color="white",
-      markersize=min(cell_points / 2, 16),
-      path_effects=outlined,
-    )
+      columns + 0.5, rows + 0.5, "x", color="white",
+      ms=min(cell_points / 2, 16), path_effects=outlined,
+    )  # fmt: skip
     if grid.shape != right.shape:
       bottom, end = right.shape
       axes.plot(
-        [0, end, end, 0, 0],
-        [0, 0, bottom, bottom, 0],
-        "--",
-        color="white",
-        path_effects=outlined,
-        clip_on=False,
-      )
+        [0, end, end, 0, 0], [0, 0, bottom, bottom, 0], "--", color="white",
+        path_effects=outlined, clip_on=False,
+      )  # fmt: skip
   axes.set(xlim=(0, max(width, 1)), ylim=(max(height, 1), 0), aspect="equal")
   axes.axis("off")

@@ -1,4 +1,4 @@
-"""Which tasks a dataset holds, what is trained on, and what leaks."""
+"""Selects the tasks of an ARC dataset, and finds overlap of its splits."""
 
 import dataclasses
 import difflib
@@ -11,35 +11,32 @@ from trm_jax.errors import UserError
 
 
 def gather(settings: Any) -> tuple[list[ArcTask], list[str]]:
-  """Reads the sources of an `ArcData` and makes one group of each name.
+  """Reads the sources of an `ArcData` and unites tasks of the same name.
 
   Returns:
-    The tasks, those of `settings.train` first, each source's by name; here
-    `ArcTask.train` are the pairs to train on, and `ArcTask.test` those to
-    evaluate, of which there are none unless the task is in `settings.test`.
-    And sentences that users of the dataset should read.
-
-  Raises:
-    UserError: a source is malformed, or the settings do not fit it.
+    tasks: those of `settings.train` first, then sorted by name per source. Here
+      `ArcTask.train` are the pairs to train on, and `ArcTask.test` those to
+      evaluate, which only tasks of `settings.test` have.
+    notes: sentences for users of the dataset.
   """
-  learned = [t for source in settings.train_sources for t in files.read(source)]
-  asked = [t for source in settings.test_sources for t in files.read(source)]
+  trained = [t for source in settings.train_sources for t in files.read(source)]
+  tested = [t for source in settings.test_sources for t in files.read(source)]
   if settings.only_names:
-    learned, asked = _only(settings.only_names, learned, asked)
-    if settings.test_sources and not asked:
+    trained, tested = _only(settings.only_names, trained, tested)
+    if settings.test_sources and not tested:
       raise UserError(
         f"only: {settings.only!r} names no task of test; name one, or set test "
         f"to '' to train without an evaluation."
       )
-  _check_size(learned + asked, settings.size)
-  tasks, differing = _unite([*map(_all_trained_on, learned), *asked])
-  notes = _notes_on_solutions(learned, asked)
+  _check_size(trained + tested, settings.size)
+  tasks, differing = _unite([*map(_all_trained_on, trained), *tested])
+  notes = _notes_on_solutions(trained, tested)
   if differing:
     notes.append(
       f"Pairs are put together where sources differ in a task: "
       f"{_some(differing)}."
     )
-  overlap = _overlap(tasks, {task.name for task in learned})
+  overlap = _overlap(tasks, {task.name for task in trained})
   if overlap:
     text = (
       f"the training set gives away {len(overlap)} of "
@@ -59,7 +56,7 @@ def gather(settings: Any) -> tuple[list[ArcTask], list[str]]:
 def _only(
   names: Sequence[str], *parts: list[ArcTask]
 ) -> tuple[list[ArcTask], ...]:
-  """Keeps the tasks of these names."""
+  """Keeps the tasks with these names."""
   known = {task.name for part in parts for task in part}
   for name in names:
     if name not in known:
@@ -85,12 +82,12 @@ def _check_size(tasks: Iterable[ArcTask], size: int) -> None:
 
 
 def _notes_on_solutions(
-  learned: Sequence[ArcTask], asked: Sequence[ArcTask]
+  trained: Sequence[ArcTask], tested: Sequence[ArcTask]
 ) -> list[str]:
   notes = []
   for option, tasks, meaning in (
-    ("train", learned, "they are not trained on"),
-    ("test", asked, "they are not scored"),
+    ("train", trained, "they are not trained on"),
+    ("test", tested, "they are not scored"),
   ):
     pairs = [pair for task in tasks for pair in task.test]
     unknown = sum(output is None for _, output in pairs)
@@ -108,42 +105,40 @@ def _all_trained_on(task: ArcTask) -> ArcTask:
 
 
 def _unite(tasks: Iterable[ArcTask]) -> tuple[list[ArcTask], list[str]]:
-  """Makes one task of each name; also names those whose versions differ."""
+  """Merges tasks of the same name; also returns names whose pairs differ."""
   united: dict[str, ArcTask] = {}
   differing = []
   for task in tasks:
     known = united.get(task.name)
-    if known and not _is_same(known, task):
+    if known and _keys(known) != _keys(task):
       differing.append(task.name)
     united[task.name] = _union(known, task) if known else task
   return list(united.values()), differing
 
 
 def _union(task: ArcTask, other: ArcTask) -> ArcTask:
-  """Puts two tasks of one name together."""
-  pairs, others = task.train + task.test, other.train + other.test
-  if not {_key(pair) for pair in pairs} & {_key(pair) for pair in others}:
+  """Merges two tasks of the same name."""
+  if not _keys(task) & _keys(other):
     raise UserError(
       f"{other.source}: task {other.name!r} has no pair in common with the "
       f"task of this name in {task.source}; expected the same task. Rename "
       f"one, or take it out of its source."
     )
   known = {_key(pair) for pair in task.train}
-  asked = {_key(pair)[0] for pair in task.test}
+  tested = {_key(pair)[0] for pair in task.test}
   return dataclasses.replace(
     task,
     train=task.train + tuple(p for p in other.train if _key(p) not in known),
-    test=task.test + tuple(p for p in other.test if _key(p)[0] not in asked),
+    test=task.test + tuple(p for p in other.test if _key(p)[0] not in tested),
   )
 
 
-def _is_same(task: ArcTask, other: ArcTask) -> bool:
-  keys = [{_key(pair) for pair in t.train + t.test} for t in (task, other)]
-  return keys[0] == keys[1]
+def _keys(task: ArcTask) -> set[tuple]:
+  return {_key(pair) for pair in task.train + task.test}
 
 
 def _overlap(tasks: Sequence[ArcTask], trained_on: set[str]) -> list[str]:
-  """Names the test tasks that the training set gives away, and where."""
+  """Names the test tasks that the training set contains, and where."""
   owners = {_key(pair): task.name for task in tasks for pair in task.train}
   found = []
   for task in tasks:
@@ -158,7 +153,7 @@ def _overlap(tasks: Sequence[ArcTask], trained_on: set[str]) -> list[str]:
 
 
 def _key(pair: Pair) -> tuple:
-  """What makes two pairs the same."""
+  """A hashable value that is equal for equal pairs."""
   return tuple(
     None if grid is None else (grid.shape, grid.tobytes()) for grid in pair
   )

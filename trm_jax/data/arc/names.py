@@ -1,11 +1,8 @@
-"""Names of ARC puzzles: those of tasks, and of copies under a symmetry.
+"""Names of ARC tasks and of their copies, as in the reference.
 
-A copy is called as in the reference: by its task, by the number of one of the
-symmetries of the square, and by the image of each colour, as in
-
-    007bbfb7|||t3|||0213456798
-
-The original, which is the copy under the identity, bears its task's name.
+A copy is named by its task, the number of its symmetry of the square, and the
+image of each colour: `007bbfb7|||t3|||0213456798`. The identity has the name of
+its task.
 """
 
 import re
@@ -20,12 +17,12 @@ _SEPARATOR = "|||"
 _SUFFIX = "|||t0|||0123456789"
 _COPY = re.compile(r"\|\|\|t[0-7]\|\|\|[0-9]{10}")
 
-# Where a suffix holds the numbers of a symmetry.
+# The places of a symmetry's 11 numbers in a suffix.
 _DIGITS = np.array([i for i, letter in enumerate(_SUFFIX) if letter.isdigit()])
 
 
 def copy_names(tasks: Sequence[str], symmetries: np.ndarray) -> list[str]:
-  """Names the copies, uint8 [N, 11], of N tasks; a million take a second."""
+  """Names copies, uint8 [N, 11], of N tasks; fast enough for a million."""
   letters = np.tile(np.frombuffer(_SUFFIX.encode(), np.uint8), (len(tasks), 1))
   letters[:, _DIGITS] += symmetries - grids.IDENTITY
   text = letters.tobytes().decode()
@@ -38,11 +35,7 @@ def copy_names(tasks: Sequence[str], symmetries: np.ndarray) -> list[str]:
 
 
 def parse_names(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
-  """The inverse of `copy_names`: names of tasks, and uint8 [N, 11].
-
-  Raises:
-    UserError: a name is malformed.
-  """
+  """The inverse of `copy_names`: task names, and uint8 [N, 11]."""
   length = len(_SUFFIX)
   is_copy = [_SEPARATOR in name for name in names]
   tasks = [

@@ -1,4 +1,4 @@
-"""Reads recorded predictions, and the tasks that they are to be scored on."""
+"""Reads recorded predictions, and the tasks to score them on."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from trm_jax.data.arc import files, grids
 from trm_jax.data.arc import names as names_lib
 from trm_jax.errors import UserError
 
-# The arrays of a file: what numbers they hold, and how many axes they have.
+# name -> (kind of numbers, rank) of the arrays of a file.
 _ARRAYS = {
   "inputs": (np.integer, 2),
   "preds": (np.integer, 2),
@@ -25,10 +25,10 @@ _ARRAYS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-  """What a model answered, as the copies of the puzzles show it.
+  """A model's answers to copies of puzzles.
 
   Attributes:
-    inputs: uint8 [M, S], tokens of the questions; what is no token is 0.
+    inputs: uint8 [M, S], tokens of the questions; invalid ones are 0.
     answers: uint8 [M, S], likewise.
     q_halt: float [M], logits of the halting head.
     puzzle_ids: integers [M], 1 or more.
@@ -41,16 +41,13 @@ class Predictions:
 
 
 def read(path: str | os.PathLike, num_ids: int) -> Predictions:
-  """Reads what the reference's evaluator is given.
+  """Reads predictions in the format of the reference's evaluator.
 
   Args:
     path: an `.npz` file with `inputs` and `preds`, integers [M, S];
       `q_halt_logits`, floats [M]; and `puzzle_identifiers`, integers [M].
       Rows with identifier 0 are left out.
-    num_ids: puzzle ids, the blank one included.
-
-  Raises:
-    UserError: the file cannot be read, or does not hold these arrays.
+    num_ids: number of puzzle ids, including the blank one.
   """
   arrays = _read_arrays(path)
   shape = arrays["inputs"].shape
@@ -79,18 +76,18 @@ def read(path: str | os.PathLike, num_ids: int) -> Predictions:
       f"{path}: puzzle_identifiers[{unknown[0]}] is {ids[unknown[0]]}; "
       f"expected 0 to {num_ids - 1}, for identifiers.json has {num_ids} names."
     )
-  counted = ids != 0
-  nans = np.flatnonzero(np.isnan(q_halt) & counted)
+  is_kept = ids != 0
+  nans = np.flatnonzero(np.isnan(q_halt) & is_kept)
   if len(nans):
     raise UserError(
       f"{path}: q_halt_logits[{nans[0]}] is NaN; expected numbers, by which "
       "answers can be ranked."
     )
   return Predictions(
-    inputs=_as_tokens(arrays["inputs"][counted]),
-    answers=_as_tokens(arrays["preds"][counted]),
-    q_halt=q_halt[counted],
-    puzzle_ids=ids[counted],
+    inputs=_as_tokens(arrays["inputs"][is_kept]),
+    answers=_as_tokens(arrays["preds"][is_kept]),
+    q_halt=q_halt[is_kept],
+    puzzle_ids=ids[is_kept],
   )
 
 
@@ -105,7 +102,7 @@ def _read_arrays(path) -> dict[str, np.ndarray]:
       missing = [name for name in _ARRAYS if name not in archive.files]
       if not missing:
         return {name: archive[name] for name in _ARRAYS}
-  # NumPy and zipfile answer damaged files with any of these.
+  # NumPy and zipfile raise any of these for damaged files.
   except (
     OSError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
     MemoryError, zipfile.BadZipFile, zlib.error,
@@ -120,13 +117,10 @@ def _read_arrays(path) -> dict[str, np.ndarray]:
 
 
 def find_tasks(path: str | os.PathLike) -> pathlib.Path:
-  """Finds the file that holds the tasks.
+  """Finds the file with the tasks: `path` itself, or a file in that folder.
 
-  It is at `path`, or in a folder there: test_puzzles.json, as in the
-  reference's layout, or one whose name ends in challenges.json.
-
-  Raises:
-    UserError: there is none, or more than one.
+  In a folder it is test_puzzles.json, as in the reference's layout, or the only
+  file whose name ends in challenges.json.
   """
   path = pathlib.Path(path)
   if path.is_file():
@@ -150,25 +144,16 @@ def find_tasks(path: str | os.PathLike) -> pathlib.Path:
 
 
 def read_pairs(path: pathlib.Path) -> dict[str, tuple[files.Pair, ...]]:
-  """Reads the test pairs of each task, from a file that `find_tasks` found.
-
-  Raises:
-    UserError: the file cannot be read, or does not hold tasks.
-  """
+  """Reads each task's test pairs from a file found by `find_tasks`."""
   is_source = path.name.endswith(files.CHALLENGES)
   read_file = files.read if is_source else files.read_tasks
   return {task.name: task.test for task in read_file(str(path))}
 
 
-def read_identifiers(
-  *folders: pathlib.Path,
-) -> tuple[list[str], np.ndarray]:
+def read_identifiers(*folders: pathlib.Path) -> tuple[list[str], np.ndarray]:
   """The task of each puzzle id, and its symmetry, uint8 [N, 11].
 
-  They are read from the first identifiers.json in these folders.
-
-  Raises:
-    UserError: it is in none of the folders, or damaged.
+  Both are read from the first identifiers.json in these folders.
   """
   places = [folder / "identifiers.json" for folder in dict.fromkeys(folders)]
   path = next((place for place in places if place.exists()), None)

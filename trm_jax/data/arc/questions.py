@@ -1,4 +1,4 @@
-"""Reads ARC questions: a task's json, or a competition's challenges."""
+"""Reads ARC questions: the JSON of a task, or a competition's challenges."""
 
 import json
 import math
@@ -15,18 +15,18 @@ from trm_jax.errors import UserError
 
 FORM = "the json of an ARC task, or of a competition's challenges"
 
-_MOST_BYTES = 100_000_000  # parsed, it takes many times the memory
+_MOST_BYTES = 100_000_000  # parsed JSON takes many times the memory
 _LONGEST_NAME = 200
 
 
 def read(stream: BinaryIO, task: Task, name: str) -> Iterator[Question | Fault]:
   """Reads the test pairs of tasks; see `Task.read`."""
   size = math.isqrt(task.seq_len)
-  for called, content in _tasks(stream, name).items():
-    where = f"task {excerpt(called)!r}"
-    if not called.isprintable() or len(called) > _LONGEST_NAME:
+  for key, content in _tasks(stream, name).items():
+    where = f"task {excerpt(key)!r}"
+    if not key.isprintable() or len(key) > _LONGEST_NAME:
       yield Fault.of(
-        0, called,
+        0, key,
         f"{where}: not a name; expected at most {_LONGEST_NAME} printable "
         "characters",
       )  # fmt: skip
@@ -34,7 +34,7 @@ def read(stream: BinaryIO, task: Task, name: str) -> Iterator[Question | Fault]:
     pairs = content.get("test") if isinstance(content, dict) else None
     if not isinstance(pairs, list) or not pairs:
       yield Fault.of(
-        0, called, f"{where}: expected an object with a list 'test' of pairs"
+        0, key, f"{where}: expected an object with a list 'test' of pairs"
       )
       continue
     for number, pair in enumerate(pairs):
@@ -42,14 +42,14 @@ def read(stream: BinaryIO, task: Task, name: str) -> Iterator[Question | Fault]:
         tokens, label = _pair(pair, size)
       except UserError as error:
         yield Fault.of(
-          0, f"{called}_{number}", f"{where}, test pair {number + 1}: {error}"
+          0, f"{key}_{number}", f"{where}, test pair {number + 1}: {error}"
         )
       else:
-        yield Question(tokens, label, f"{called}_{number}", 0)
+        yield Question(tokens, label, f"{key}_{number}", 0)
 
 
 def _tasks(stream: BinaryIO, name: str) -> dict[str, Any]:
-  """Name -> what should be a task."""
+  """Reads unchecked tasks by name."""
   text = stream.read(_MOST_BYTES + 1)
   if len(text) > _MOST_BYTES:
     raise UserError(

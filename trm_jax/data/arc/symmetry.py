@@ -1,9 +1,9 @@
-"""The symmetries of ARC grids, and their augmentation, in pure JAX.
+"""Symmetries of ARC grids and their augmentation, in pure JAX.
 
-A copy of a puzzle is uint8 [11], in the reference's numbers: one of the eight
-symmetries of the square, as in `dihedral`, then the image of each colour. The
-two commute. Grids are read from the canvas's origin as `grids.decode` does,
-and what else is on the canvas is dropped.
+A symmetry is uint8 [11], as in the reference: the number of a symmetry of the
+square (see `dihedral`), then the image of each colour. The two parts commute.
+Grids are decoded at the canvas's origin (`grids.decode`); other tokens are
+dropped.
 """
 
 import math
@@ -16,9 +16,8 @@ from trm_jax.data.arc import grids
 from trm_jax.data.dihedral import DIHEDRAL_INVERSE, DIHEDRAL_NAMES
 from trm_jax.data.task import Symmetry
 
-# How the symmetries of the square find the cell to show at (row, column) of a
-# grid of any shape: some swap the two numbers, and then some count rows, or
-# columns, from the far end.
+# How each symmetry of the square maps (row, column) of its image to the
+# original: some swap the two, then some count rows or columns from the far end.
 _SWAPS = np.array([0, 1, 0, 1, 0, 0, 1, 1], bool)
 _FLIPS_ROWS = np.array([0, 0, 1, 1, 0, 1, 0, 1], bool)
 _FLIPS_COLUMNS = np.array([0, 1, 1, 0, 1, 0, 0, 1], bool)
@@ -26,7 +25,7 @@ _INVERSE = np.array(DIHEDRAL_INVERSE, np.uint8)
 
 
 def _sample_copy(key, inputs, labels):
-  """A random copy: any symmetry of the square, colours 1 to 9 permuted."""
+  """A random symmetry: of the square, and of colours 1 to 9."""
   del inputs, labels
   square, colours = jax.random.split(key)
   order = jnp.argsort(jax.random.bits(colours, (grids.NUM_COLOURS - 1,)))
@@ -36,15 +35,7 @@ def _sample_copy(key, inputs, labels):
 
 
 def transform(symmetry: jax.Array, tokens: jax.Array) -> jax.Array:
-  """Shows a grid as a copy does.
-
-  Args:
-    symmetry: uint8 [11].
-    tokens: integers [S].
-
-  Returns:
-    The image at the origin, of the dtype of `tokens` [S].
-  """
+  """The image of the grid of tokens [S] under a symmetry, uint8 [11]."""
   size = math.isqrt(len(tokens))
   height, width = grids.extent(tokens, jnp)
   square, colours = symmetry[0], symmetry[1:]
@@ -69,12 +60,12 @@ def transform(symmetry: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def undo(symmetry: jax.Array, tokens: jax.Array) -> jax.Array:
-  """The inverse of `transform`: any answer to a copy, for the original."""
+  """The inverse of `transform`: maps an answer to a copy to the original."""
   return transform(inverse(symmetry), tokens)
 
 
 def inverse(symmetry):
-  """The symmetries that undo these, uint8 [..., 11] of numpy or of JAX."""
+  """The inverses of symmetries, uint8 [..., 11], of numpy or JAX."""
   xp = symmetry.__array_namespace__()
   square = xp.asarray(_INVERSE)[symmetry[..., :1]]
   colours = xp.argsort(symmetry[..., 1:], axis=-1).astype(xp.uint8)
@@ -87,7 +78,7 @@ def _describe(symmetry: np.ndarray) -> str:
 
 
 def _sample_offset(key, inputs, labels):
-  """Row and column, uniform over those that keep both grids on the canvas."""
+  """A random (row, column) that keeps both grids on the canvas."""
   size = math.isqrt(len(inputs))
   largest = jnp.maximum(
     jnp.stack(_box(inputs, size)[2:]), jnp.stack(_box(labels, size)[2:])
@@ -96,7 +87,7 @@ def _sample_offset(key, inputs, labels):
 
 
 def _translate(offset, tokens):
-  """Moves the one grid of a canvas [S] to an offset; one of all 0 stays so."""
+  """Moves the grid on a canvas [S] to an offset; all 0 stays all 0."""
   size = math.isqrt(len(tokens))
   top, left, *extent = _box(tokens, size)
 
@@ -107,27 +98,23 @@ def _translate(offset, tokens):
 
 
 def _box(tokens, size):
-  """Top, left, height and width of the one grid on a canvas [S]."""
+  """Top, left, height and width of the only grid on a canvas [S]."""
   is_colour = grids.is_colour(tokens).reshape(size, size)
   rows, columns = is_colour.any(axis=1), is_colour.any(axis=0)
   return jnp.argmax(rows), jnp.argmax(columns), rows.sum(), columns.sum()
 
 
 def _cell(rows, columns, size):
-  """Numbers of cells; those off the canvas are moved onto it."""
+  """Indices of cells; those off the canvas are clipped onto it."""
   return jnp.clip(rows, 0, size - 1) * size + jnp.clip(columns, 0, size - 1)
 
 
 def _place(read, extent, offset, size, dtype):
   """Puts a grid and its EOS on an empty canvas, tokens [S].
 
-  Args:
-    read: `(rows [S], columns [S]) -> tokens [S]` of the grid's cells; its
-      values for cells outside of the grid are not used.
-    extent: height and width of the grid.
-    offset: the row and column of its first cell.
-    size: cells along one side of the canvas.
-    dtype: of the tokens.
+  `read(rows [S], columns [S])` returns the tokens of the grid's cells, with any
+  values outside of it; `extent` is its height and width, and `offset` the row
+  and column of its first cell.
   """
   cells = np.arange(size * size)
   rows, columns = cells // size - offset[0], cells % size - offset[1]

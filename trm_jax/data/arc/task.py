@@ -9,36 +9,35 @@ from trm_jax.data.arc.files import WANTED
 from trm_jax.data.task import Dataset, Task
 from trm_jax.errors import UserError
 
-# Puzzle ids of the reference's datasets of ARC-AGI-1 and 2, which leave out
-# copies that come out equal, of 1001 of each task.
+# Puzzle ids of the reference's datasets of ARC-AGI-1 and 2: up to 1001 for each
+# task, without equal copies.
 _ARC_1, _ARC_2 = 876_407, 1_191_730
 
 
 @dataclasses.dataclass(frozen=True)
 class ArcData:
-  """What an ARC dataset is made of.
+  """Settings of an ARC dataset.
 
-  A *source* is a folder with one json file a task, searched with all that is
-  in it, or a file whose name ends in challenges.json; its solutions are then
-  in the file beside it whose name ends in solutions.json.
+  A *source* is a folder with one JSON file per task, searched recursively, or a
+  file whose name ends in challenges.json, with its solutions in the file beside
+  it whose name ends in solutions.json.
 
   Attributes:
-    train: the sources, separated by commas, of which everything is trained
-      on: training and test pairs.
-    test: the sources whose training pairs are trained on and whose test pairs
-      are evaluated.
+    train: sources, separated by commas, whose training and test pairs are all
+      trained on.
+    test: sources whose training pairs are trained on and whose test pairs are
+      evaluated.
     num_aug: copies of each task beside the original, with colours permuted
-      and grids rotated or reflected. A task that looks the same under many of
-      them has fewer.
+      and grids rotated or reflected. Tasks with many symmetries have fewer.
     seed: the seed of the copies.
     size: cells along one side of the canvas; no grid may be larger.
-    only: the names of the tasks to take, separated by commas; "" for all.
-    refuse_overlap: whether test tasks in the training set are an error;
-      otherwise a note tells of them.
+    only: the names of the tasks to use, separated by commas; "" for all.
+    refuse_overlap: whether test tasks in the training set are an error instead
+      of a note.
     cache_dir: where prepared datasets are kept; "" is the default of TFDS
       (`TFDS_DATA_DIR`, or tensorflow_datasets in the home folder).
-    path: a folder in the reference's layout, to be used as it is. If given,
-      nothing of the above is read but `size`.
+    path: a folder in the reference's layout, used instead of all the above but
+      `size`.
   """
 
   train: str = ""
@@ -78,12 +77,12 @@ class ArcData:
 
   @property
   def task(self) -> Task:
-    """The task that the data belongs to."""
+    """The task of this dataset."""
     return arc_task(self.size)
 
   @classmethod
   def few(cls, *, size=None, copies=0, source="", seed=0, cache_dir="", **_):
-    """The tasks of a source, with few copies; see `task.Settings`."""
+    """A source's tasks with a few copies each; see `task.Settings`."""
     size = size or cls.size
     return cls(
       test=source, size=size, num_aug=copies, seed=seed, cache_dir=cache_dir
@@ -117,7 +116,7 @@ DATASET = Dataset(
 
 @functools.cache
 def arc_task(size: int = grids.MAX_SIZE) -> Task:
-  """The record of ARC on a canvas with so many cells along a side."""
+  """The record of ARC with `size` cells along one side of the canvas."""
   return Task(
     name="arc",
     seq_len=size * size,

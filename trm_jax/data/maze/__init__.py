@@ -1,1 +1,1 @@
-"""Mazes of any size: tokens, verifier, generator and data sets."""
+"""Mazes of any size: tokens, verifier, generator and datasets."""

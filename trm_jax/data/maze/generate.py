@@ -1,10 +1,10 @@
 """Generates mazes whose goal is far from their start.
 
-Cells are walls independently of one another. A start is drawn among the free
-cells, and then a goal among the cells that are far enough away. (To draw the
-goal among all free cells and throw near ones away, as maze-30x30-hard-1k was
-probably made, would take some thirty times as many mazes; it prefers mazes
-with many far cells, where here each maze that has one counts the same.)
+Cells are walls independently of each other. A start is drawn among the free
+cells, then a goal among those that are far enough away. (maze-30x30-hard-1k
+was probably made by drawing the goal among all free cells and rejecting near
+ones. That takes some thirty times as many mazes, and prefers those with many
+far cells; here each maze that has one is equally likely.)
 """
 
 import time
@@ -16,14 +16,14 @@ from trm_jax.data.dihedral import canonical
 from trm_jax.data.maze import grid, paths
 from trm_jax.errors import UserError
 
-# The settings count as infeasible after so many mazes in a row (or so many
-# cells, close to a minute's work) without a cell that is far enough, or after
-# so many in a row that were made before.
+# The settings are infeasible after so many consecutive mazes (or cells, about a
+# minute's work) without a cell that is far enough, or after so many consecutive
+# mazes that are duplicates.
 MAX_MISSES = 5_000_000
 MAX_MISSED_CELLS = 2**32
 MAX_REPEATS = 2_000
 
-# Mazes that are drawn together: few enough for their bits to stay in cache.
+# Mazes drawn together, so few that their bits stay in the cache.
 _BATCH = 8192
 _BATCH_CELLS = 2**22
 
@@ -51,32 +51,32 @@ def generate(
     size: cells along one side of a maze.
     count: mazes to make.
     seed: the seed, 0 or more.
-    wall_density: lowest and highest chance of a cell to be a wall; each maze
-      draws its own.
-    min_length: cells on a shortest path, start and goal included, at least.
-    unique: whether to leave one shortest path only: the label's. All cells on
-      others are walled off, which makes the walls denser.
-    held_out: draws other mazes than without.
-    avoid: mazes not to make, nor their images: `dihedral.canonical` of each.
-    say: called now and then with how far the work is.
+    wall_density: lowest and highest probability of a cell to be a wall; each
+      maze draws its own, uniformly.
+    min_length: least cells on a shortest path, including start and goal.
+    unique: whether the label is the only shortest path. Cells on all others
+      become walls, which makes the walls denser.
+    held_out: selects another random stream.
+    avoid: `dihedral.canonical` of mazes not to make.
+    say: called now and then with the progress.
 
   Returns:
     inputs: uint8 [count, L] tokens of the mazes.
     labels: uint8 [count, L] tokens of the mazes with `paths.shortest_path`.
-    ratings: int32 [count], cells on the path, start and goal included.
+    ratings: int32 [count], cells on the path, including start and goal.
 
   Raises:
-    UserError: no maze with so long a path turned up in a minute of drawing,
-      or none that is new.
+    UserError: a minute of drawing gave no maze with so long a path, or the
+      last mazes were all duplicates.
   """
   seen = set(avoid)
   mazes = []
   repeats = 0
-  begin = news = time.monotonic()
+  begin = reported = time.monotonic()
   rng = np.random.default_rng([seed, int(held_out)])
   for maze, label in _draws(size, wall_density, min_length, unique, rng):
-    name = canonical(maze, size)
-    repeats = repeats + 1 if name in seen else 0
+    key = canonical(maze, size)
+    repeats = repeats + 1 if key in seen else 0
     if repeats == MAX_REPEATS:
       raise UserError(
         f"min_length={min_length}, wall_density={wall_density}: the last "
@@ -86,13 +86,13 @@ def generate(
       )
     if repeats:
       continue
-    seen.add(name)
+    seen.add(key)
     mazes.append((maze, label))
     if len(mazes) == count:
       break
-    if time.monotonic() - news > _SECONDS_BETWEEN_NEWS:
-      news = time.monotonic()
-      left = (news - begin) * (count / len(mazes) - 1)
+    if time.monotonic() - reported > _SECONDS_BETWEEN_NEWS:
+      reported = time.monotonic()
+      left = (reported - begin) * (count / len(mazes) - 1)
       say(f"{len(mazes):,} of {count:,} mazes made, {left:.0f} s to go")
   inputs, labels = (np.stack(column) for column in zip(*mazes, strict=True))
   lengths = (labels == grid.PATH).sum(-1, dtype=np.int32) + 2
@@ -100,7 +100,7 @@ def generate(
 
 
 def _draws(size, wall_density, min_length, unique, rng) -> Iterator[tuple]:
-  """Yields (maze, label) of the mazes with a goal far enough, without end."""
+  """Yields (maze, label) of mazes with a goal far enough, endlessly."""
   batch = max(1, min(_BATCH, _BATCH_CELLS // size**2))
   most, misses = min(MAX_MISSES, MAX_MISSED_CELLS // size**2), 0
   while misses < most:
@@ -117,10 +117,10 @@ def _draws(size, wall_density, min_length, unique, rng) -> Iterator[tuple]:
 
 
 def _draw_batch(batch, size, wall_density, min_length, rng):
-  """Mazes [M, L] without a goal, and the cells where it may be, bool [M, L]."""
+  """Mazes [M, L] without a goal, and cells possible for it, bool [M, L]."""
   noise = rng.random((batch, size * size), np.float32)
   is_free = noise >= rng.uniform(*wall_density, (batch, 1)).astype(np.float32)
-  # The highest noise is at a free cell, and at each with the same chance.
+  # The highest noise is at a free cell, and uniform over free cells.
   start = noise.argmax(-1)
   is_start = np.zeros_like(is_free)
   is_start[np.arange(batch), start] = True
@@ -131,12 +131,12 @@ def _draw_batch(batch, size, wall_density, min_length, rng):
 
 
 def _label(maze: np.ndarray, unique: bool) -> tuple[np.ndarray, np.ndarray]:
-  """Labels a maze; if `unique`, walls off what is on other shortest paths."""
+  """Labels a maze; if `unique`, walls off all other shortest paths."""
   label = paths.shortest_path(maze)
   if unique:
-    # A cell is on a shortest path if the way through it is a shortest one.
+    # A cell is on a shortest path if its distances add up to the length.
     steps = (label == grid.PATH).sum() + 1
-    ways = [paths.search(maze, end)[0] for end in (grid.START, grid.GOAL)]
-    other = (np.sum(ways, 0) == steps) & (label == grid.FREE)
+    distances = [paths.search(maze, end)[0] for end in (grid.START, grid.GOAL)]
+    other = (np.sum(distances, 0) == steps) & (label == grid.FREE)
     maze[other] = label[other] = grid.WALL
   return maze, label

@@ -1,8 +1,8 @@
 """The maze grid: tokens, rules and drawing.
 
 Tokens are those of the reference: 0 pads, and `# SGo` (wall, free cell, start,
-goal, path) are 1 to 5. Cells are numbered along the rows, from the top left; a
-step leads to the cell above, below, to the left or to the right.
+goal, path) are 1 to 5. Cells are numbered in row-major order; a step leads to
+the cell above, below, to the left or to the right.
 """
 
 import jax
@@ -23,7 +23,7 @@ CELL = "'#' (wall), ' ' (free cell), 'S' (start), 'G' (goal) or 'o' (path)"
 
 _CHARACTERS = {token: character for character, token in TOKENS.items()}
 
-# Colours tell apart in grey, too, from wall to free cell.
+# These colours also differ in grey.
 _COLORS = {
   WALL: "#303030",
   FREE: "#ffffff",
@@ -42,12 +42,7 @@ _STYLES = {
 
 
 def parse(text: str, *, size: int) -> np.ndarray:
-  """Reads a maze from one line of text, or from one a row.
-
-  Raises:
-    UserError: the text has another shape, other characters than `# SGo`, or
-      not exactly one start and one goal.
-  """
+  """Reads a maze from one line of text, or from one line per row."""
   lines = text.replace("\r\n", "\n").strip("\n").split("\n")
   cells = "".join(lines)
   if [len(line) for line in lines] not in ([size * size], [size] * size):
@@ -77,28 +72,20 @@ def render(tokens: np.ndarray) -> str:
 
 
 def is_valid(inputs: jax.Array, answers: jax.Array, *, size: int) -> jax.Array:
-  """Whether answers [..., L] mark a shortest path from start to goal.
+  """Whether answers mark any shortest path from start to goal.
 
-  Any shortest path will do, for most mazes have many: no label is consulted.
-  The answer must keep every cell of the maze but free cells, and turn those
-  into nothing but path. A maze without exactly one start and one goal, or
-  whose goal cannot be reached, has no valid answer.
-
-  Args:
-    inputs: integers [..., L], the mazes' tokens.
-    answers: integers [..., L], the answers' tokens.
-    size: cells along one side of the maze.
-
-  Returns:
-    bool [...].
+  No label is used, as most mazes have many shortest paths. The answer must keep
+  all cells except for free cells that become path. A maze without exactly one
+  start and one goal, or with an unreachable goal, has no valid answer.
+  Inputs and answers are integers [..., L]; the result is bool [...].
   """
   inputs, answers = jnp.asarray(inputs), jnp.asarray(answers)
   is_free, is_path = inputs == FREE, answers == PATH
   is_start, is_goal = inputs == START, inputs == GOAL
   is_kept = ((inputs == answers) | (is_free & is_path)).all(-1)
   is_maze = (is_start.sum(-1) == 1) & (is_goal.sum(-1) == 1)
-  # With as many path cells as the way has, they are the way and no more.
-  # Where there is none, steps - 1 is no count of cells.
+  # The marked cells connect start and goal in the fewest steps, and no others
+  # are marked. Without any path, steps - 1 is -1, which no count equals.
   steps = _distance(is_free, is_start, is_goal, size)
   marked = _distance(is_free & is_path, is_start, is_goal, size)
   is_shortest = (marked == steps) & (is_path.sum(-1) == steps - 1)
@@ -106,9 +93,9 @@ def is_valid(inputs: jax.Array, answers: jax.Array, *, size: int) -> jax.Array:
 
 
 def _distance(is_open, is_start, is_goal, size):
-  """Counts steps from start to goal; 0 where there is no way. int32 [...]."""
-  # Breadth first: the cells reached last spread to their neighbours. A maze
-  # is at rest when its goal is reached or nothing is left to reach.
+  """Steps from start to goal, int32 [...]; 0 if there is no path."""
+  # Breadth-first search. The frontier of a maze becomes empty when its goal is
+  # reached or no new cell can be.
   shape = (*is_open.shape[:-1], size, size)
   start, goal = is_start.reshape(shape), is_goal.reshape(shape)
   unseen = is_open.reshape(shape) | goal
@@ -128,7 +115,7 @@ def _distance(is_open, is_start, is_goal, size):
 
 
 def _neighbours(cells):
-  """Bool [..., size, size] -> the cells one step away from those."""
+  """The cells one step away from bool cells [..., size, size]."""
   padded = jnp.pad(cells, [(0, 0)] * (cells.ndim - 2) + [(1, 1), (1, 1)])
   return (
     padded[..., :-2, 1:-1]
@@ -145,12 +132,12 @@ def style(character: str, given: str) -> str:
 
 
 def draw(axes, puzzle, answer=None, label=None) -> None:
-  """Draws a maze and its answer onto matplotlib axes; see `Task.draw`.
+  """Draws a maze or an answer onto matplotlib axes; see `Task.draw`.
 
-  Walls are dark, free cells white, the path orange, start and goal lettered,
-  and wrong cells crossed.
+  Walls are dark, free cells white, the path orange, start and goal are letters,
+  and wrong cells are crossed.
   """
-  from matplotlib import colors  # slow to import, and only pictures need it
+  from matplotlib import colors  # slow to import
 
   shown = np.asarray(puzzle if answer is None else answer)
   size = round(len(shown) ** 0.5)
@@ -158,30 +145,18 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
     [colors.to_rgb(_COLORS.get(int(token), _NO_CELL_COLOR)) for token in shown]
   )
   axes.imshow(image.reshape(size, size, 3), extent=(0, size, size, 0))
-  # Points on a picture of some 3 inches, so that a mark fits into its cell.
+  # The size of a cell in points on a picture of some 3 inches.
   points = min(200 / size, 14)
   for cell in np.flatnonzero((shown == START) | (shown == GOAL)):
+    row, column = divmod(int(cell), size)
     axes.text(
-      cell % size + 0.5,
-      cell // size + 0.5,
-      render(shown[[cell]]),
-      fontsize=points * 0.9,
-      fontweight="bold",
-      ha="center",
-      va="center_baseline",
-    )
+      column + 0.5, row + 0.5, render(shown[[cell]]), fontsize=points * 0.9,
+      fontweight="bold", ha="center", va="center_baseline",
+    )  # fmt: skip
   if label is not None:
     wrong = np.flatnonzero(shown != np.asarray(label))
     columns, rows = wrong % size + 0.5, wrong // size + 0.5
     # A light edge keeps the cross visible on a dark cell.
     for color, width in (("white", points * 0.35), ("tab:red", points * 0.15)):
-      axes.plot(
-        columns,
-        rows,
-        linestyle="none",
-        marker="x",
-        markersize=points * 0.6,
-        markeredgewidth=width,
-        color=color,
-      )
+      axes.plot(columns, rows, "x", ms=points * 0.6, mew=width, color=color)
   axes.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[])

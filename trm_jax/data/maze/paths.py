@@ -1,4 +1,4 @@
-"""Paths through mazes, on the host: one at a time, or many at once."""
+"""Paths through mazes, on the host: in one maze, or in many at once."""
 
 import functools
 import math
@@ -9,20 +9,18 @@ import numpy as np
 from trm_jax.data.maze import grid
 from trm_jax.errors import UserError
 
-# Steps between two looks for mazes that are done with.
-_LOOK = 8
+_COMPRESS_EVERY = 8  # steps between removals of finished mazes
 
 
 def shortest_path(tokens: np.ndarray) -> np.ndarray:
   """The maze [L] with the cells of a shortest path turned to path.
 
-  Most mazes have many shortest paths. This one comes of a breadth-first
-  search from the start that tries the neighbours below, left, right and above
-  in this order and enters each cell from the first that reaches it. It
-  reproduces every label of maze-30x30-hard-1k.
+  Most mazes have many shortest paths. This one is found by breadth-first
+  search from the start that visits the neighbours below, left, right and above
+  in this order. It reproduces every label of maze-30x30-hard-1k.
 
   Raises:
-    UserError: there is no way from start to goal.
+    UserError: there is no path from start to goal.
   """
   label = np.array(tokens, np.uint8)
   _, parents = search(label, grid.START)
@@ -40,7 +38,7 @@ def search(tokens: np.ndarray, source: int) -> tuple[list[int], list[int]]:
 
   Returns:
     distances: steps from the token `source` to each cell, -1 for none.
-    parents: the cell that each was entered from, -1 for none.
+    parents: the previous cell on the path to each cell, -1 for none.
   """
   near = _neighbours(math.isqrt(len(tokens)))
   first = int((tokens == source).argmax())
@@ -62,7 +60,7 @@ def search(tokens: np.ndarray, source: int) -> tuple[list[int], list[int]]:
 
 @functools.cache
 def _neighbours(size: int) -> list[list[int]]:
-  """The cells below, left, right and above each cell, as far as they exist."""
+  """The existing cells below, left, right and above each cell."""
   steps = ((1, 0), (0, -1), (0, 1), (-1, 0))
   return [
     [
@@ -78,21 +76,21 @@ def _neighbours(size: int) -> list[list[int]]:
 def far_cells(
   is_open: np.ndarray, start: np.ndarray, least: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Finds the cells that are far from the start, in many mazes at once.
+  """Finds the cells `least` or more steps from the start, in many mazes.
 
   Returns:
     rows: int64 [M], the mazes that have such cells, in order.
-    far: bool [M, L], the cells of each that are so many steps away or more.
+    far: bool [M, L], these cells.
   """
   frontier, unseen = _pack(start), _pack(is_open & ~start)
   rows = np.arange(len(is_open))
   for count in range(1, least):
     frontier, unseen = _step(frontier, unseen)
-    if count % _LOOK == 0 or count == least - 1:
-      goes_on = frontier.any((0, 1))
-      if 2 * goes_on.sum() <= len(rows):
+    if count % _COMPRESS_EVERY == 0 or count == least - 1:
+      is_active = frontier.any((0, 1))
+      if 2 * is_active.sum() <= len(rows):
         frontier, unseen, rows = (
-          array.compress(goes_on, -1) for array in (frontier, unseen, rows)
+          array.compress(is_active, -1) for array in (frontier, unseen, rows)
         )
   far = np.zeros_like(frontier)
   while frontier.any():
@@ -103,8 +101,7 @@ def far_cells(
 
 
 # Many mazes are searched as bits: uint32 [size, W, N], where bit b of word w
-# is column 32 * w + b. The mazes come last so that numpy's inner loops run
-# over them.
+# is column 32 * w + b. N is last, for numpy's inner loops to run over it.
 
 
 def _pack(cells):
@@ -127,7 +124,7 @@ def _unpack(bits):
 
 
 def _step(frontier, unseen):
-  """Enters the unseen neighbours of the cells entered last."""
+  """The unseen neighbours of the frontier, and the cells still unseen."""
   near = frontier << 1
   near |= frontier >> 1
   near[:, 1:] |= frontier[:, :-1] >> 31

@@ -1,4 +1,4 @@
-"""Mazes in csv files: what makes a row bad."""
+"""Mazes in csv files: which rows are bad."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from trm_jax.data.maze import grid, paths
 
 
 def csv_format(size: int) -> Format:
-  """Rows of a maze with one start and one goal, and a shortest path."""
+  """The format of mazes with a shortest path as answer."""
   return Format(
     length=size * size,
     board=f"a {size}x{size} maze",
@@ -18,7 +18,7 @@ def csv_format(size: int) -> Format:
 
 
 def _faults(inputs, labels):
-  """Says of each row in what way it is not a maze with a shortest path."""
+  """Yields kinds of faults, see `csv_rows.Format.faults`."""
   for token in (grid.START, grid.GOAL):
     count = (inputs == token).sum(-1)
     name = grid.render(np.array([token]))
@@ -34,7 +34,10 @@ def _faults(inputs, labels):
   )
   is_path = labels == grid.PATH
   changed = (inputs != labels) & ~((inputs == grid.FREE) & is_path)
-  yield changed.any(-1), lambda row: _describe(inputs[row], labels[row])
+  yield (
+    changed.any(-1),
+    lambda row: _describe(inputs[row], labels[row], changed[row]),
+  )
   steps, marked = _count_steps(inputs, is_path)
   yield (
     steps == 0,
@@ -54,11 +57,8 @@ def _faults(inputs, labels):
   )
 
 
-def _describe(question, answer):
-  """Says where an answer changes something other than a free cell."""
-  changed = (question != answer) & ~(
-    (question == grid.FREE) & (answer == grid.PATH)
-  )
+def _describe(question, answer, changed):
+  """The message on the first cell that may not change."""
   cell = int(changed.argmax())
   was, now = grid.render(question[[cell]]), grid.render(answer[[cell]])
   return (
@@ -68,12 +68,12 @@ def _describe(question, answer):
 
 
 def _count_steps(inputs, is_path):
-  """Steps of shortest ways, through free and path cells; 0 for none."""
+  """Lengths of shortest paths in mazes and along labels; 0 for none."""
   steps = np.zeros((2, len(inputs)), np.int32)
   is_end = (inputs == grid.START) | (inputs == grid.GOAL)
   for row, maze in enumerate(inputs):
     goal = int((maze == grid.GOAL).argmax())
     marked = np.where(is_path[row] | is_end[row], maze, grid.WALL)
-    for way, cells in enumerate((maze, marked)):
-      steps[way, row] = max(0, paths.search(cells, grid.START)[0][goal])
+    for role, cells in enumerate((maze, marked)):
+      steps[role, row] = max(0, paths.search(cells, grid.START)[0][goal])
   return steps

@@ -16,14 +16,14 @@ from trm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class MazeData(PuzzleData):
-  """What a maze dataset is made of; "hub" is maze-30x30-hard-1k.
+  """Settings of a maze dataset; "hub" is maze-30x30-hard-1k.
 
   Attributes, beside those of `PuzzleData`:
-    wall_density: lowest and highest chance of a cell to be a wall, in
+    wall_density: lowest and highest probability of a cell to be a wall, in
       generated mazes; each maze draws its own.
-    min_length: cells on the shortest paths of generated mazes, start and goal
-      included, at least; those of the hub have 110 or more.
-    unique: whether generated mazes have one shortest path only.
+    min_length: least cells on the shortest paths of generated mazes, including
+      start and goal; those of the hub have 110 or more.
+    unique: whether generated mazes have only one shortest path.
   """
 
   size: int = 30
@@ -38,12 +38,12 @@ class MazeData(PuzzleData):
     checks.require_range(self, "wall_density", least=0, most=0.999)
 
   def check_size(self) -> None:
-    """Raises a `UserError` unless start and goal can be apart."""
+    """Raises a `UserError` if boards are too small for a maze."""
     checks.require_whole(self, "size", least=3)
 
   @property
   def task(self) -> Task:
-    """The task that the data belongs to."""
+    """The task of this dataset."""
     return maze_task(self.size)
 
   @classmethod
@@ -58,7 +58,7 @@ class MazeData(PuzzleData):
 def _generate(settings: MazeData, split: str, train: Rows | None, say):
   """Generates a split. Test mazes avoid those of training and their images."""
   is_test = split == "test"
-  trained = train.inputs if train else ()
+  train_mazes = train.inputs if train else ()
   return generate(
     settings.size,
     settings.num_test if is_test else settings.num_train,
@@ -67,7 +67,7 @@ def _generate(settings: MazeData, split: str, train: Rows | None, say):
     min_length=settings.min_length,
     unique=settings.unique,
     held_out=is_test,
-    avoid={dihedral.canonical(each, settings.size) for each in trained},
+    avoid={dihedral.canonical(maze, settings.size) for maze in train_mazes},
     say=say,
   )
 
@@ -92,7 +92,7 @@ PUZZLES = Puzzles(
 
 @functools.cache
 def maze_task(size: int) -> Task:
-  """The record of mazes with so many cells along a side."""
+  """The record of mazes with `size` cells along one side."""
   return Task(
     name="maze",
     seq_len=size * size,

@@ -1,1 +1,1 @@
-"""Sudoku of 4x4, 6x6 and 9x9: tokens, verifier, generator and data sets."""
+"""Sudoku of 4x4, 6x6 and 9x9: tokens, verifier, generator and datasets."""

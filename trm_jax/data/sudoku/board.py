@@ -1,7 +1,7 @@
 """The Sudoku board: tokens, rules and drawing.
 
 Tokens are those of the reference: 0 pads, 1 is a blank cell, digit d is
-d + 1. Cells are numbered along the rows, from the top left.
+d + 1. Cells are numbered in row-major order.
 """
 
 import functools
@@ -39,16 +39,14 @@ def units(size: int) -> np.ndarray:
   boxes = rows.reshape(size // height, height, size // width, width)
   boxes = boxes.swapaxes(1, 2).reshape(size, size)
   table = np.concatenate([rows, rows.T, boxes])
-  table.setflags(write=False)  # every caller shares it
+  table.setflags(write=False)  # cached, so shared by all callers
   return table
 
 
 def parse(text: str, *, size: int) -> np.ndarray:
-  """Reads a grid from text, row by row: a digit a cell, `.` or `0` a blank.
+  """Reads a grid from text, row by row: digits, and `.` or `0` for blanks.
 
-  Raises:
-    UserError: the text, without white space, has another length or other
-      characters.
+  White space is ignored.
   """
   cells = "".join(text.split())
   if len(cells) != size * size:
@@ -87,7 +85,7 @@ def from_numbers(grid: np.ndarray, *, size: int) -> str:
 
 
 def check_givens(tokens: np.ndarray) -> None:
-  """Raises a `UserError` if a unit has a digit twice."""
+  """Raises a `UserError` if a row, column or box has a digit twice."""
   size = math.isqrt(len(tokens))
   cells = np.sort(tokens[units(size)], axis=-1)
   twice = (cells[:, 1:] == cells[:, :-1]) & (cells[:, 1:] > BLANK)
@@ -103,7 +101,7 @@ def check_givens(tokens: np.ndarray) -> None:
 def is_solution(
   inputs: jax.Array, answers: jax.Array, *, size: int
 ) -> jax.Array:
-  """Whether answers [..., L] are legal completed grids with the givens."""
+  """Whether answers [..., L] are legal full boards that keep the givens."""
   inputs, answers = jnp.asarray(inputs), jnp.asarray(answers)
   return _is_complete(answers, size, jnp) & _keeps_givens(inputs, answers)
 
@@ -114,7 +112,7 @@ def solves(inputs: np.ndarray, answers: np.ndarray, *, size: int) -> np.ndarray:
 
 
 def _is_complete(answers, size, xp):
-  # A digit is one bit, so a unit that holds every digit has every bit set.
+  # One bit per digit: a unit with every digit has all bits set.
   is_digit = (answers > BLANK) & (answers <= size + 1)
   shift = xp.where(is_digit, answers, 2).astype(xp.uint16) - xp.uint16(2)
   bits = xp.where(is_digit, xp.uint16(1) << shift, xp.uint16(0))
@@ -132,7 +130,7 @@ def style(character: str, given: str) -> str:
 
 
 def draw(axes, puzzle, answer=None, label=None) -> None:
-  """Draws a puzzle and its answer onto matplotlib axes; see `Task.draw`.
+  """Draws a puzzle or an answer onto matplotlib axes; see `Task.draw`.
 
   Givens are black, filled cells blue, and wrong cells red on grey.
   """
@@ -151,13 +149,8 @@ def draw(axes, puzzle, answer=None, label=None) -> None:
       axes.fill_between([column, column + 1], row, row + 1, color="#DDDDDD")
     if token != BLANK:
       axes.text(
-        column + 0.5,
-        row + 0.5,
-        render(np.array([token])),
-        color=color,
-        fontsize=cell_points / 2,
-        ha="center",
-        va="center",
-      )
+        column + 0.5, row + 0.5, render(np.array([token])), color=color,
+        fontsize=cell_points / 2, ha="center", va="center",
+      )  # fmt: skip
   axes.set(xlim=(0, size), ylim=(size, 0), aspect="equal")
   axes.axis("off")

@@ -1,7 +1,7 @@
 """Generates Sudoku puzzles with exactly one solution.
 
-A full board is drawn at random, then givens are removed in random order for
-as long as the solution stays the only one.
+Starting from a random full board, givens are removed in random order as long
+as the solution stays unique.
 """
 
 import zlib
@@ -13,14 +13,13 @@ from trm_jax.data.sudoku.board import check_size
 from trm_jax.data.sudoku.solver import Bitboard, solve
 from trm_jax.errors import UserError
 
-# Draws that may miss the wanted ranges before they count as infeasible.
+# The settings are infeasible after so many draws outside of the ranges.
 MAX_DRAWS = 1000
 
-# No puzzle with fewer givens has a single solution.
+# No puzzle with fewer givens has a unique solution.
 _FEWEST_GIVENS = {4: 4, 6: 8, 9: 17}
 
-# One solution grid in so many belongs to the held-out puzzles.
-_HELD_OUT_FRACTION = 8
+_HELD_OUT_EVERY = 8  # one solution grid in 8 is held out
 
 
 def generate(
@@ -34,10 +33,10 @@ def generate(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Generates different puzzles, each with exactly one solution.
 
-  Puzzle i depends on the seed and i only (and, should it repeat an earlier
-  one, is drawn again), so a larger count extends a smaller one. A fraction of
-  the solution grids is held out: training and held-out puzzles never have a
-  grid in common, whatever their counts.
+  Puzzle i depends only on the seed and i (a duplicate of an earlier puzzle is
+  drawn again), so a larger count extends a smaller one. A fraction of the
+  solution grids is held out, so training and held-out puzzles never share a
+  solution grid, whatever their counts.
 
   Args:
     size: cells along one side of the board.
@@ -45,7 +44,7 @@ def generate(
     seed: the seed, 0 or more.
     givens: fewest and most givens of a puzzle.
     rating: fewest and most guesses that `solver.solve` needs; None for any.
-    held_out: whether to draw from the solution grids that are held out.
+    held_out: whether to use the held-out solution grids.
     avoid: solution grids (the bytes of their uint8 tokens) not to use.
 
   Returns:
@@ -54,7 +53,7 @@ def generate(
     ratings: int32 [count], guesses that the solver needs.
 
   Raises:
-    UserError: no such puzzle turned up in `MAX_DRAWS` draws.
+    UserError: `MAX_DRAWS` draws gave no new puzzle in these ranges.
   """
   check_size(size)
   if givens[1] < _FEWEST_GIVENS[size]:
@@ -80,7 +79,7 @@ def generate(
 
 
 def _draws(size, givens, rating, held_out, avoid, rng) -> Iterator[tuple]:
-  """Yields (puzzle, solution, rating) of the draws that are in range."""
+  """Yields (puzzle, solution, rating) of the draws in these ranges."""
   board = Bitboard.of(size)
   for _ in range(MAX_DRAWS):
     wanted = int(rng.integers(givens[0], givens[1] + 1))
@@ -98,22 +97,22 @@ def _draws(size, givens, rating, held_out, avoid, rng) -> Iterator[tuple]:
 
 
 def _is_held_out(grid: bytes) -> bool:
-  return zlib.crc32(grid) % _HELD_OUT_FRACTION == 0
+  return zlib.crc32(grid) % _HELD_OUT_EVERY == 0
 
 
 def _full_board(board, held_out, rng):
-  """Draws a full board, held out or not if relabelling can bring it about."""
+  """Draws a full board, relabelled until it is held out or not as asked."""
   empty = [board.full] * board.size
   (solution,), _ = board.search(empty, limit=1, rng=rng)
-  for _ in range(10 * _HELD_OUT_FRACTION):
+  for _ in range(10 * _HELD_OUT_EVERY):
     if _is_held_out(board.tokens(solution).tobytes()) == held_out:
       break
-    rng.shuffle(solution)  # a new name for each digit
+    rng.shuffle(solution)  # relabels the digits
   return solution
 
 
 def _remove_givens(board, solution, wanted, rng):
-  """Removes givens until `wanted` are left or none can go."""
+  """Removes givens until `wanted` are left or all others are needed."""
   kept = list(solution)
   left = board.size * board.size
   for cell in rng.permutation(left).tolist():
@@ -129,7 +128,7 @@ def _remove_givens(board, solution, wanted, rng):
 
 
 def _is_forced(board, givens, cell, digit):
-  """Whether the givens admit no other digit in this cell."""
+  """Whether the givens allow no other digit in this cell."""
   others = [
     other
     for other, cells in enumerate(givens)

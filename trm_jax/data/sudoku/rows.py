@@ -1,4 +1,4 @@
-"""Sudoku in csv files: what makes a row bad."""
+"""Sudoku in csv files: which rows are bad."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from trm_jax.data.sudoku.solver import solve
 
 
 def csv_format(size: int) -> Format:
-  """Rows whose answer is a legal completed grid that keeps the givens."""
+  """The format of puzzles with a full board that keeps the givens."""
 
   def faults(inputs, labels):
     given = inputs > board.BLANK
@@ -37,6 +37,6 @@ def csv_format(size: int) -> Format:
 
 
 def is_ambiguous(rows: Rows) -> np.ndarray:
-  """Which puzzles have more than one solution; the hardest take 10 ms each."""
+  """Which puzzles have several solutions; the hardest take 10 ms each."""
   found = [solve(puzzle, limit=2).solutions > 1 for puzzle in rows.inputs]
   return np.array(found, bool)

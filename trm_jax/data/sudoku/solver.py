@@ -1,12 +1,14 @@
-"""A Sudoku solver in pure Python, built on bit sets.
+"""A Sudoku solver in pure Python, with bit sets.
 
-A state of the search is one integer a digit, whose bits are the cells where
-that digit may still stand. Whole-board questions ("which cells have a single
-candidate?") then take a handful of integer operations.
+A search state has one integer per digit, whose bits are the cells where that
+digit is still possible. Operations on all cells (such as "which cells have a
+single candidate?") then take a few integer operations.
 """
 
 import dataclasses
 import functools
+import operator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -15,13 +17,13 @@ from trm_jax.data.sudoku.board import units
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a search found.
+  """The result of a search.
 
   Attributes:
-    solutions: solutions found, at most the limit asked for.
-    guesses: positions where singles no longer helped and the candidates of a
-      cell had to be tried. For a puzzle with one solution (and a limit of 2)
-      the number does not depend on the order of trying.
+    solutions: solutions found, at most the limit.
+    guesses: states in which singles did not help, so the candidates of a cell
+      were tried. For a puzzle with one solution (and a limit of 2) the number
+      does not depend on the order of trying.
     answer: uint8 [L] tokens of the first solution, or None.
   """
 
@@ -54,7 +56,7 @@ class Bitboard:
     size: cells along one side of the board.
     full: every cell.
     units: each row, column and box.
-    peers: for each cell, the other cells that share a unit with it.
+    peers: for each cell, the other cells of its units.
   """
 
   size: int
@@ -65,39 +67,31 @@ class Bitboard:
   @classmethod
   @functools.cache
   def of(cls, size: int) -> "Bitboard":
-    """Builds the bit sets of a size, once."""
+    """The bit sets of a size, cached."""
     masks = tuple(
       sum(1 << cell for cell in unit) for unit in units(size).tolist()
     )
-    peers = []
-    for cell in range(size * size):
-      bit = 1 << cell
-      shared = 0
-      for unit in masks:
-        shared |= unit if unit & bit else 0
-      peers.append(shared & ~bit)
-    return cls(size, (1 << size * size) - 1, masks, tuple(peers))
+    peers = tuple(
+      _union(unit for unit in masks if unit >> cell & 1) & ~(1 << cell)
+      for cell in range(size * size)
+    )
+    return cls(size, (1 << size * size) - 1, masks, peers)
 
   def candidates(self, givens: list[int]) -> list[int]:
-    """Where each digit may stand, by the cells where it is given."""
-    filled = 0
-    for cells in givens:
-      filled |= cells
-    boards = []
-    for cells in givens:
-      seen = 0
-      for cell in bits(cells):
-        seen |= self.peers[cell]
-      boards.append((self.full & ~filled | cells) & ~seen)
-    return boards
+    """The possible cells of each digit, from its given cells."""
+    empty = self.full & ~_union(givens)
+    return [
+      (empty | cells) & ~_union(self.peers[cell] for cell in bits(cells))
+      for cells in givens
+    ]
 
   def search(
     self, boards: list[int], limit: int, rng: np.random.Generator | None = None
   ) -> tuple[list[list[int]], int]:
     """Finds up to `limit` solutions, as boards, and counts the guesses.
 
-    Boards are, for each digit, the cells where it may stand; `rng` shuffles
-    the order in which digits are tried.
+    Boards are the possible cells of each digit; `rng` shuffles the order in
+    which digits are tried.
     """
     found, guesses, states = [], 0, [(boards, 0)]
     while states and len(found) < limit:
@@ -109,7 +103,7 @@ class Bitboard:
         found.append(boards)
         continue
       guesses += 1
-      cell = self._hardest_pressed(boards)
+      cell = self._most_constrained(boards)
       digits = [digit for digit, board in enumerate(boards) if board & cell]
       if rng is not None:
         rng.shuffle(digits)
@@ -120,10 +114,10 @@ class Bitboard:
     return found, guesses
 
   def _propagate(self, boards: list[int], settled: int) -> int | None:
-    """Follows naked and hidden singles in place.
+    """Propagates naked and hidden singles in place, to the fixed point.
 
-    `settled` are the cells whose digit is already struck from their peers.
-    Returns them at the fixed point, or None on a contradiction.
+    Takes and returns the settled cells, whose digits are already removed from
+    their peers; returns None on a contradiction.
     """
     while True:
       once = twice = 0
@@ -149,9 +143,9 @@ class Bitboard:
           return settled
 
   def _reduce_hidden_singles(self, boards, settled):
-    """Strikes other digits where a digit has one place left in a unit.
+    """Removes other digits from a cell if it is a digit's last place in a unit.
 
-    Whether there was such a place; None if a digit has no place.
+    Returns whether there was such a cell, or None if a digit has no place.
     """
     found = False
     for digit in range(self.size):
@@ -171,8 +165,8 @@ class Bitboard:
         settled |= places
     return found
 
-  def _hardest_pressed(self, boards):
-    """The first cell among those with the fewest candidates, above one."""
+  def _most_constrained(self, boards):
+    """The first cell with the fewest candidates, of unsettled cells."""
     at_least = [self.full] + [0] * self.size
     for board in boards:
       for count in range(self.size, 0, -1):
@@ -186,7 +180,7 @@ class Bitboard:
     raise AssertionError("every cell is settled")
 
   def tokens(self, boards: list[int]) -> np.ndarray:
-    """Writes boards with one digit a cell as uint8 [L] tokens."""
+    """Converts full boards to uint8 [L] tokens."""
     tokens = np.zeros(self.size * self.size, np.uint8)
     for digit, board in enumerate(boards):
       for cell in bits(board):
@@ -194,8 +188,12 @@ class Bitboard:
     return tokens
 
 
+def _union(sets: Iterable[int]) -> int:
+  return functools.reduce(operator.or_, sets, 0)
+
+
 def bits(number: int):
-  """Yields the places of the bits that are set, lowest first."""
+  """Yields the indices of the set bits, lowest first."""
   while number:
     lowest = number & -number
     yield lowest.bit_length() - 1

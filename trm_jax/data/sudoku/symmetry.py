@@ -1,4 +1,4 @@
-"""Random symmetries of the board: pure JAX, one at a time, invertible."""
+"""Random symmetries of the Sudoku board, in pure JAX; see `task.Symmetry`."""
 
 import flax.struct
 import jax
@@ -10,12 +10,12 @@ from trm_jax.data.sudoku.board import BOXES
 
 @flax.struct.dataclass
 class BoardSymmetry:
-  """A symmetry of the board, as data.
+  """A symmetry of the board.
 
   Attributes:
     cells: int32 [L]; cell i of the image shows cell `cells[i]`.
     digits: int32 [V]; token t of the original becomes `digits[t]`. Padding
-      and blank map to themselves.
+      and blank are kept.
   """
 
   cells: jax.Array
@@ -28,12 +28,12 @@ def sample(
   """Draws a symmetry of the Sudoku board, uniform over the group.
 
   Digits are relabelled; bands, rows in a band, stacks and columns in a stack
-  trade places; where a box is square, the board is transposed half the time.
+  are permuted; if a box is square, the board is transposed half the time.
   """
   del inputs, labels
   height, width = BOXES[size]
   bands, stacks = size // height, size // width
-  # One draw for all: it compiles and runs far faster than one a choice.
+  # A single draw compiles and runs far faster than one per choice.
   draws = jax.random.bits(key, (1 + size + bands + size + stacks + size,))
   flip, digits, *axes = jnp.split(
     draws, np.cumsum([1, size, bands, size, stacks])
@@ -48,9 +48,9 @@ def sample(
 
 
 def _permute_lines(group_draws, line_draws):
-  """Which line is shown in each place, int32 [lines], by uint32 draws.
+  """The line shown at each place, int32 [lines], from uint32 draws.
 
-  Groups [G] are permuted, and the lines [G, lines in a group] within each.
+  Groups [G] are permuted, and the lines [G, lines per group] in each.
   """
   group = _permutation(group_draws)[:, None]
   line = _permutation(line_draws)
@@ -59,8 +59,8 @@ def _permute_lines(group_draws, line_draws):
 
 def _permutation(draws):
   """Turns uint32 draws into permutations along the last axis, int32."""
-  # The rank of each number is a permutation. Comparing all pairs is far
-  # cheaper than sorting so few numbers, and a tie goes to the earlier one.
+  # The ranks of the draws. For so few, comparing all pairs is far cheaper than
+  # sorting. Of equal draws the earlier has the lower rank.
   count = draws.shape[-1]
   first, second = draws[..., :, None], draws[..., None, :]
   is_tied = first == second

@@ -15,12 +15,12 @@ from trm_jax.data.task import Symmetry, Task
 
 @dataclasses.dataclass(frozen=True)
 class SudokuData(PuzzleData):
-  """What a Sudoku dataset is made of; "hub" is Sudoku-Extreme.
+  """Settings of a Sudoku dataset; "hub" is Sudoku-Extreme.
 
   Attributes, beside those of `PuzzleData`:
     givens: fewest and most givens of generated puzzles.
-    rating: fewest and most guesses that a generated puzzle needs of our
-      solver, where 0 is solved by singles alone; None for any.
+    rating: fewest and most guesses that `solver.solve` needs for a generated
+      puzzle, where 0 is solved by singles only; None for any.
   """
 
   size: int = 9
@@ -32,7 +32,7 @@ class SudokuData(PuzzleData):
 
   def __post_init__(self):
     super().__post_init__()
-    # The default fits 9x9 only, and is read only where puzzles are generated.
+    # The default is for 9x9, and is used only if puzzles are generated.
     generates = "generate" in (self.train, self.test)
     most = self.size**2 if generates else 81
     checks.require_range(self, "givens", least=0, most=most)
@@ -45,7 +45,7 @@ class SudokuData(PuzzleData):
 
   @property
   def task(self) -> Task:
-    """The task that the data belongs to."""
+    """The task of this dataset."""
     return sudoku_task(self.size)
 
   @classmethod
@@ -59,7 +59,7 @@ class SudokuData(PuzzleData):
 
 def _generate(settings: SudokuData, split: str, train: Rows | None, say):
   """Generates a split. Test puzzles avoid the solution grids of training."""
-  del say  # was called before
+  del say  # `prepare` has announced the work
   is_test = split == "test"
   return generate(
     settings.size,
@@ -95,11 +95,7 @@ PUZZLES = Puzzles(
 
 @functools.cache
 def sudoku_task(size: int) -> Task:
-  """The record of one size: 4, 6 or 9 cells along a side.
-
-  Raises:
-    UserError: there is no board of this size.
-  """
+  """The record of Sudoku with 4, 6 or 9 cells along one side."""
   board.check_size(size)
   return Task(
     name="sudoku",
