@@ -1,17 +1,18 @@
-"""Compiles a config for TPUs that are not here: does it fit, how fast at best?
+"""Compiles a config for TPUs ahead of time: memory, FLOPs, least step time.
 
     trm compile --config=NAME[:variant] --topology=v5e:4x4[,v6e:16x16,...]
-        [--what=train|solve|depth_grid] [--json] [--require_fit]
+        [--what=train|solve|depth_grid] [--seeds=8] [--slots=256] [--depth=16]
+        [--rows=N] [--puzzle_ids=N] [--json] [--require_fit]
 
-libtpu's compiler, which runs on any Linux machine, compiles the very functions
-that the loops run. Printed are the memory that they need, FLOPs, bytes moved
-and every collective, and the least time of a step by the published peaks in
-`trm_jax.inspect.chips`: a bound, not a forecast.
+Needs no TPU: libtpu's compiler runs on any Linux machine. Compiles the same
+functions as the training and inference loops, and prints the memory they need,
+FLOPs, bytes moved, every collective, and a lower bound of the time of a step
+from the peaks in `trm_jax.inspect.chips`.
 
---what=depth_grid takes the config of a study (depth) and compiles each of its
-settings with all of its seeds; any other config is trained with --seeds
-members. --what=solve is the inference engine on one host's devices. No data is
-read: the size that is assumed of it is printed.
+--what=depth_grid compiles each setting of a study's config (depth) with all its
+seeds; of any other config, --seeds members. --what=solve compiles the inference
+engine for the devices of one host. No data is read: its assumed size is
+printed.
 """
 
 import dataclasses
@@ -31,16 +32,21 @@ _WHAT = flags.DEFINE_enum(
 _NUMBERS = {
   name: flags.DEFINE_integer(name, default, text, lower_bound=least)
   for name, default, least, text in (
-    ("seeds", 8, 1, "--what=depth_grid of a config that is no study: members."),
-    ("slots", 256, 1, "--what=solve: rollouts at once, on one host."),
-    ("depth", 16, 1, "--what=solve: steps of a puzzle, for puzzles a second."),
-    ("rows", 0, 0, "Examples of the data; 0 for what the config tells."),
-    ("puzzle_ids", 0, 0, "Rows of the puzzle table; 0 likewise."),
+    ("seeds", 8, 1, "--what=depth_grid without a study: members."),
+    ("slots", 256, 1, "--what=solve: rollouts at once on a host."),
+    ("depth", 16, 1, "--what=solve: supervision steps per puzzle."),
+    ("rows", 0, 0, "Examples of the data; 0 for those of the config."),
+    (
+      "puzzle_ids",
+      0,
+      0,
+      "Rows of the puzzle table; 0 for those of the config.",
+    ),
   )
 }
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _REQUIRE_FIT = flags.DEFINE_bool(
-  "require_fit", False, "End with status 1 if something does not fit."
+  "require_fit", False, "Exit with status 1 if something does not fit."
 )
 
 
@@ -52,7 +58,7 @@ def main(argv: list[str]) -> int:
   from trm_jax.inspect import plan, topology
 
   app.no_arguments(argv)
-  # Nothing is run; and what a cache holds would take no time to compile.
+  # Nothing runs; without a cache, compile times are real.
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
   values = app.config_values(_CONFIG)
