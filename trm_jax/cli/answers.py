@@ -43,18 +43,10 @@ def solve(
   form: Form,
   memory: str,
 ) -> int:
-  """Solves the puzzles of a file.
+  """Solves the puzzles of file `name`, or of standard input ("-").
 
-  Args:
-    workdir: a run, or exported weights.
-    checkpoint: of the run.
-    name: the file, or "-" for standard input.
-    config: fields of `ReasonConfig`.
-    form: how answers are written.
-    memory: memory limit of a device, or "".
-
-  Returns:
-    The exit status: 1 if there was an invalid puzzle.
+  `config` has fields of `ReasonConfig`. Returns the exit status: 1 if there
+  was an invalid puzzle.
   """
   verbose = bool(form.json or form.show or form.gif)
   with _open(name) as stream:  # report a wrong path before the weights load

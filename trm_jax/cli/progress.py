@@ -17,12 +17,7 @@ _LINE_SECONDS = 15.0  # between lines of a log
 
 
 class Bar:
-  """Shows loss, accuracy, speed and time left.
-
-  Args:
-    total: optimizer steps.
-    quiet: print nothing, as in all processes but the first.
-  """
+  """Shows loss, accuracy, speed and time left of `total` optimizer steps."""
 
   def __init__(self, total: int, quiet: bool = False):
     self._console = Console(quiet=quiet)

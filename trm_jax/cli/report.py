@@ -137,14 +137,10 @@ def print_records(
   kind: str = "held-out",
   bold: Collection[int] = (),
 ):
-  """Prints scores as a table, with notes below.
+  """Prints scores as a table with a row per record, and notes below.
 
-  Args:
-    records: evaluations, one per row. Columns of equal halting rules or of
-      breadths that are all 1 are left out.
-    title: title of the table.
-    kind: "held-out" or "training" puzzles.
-    bold: indices of bold rows.
+  Columns of equal halting rules or of breadths that are all 1 are left out.
+  `kind` is "held-out" or "training"; `bold` are indices of rows.
   """
   first = records[0]
   hidden = set()

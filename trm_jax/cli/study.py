@@ -44,13 +44,9 @@ def run(
 ) -> int:
   """Trains, tests and reports a study; returns the exit status.
 
-  Args:
-    config: the study, as plain values.
-    workdir: its folder.
-    merge: folders of other studies, whose finished models are added.
-    estimate_on: only print the plan and its cost on this chip of `chips.CHIPS`
-      at this fraction of its peak.
-    overrides: the fields of the config that the command line overrides.
+  `merge` has folders of other studies, whose finished models are added. With
+  `estimate_on`, a chip of `chips.CHIPS` and the reached fraction of its peak,
+  only prints the plan and its cost. `overrides` are of the command line.
   """
   study, settings = grid.read(config)
   app.agree(config)

@@ -28,12 +28,8 @@ class Scored:
 def score(puzzles: str | os.PathLike, recorded: str | os.PathLike) -> Scored:
   """Counts the votes of the copies of each task.
 
-  Args:
-    puzzles: path of the tasks, see `predictions.find_tasks`.
-    recorded: path of the predictions, see `predictions.read`.
-
-  Raises:
-    UserError: a file cannot be read, or the two do not belong together.
+  `puzzles` is a path for `predictions.find_tasks`, `recorded` one for
+  `predictions.read`. Raises UserError if they do not belong together.
   """
   file = pathlib.Path(recorded)
   source = predictions.find_tasks(puzzles)

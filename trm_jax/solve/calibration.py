@@ -243,13 +243,7 @@ class Reliability:
 def reliability(
   confidence: ArrayLike, right: ArrayLike, bins: int = 10
 ) -> Reliability:
-  """Compares confidence with the fraction of right answers, bin by bin.
-
-  Args:
-    confidence: [N] probabilities, N at least 1.
-    right: bool [N], whether the answers were right.
-    bins: number of bins of equal width.
-  """
+  """The reliability of confidences [N] of answers that are right, bool [N]."""
   confidence = np.asarray(confidence, np.float64)
   places = np.minimum((confidence * bins).astype(int), bins - 1)
   count = np.bincount(places, minlength=bins)
@@ -270,19 +264,9 @@ def evaluate_fit(
 ) -> tuple[Reliability, Reliability]:
   """Cross-validates calibration on two random halves of the puzzles.
 
-  Each half is calibrated by the map fitted on the other.
-
-  Args:
-    q: halting logits [N], or [N, D] for D answers to each puzzle.
-    right: bool, same shape as `q`, whether the answers were right.
-    kind: see `fit`.
-    seed: of the halves.
-
-  Returns:
-    Reliability of sigmoid(q), and of the calibrated confidences.
-
-  Raises:
-    UserError: there are fewer than 2 puzzles; or as `fit`.
+  Each half is calibrated by the map fitted on the other; arguments and errors
+  are as in `fit`. Returns the reliability of sigmoid(q), and of the calibrated
+  confidences.
   """
   q, right = np.asarray(q, np.float64), np.asarray(right)
   if len(q) < 2:

@@ -161,15 +161,8 @@ def advance(
 ) -> State:
   """Takes up to `plan.chunk` supervision steps of all slots.
 
-  Args:
-    weights: `Params.weights`.
-    initial: `Params.initial`.
-    queue: the puzzles.
-    settings: how rollouts run.
-    shrink_at: int32 [], return early when the queue is empty and at most this
-      many slots are busy.
-    state: slots and results.
-    plan: what is static.
+  Returns early when the queue is empty and at most `shrink_at` (int32 []) slots
+  are busy.
   """
 
   def is_working(carry):

@@ -24,13 +24,8 @@ def prepare(
 ) -> tuple[Experiment, list[str]]:
   """Prepares the data, and sets the size of the puzzle table.
 
-  Args:
-    config: the config as plain values; `num_puzzle_ids` is written into it.
-    experiment: the experiment of `config`.
-    say: called with progress messages and notes.
-
-  Returns:
-    The experiment with the table's size, and the name of each puzzle id.
+  The size is written into `config`, the plain values of `experiment`. Messages
+  go to `say`. Returns the experiment, and the name of each puzzle id.
   """
   _prepare(experiment.data, say)
   names = datasets.identifiers(experiment.data)
@@ -71,13 +66,10 @@ def load_splits(experiment: Experiment) -> tuple[Split, Split | None]:
 def load_test(
   experiment: Experiment, puzzles: int, copies: int = -1, split: str = "test"
 ) -> Split:
-  """Random puzzles of a split, drawn with the config's seed.
+  """Random `puzzles` (in ARC: tasks; 0 for all), drawn with the config's seed.
 
-  Args:
-    experiment: the experiment; its data must be prepared.
-    puzzles: number of puzzles (in ARC: tasks); 0 for all.
-    copies: number of copies of each; 0 for all, -1 as in the config.
-    split: "test" or "train".
+  Each has `copies` copies: 0 for all, -1 as in the config. The data must be
+  prepared.
   """
   groups = choose_groups(
     datasets.num_groups(experiment.data, split), puzzles, experiment.eval.seed
@@ -98,20 +90,11 @@ def load_held_out(
   skip_bad_rows: bool = False,
   say: Say = lambda _: None,
 ) -> tuple[Experiment, Split]:
-  """Puzzles to test a run on, with the puzzle ids of the run.
+  """The experiment of a run, and puzzles to test it on with its puzzle ids.
 
-  Args:
-    folder: the run.
-    source: data to test on instead of the run's own.
-    split: as in `load_test`.
-    puzzles: as in `load_test`; None as in the config.
-    copies: as in `load_test`.
-    unseen: treatment of puzzles without an embedding, see `datasets.match_ids`.
-    skip_bad_rows: whether to leave out bad rows of csv files.
-    say: as in `prepare`.
-
-  Returns:
-    The experiment with the chosen data, and the split.
+  `source` replaces the run's own data; `puzzles` (None as in the config) and
+  `copies` are as in `load_test`; `unseen` is the treatment of puzzles without
+  an embedding, see `datasets.match_ids`.
   """
   experiment = config_lib.read(folder.read_config())
   data = choose_data(experiment.data, source, skip_bad_rows)

@@ -172,11 +172,8 @@ class TRMProcessor:
   def set_memory_limit(self, limit: str | float):
     """Lowers the batch size until each device needs at most this memory.
 
-    Args:
-      limit: bytes, or a text such as "4GB" or "512MiB".
-
-    Raises:
-      UserError: if it is not an amount of memory, or one puzzle needs more.
+    `limit` is in bytes, or a text such as "4GB" or "512MiB". Raises UserError
+    if it is neither, or one puzzle needs more.
     """
     allowed = _bytes(limit)
     # Noise takes memory, so measure with noise if possible.
@@ -291,8 +288,8 @@ class TRMProcessor:
           ),
           reasoning_history=tuple(
             Step(step, self._task.decode(answer), confidence)
-            for step, answer, confidence in zip(
-              range(1, kept + 1), history, after_steps, strict=True
+            for step, (answer, confidence) in enumerate(
+              zip(history, after_steps, strict=True), 1
             )
           ),
           flops=float(found.steps[row].sum() * rollouts.flops_per_step),

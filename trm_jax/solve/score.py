@@ -29,19 +29,11 @@ def grid(
   breadths: Sequence[int],
   selects: Sequence[str],
 ) -> list[Record]:
-  """Scores every depth, breadth and selection rule.
+  """Scores every depth, breadth and selection rule, a record for each.
 
-  Args:
-    rollouts: of the largest breadth, not pruned.
-    inputs: uint8 `[N, S]`.
-    labels: uint8 `[N, S]`, 0 for no label.
-    task: the task of the puzzles.
-    breadths: numbers of rollouts to choose from.
-    selects: selection rules.
-
-  Returns:
-    A record for each; `oracle_accuracy` is the fraction of puzzles that any
-    rollout gets right.
+  `rollouts` are not pruned and of the largest breadth, `inputs` and `labels`
+  (0 for no label) uint8 `[N, S]`. `oracle_accuracy` is the fraction of puzzles
+  that any rollout gets right.
   """
   labelled = np.any(labels, axis=-1)
   right = is_right(rollouts.answers, labels)
@@ -72,10 +64,7 @@ def vote_grid(
   """Scores every depth and breadth if copies of puzzles vote, as in ARC.
 
   Every rollout of every copy has one vote. `breadths` must be ascending.
-
-  Returns:
-    A record for each, with `pass@k`, and the ballot of the last depth and the
-    largest breadth.
+  Returns a record for each, with `pass@k`, and the ballot of the last.
   """
   assert split.symmetries is not None, "copies differ by a symmetry"
   questions, pairs = vote.questions_of(split, task)
@@ -127,9 +116,8 @@ def halting_values(
 ) -> Values:
   """Inputs `[N, K, M]` of the halting rules after each step.
 
-  Args:
-    rollouts: at fixed depth, with a mark at every depth from 1.
-    solved: bool `[N, K, M]`, whether answers are solutions; for "solved".
+  `rollouts` have fixed depth and a mark at every depth from 1; `solved` is
+  bool `[N, K, M]`, whether answers are solutions.
   """
   depth = len(rollouts.marks)
   if rollouts.marks != tuple(range(1, depth + 1)):
@@ -166,16 +154,8 @@ def replay(
 ) -> list[Record]:
   """Scores every halting rule at each limit in `tried`, without running it.
 
-  Args:
-    rollouts: at the fixed depth, with a mark at every step.
-    inputs: uint8 `[N, S]`.
-    labels: uint8 `[N, S]`.
-    task: the task of the puzzles.
-    depth: the fixed depth.
-
-  Returns:
-    A record for the fixed depth, and one for each limit of each rule, with
-    the `SolveConfig` as `rule`.
+  `rollouts` have the fixed `depth` and a mark at every step. The first record
+  is of the fixed depth; `rule` is the record's `SolveConfig`.
   """
   right = is_right(rollouts.answers, labels)
   checked = None
@@ -216,11 +196,8 @@ def halting_record(
 def cheapest(records: Sequence[Record], within: float) -> list[Record]:
   """For each rule, the limit one stricter than the cheapest that is accurate.
 
-  The cheapest itself may well halt other puzzles too early.
-
-  Args:
-    records: from `replay`.
-    within: percentage points of accuracy that may be lost.
+  The cheapest itself may well halt other puzzles too early. `records` are from
+  `replay`; accurate is to lose at most `within` percentage points.
   """
   fixed, *others = records
   chosen = []

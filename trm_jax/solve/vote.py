@@ -224,10 +224,8 @@ def _by_task(pairs):
 def questions_of(split: Split, task: Task) -> tuple[np.ndarray, list[Pair]]:
   """Numbers the questions of a test split.
 
-  Args:
-    split: groups are tasks, puzzles are their copies with the original first,
-      and examples are test pairs; a label of zeros is unknown.
-    task: maps copies back.
+  Groups of the split are tasks, puzzles are their copies with the original
+  first, and examples are test pairs; a label of zeros is unknown.
 
   Returns:
     int32 [M], the question of each row of `split.rows`.
