@@ -238,8 +238,10 @@ def _recurse(weights, queue, settings, state, plan) -> State:
   perturb = None
   if plan.noisy:
     # Fold-in 0 was the noise of the initial latents.
-    stepped = jax.vmap(jax.random.fold_in)(keys, slots.steps + 1)
-    perturb = _perturbation(stepped, settings.cycle_noise, slots.rollout, plan)
+    step_keys = jax.vmap(jax.random.fold_in)(keys, slots.steps + 1)
+    perturb = _perturbation(
+      step_keys, settings.cycle_noise, slots.rollout, plan
+    )
   rows = jnp.asarray(queue.rows)[puzzle]
   latents, now = rollout.step(
     weights, rows, slots.latents, slots.inputs, plan.model, perturb=perturb
@@ -313,35 +315,35 @@ def _keys(settings: Settings, queue: Queue, puzzle, number, plan: Plan) -> Any:
 def _initial(initial, number, keys, settings, plan) -> Latents:
   """Initial latents; those of first rollouts are as in evaluation."""
   model = plan.model
-  plain = recursion.evaluation_latents(initial, number.shape[0], model)
+  latents = recursion.evaluation_latents(initial, number.shape[0], model)
   if not plan.noisy:
-    return plain
-  starts = jax.vmap(jax.random.fold_in)(keys, jnp.zeros_like(number))
+    return latents
+  keys = jax.vmap(jax.random.fold_in)(keys, jnp.zeros_like(number))
   if model.initial_std:
     drawn = jax.vmap(
       lambda key: recursion.initial_latents(initial, 1, model, key)
-    )(starts)
+    )(keys)
     drawn = jax.tree.map(lambda leaf: leaf[:, 0], drawn)
-    plain = select_rows(number % plan.breadth == 0, plain, drawn)
-  perturb = _perturbation(starts, settings.initial_noise, number, plan)
-  return perturb(plain, jnp.int32(0))
+    latents = select_rows(number % plan.breadth == 0, latents, drawn)
+  perturb = _perturbation(keys, settings.initial_noise, number, plan)
+  return perturb(latents, jnp.int32(0))
 
 
 def _perturbation(keys, deviation, number, plan):
   """`(latents, cycle) -> latents` that adds noise to all but first rollouts."""
   scale = jnp.where(number % plan.breadth == 0, 0.0, deviation)
 
+  fold_in = jax.vmap(jax.random.fold_in, (0, None))
+
   def perturb(latents: Latents, cycle: jax.Array) -> Latents:
-    cycled = jax.vmap(jax.random.fold_in, (0, None))(keys, cycle)
     leaves, structure = jax.tree.flatten(latents)
 
     def perturbed(i, leaf):
-      own = jax.vmap(jax.random.fold_in, (0, None))(cycled, i)
-      drawn = jax.vmap(
+      noise = jax.vmap(
         lambda key: jax.random.normal(key, leaf.shape[1:], leaf.dtype)
-      )(own)
-      sized = scale.astype(leaf.dtype).reshape((-1,) + (1,) * (leaf.ndim - 1))
-      return leaf + sized * drawn
+      )(fold_in(fold_in(keys, cycle), i))
+      scales = scale.astype(leaf.dtype).reshape((-1,) + (1,) * (leaf.ndim - 1))
+      return leaf + scales * noise
 
     return structure.unflatten(perturbed(i, x) for i, x in enumerate(leaves))
 
@@ -354,12 +356,11 @@ def _viewed(direction: str, keys, tokens, number, plan: Plan) -> jax.Array:
     return tokens
   views = plan.task.views
   assert views, "a task with symmetries"
-  move = getattr(views, direction)
 
   def one(key, tokens):
     # Noise folds steps into the same key; they never reach _NEVER.
     key = jax.random.fold_in(key, _NEVER)
-    return move(views.sample(key, None, None), tokens)
+    return getattr(views, direction)(views.sample(key, None, None), tokens)
 
-  plain = number % plan.breadth == 0
-  return jnp.where(plain[:, None], tokens, jax.vmap(one)(keys, tokens))
+  is_first = number % plan.breadth == 0
+  return jnp.where(is_first[:, None], tokens, jax.vmap(one)(keys, tokens))

@@ -28,7 +28,14 @@ def listed(puzzle: Any, task: Task) -> Sequence[Any] | None:
   if not puzzle:
     return puzzle
   if all(isinstance(row, str) for row in puzzle):
-    return None if _are_rows(puzzle, task) else puzzle
+    width = len(puzzle[0])
+    is_one = (  # its rows or its cells
+      not task.read
+      and width < task.seq_len
+      and all(len(row) == width for row in puzzle)
+      and width * len(puzzle) == task.seq_len
+    )
+    return None if is_one else puzzle
   first = puzzle[0]
   if _is_sequence(first):
     # A row is shorter than a whole puzzle.
@@ -70,19 +77,8 @@ def _is_sequence(value: Any) -> bool:
   return isinstance(value, (list, tuple))
 
 
-def _are_rows(texts: Sequence[str], task: Task) -> bool:
-  """Whether texts are the rows or the cells of one puzzle."""
-  width = len(texts[0])
-  return (
-    not task.read
-    and width < task.seq_len
-    and all(len(text) == width for text in texts)
-    and width * len(texts) == task.seq_len
-  )
-
-
 def _as_text(puzzle: Any, task: Task, name: str) -> str:
-  """A puzzle in the form that `questions.read` takes."""
+  """A puzzle as the text of a file, for `questions.read`."""
   if isinstance(puzzle, str):
     cells = "".join(puzzle.split())
     # A text may break a board into rows; in a file each line is a puzzle.

@@ -242,24 +242,22 @@ class TRMProcessor:
 
   def _marks(self, settings: SolveConfig) -> Sequence[int]:
     """The depths at which answers are kept."""
-    if not self.config.verbose_reasoning:
-      return ()
-    return range(1, settings.depth + 1)
+    return range(1, settings.depth + 1) if self.config.verbose_reasoning else ()
 
   def _solve_new(
     self,
-    asked: Sequence[Question],
+    new: Sequence[Question],
     ids: np.ndarray,
     several: bool,
     on_progress: Callable[[int, int], None],
   ) -> list[Reasoning]:
     """Solves questions that are not cached."""
     settings = self._settings(several)
-    inputs = np.stack([question.tokens for question in asked])
-    marks = self._marks(settings)
+    inputs = np.stack([question.tokens for question in new])
     rollouts = self._solver.solve(
-      inputs, ids, settings, marks, prune=not several, on_progress=on_progress
-    )
+      inputs, ids, settings, self._marks(settings), prune=not several,
+      on_progress=on_progress,
+    )  # fmt: skip
     found = Answers.of(rollouts, -1, settings.breadth)
     solved = None
     if self._task.is_solution:
@@ -267,13 +265,16 @@ class TRMProcessor:
     chosen = found.choose(settings.select, solved).tolist()
     confidences = self._calibration(found.q_halt)
     results = []
-    for row, (question, k) in enumerate(zip(asked, chosen, strict=True)):
+    for row, (question, k) in enumerate(zip(new, chosen, strict=True)):
       steps = int(found.steps[row, k])
       kept = steps if self.config.verbose_reasoning else 0
       # Copied, because views would keep the whole batch in memory.
       tokens = found.answers[row, k].copy()
       history = rollouts.answers[row, k, :kept].copy()
       after_steps = self._calibration(rollouts.q_halt[row, k, :kept]).tolist()
+      alternatives = ()
+      if several:
+        alternatives = self._alternatives(found, row, confidences[row], solved)
       results.append(
         Reasoning(
           name=question.name,
@@ -281,11 +282,7 @@ class TRMProcessor:
           confidence=float(confidences[row, k]),
           steps=steps,
           checked=None if solved is None else bool(solved[row, k]),
-          alternatives=(
-            self._alternatives(found, row, confidences[row], solved)
-            if several
-            else ()
-          ),
+          alternatives=alternatives,
           reasoning_history=tuple(
             Step(step, self._task.decode(answer), confidence)
             for step, (answer, confidence) in enumerate(

@@ -1,8 +1,8 @@
 """Scores of rollouts: depth x breadth from one run, and replayed halting.
 
 The first k rollouts at an earlier mark equal a run of smaller breadth and
-depth, so one run with the largest of both gives the whole grid. Likewise a run
-at fixed depth with every step kept shows what any halting rule would do.
+depth, so one run with the largest of both gives the whole grid. A run at fixed
+depth with every step kept gives the scores of any halting rule.
 """
 
 import dataclasses

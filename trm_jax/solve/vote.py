@@ -198,8 +198,8 @@ def submission(
   """The best candidates in the format of the Kaggle competition.
 
   Returns:
-    For each task, for each of its pairs, grids "attempt_1", "attempt_2" ...;
-    the best again where there are too few, `[[0]]` where there is none.
+    For each task, for each of its pairs, grids "attempt_1", "attempt_2" ...
+    Missing candidates are the best one, or `[[0]]` if there is none.
   """
 
   def grids_of(pair: Pair) -> dict[str, list[list[int]]]:
