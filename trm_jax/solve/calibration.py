@@ -243,7 +243,7 @@ class Reliability:
 def reliability(
   confidence: ArrayLike, right: ArrayLike, bins: int = 10
 ) -> Reliability:
-  """The reliability of confidences [N] of answers that are right, bool [N]."""
+  """Compares confidences [N] with whether answers are right, bool [N]."""
   confidence = np.asarray(confidence, np.float64)
   places = np.minimum((confidence * bins).astype(int), bins - 1)
   count = np.bincount(places, minlength=bins)

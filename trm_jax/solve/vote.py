@@ -74,9 +74,7 @@ def tally(questions: np.ndarray, keys: np.ndarray, q: np.ndarray) -> Tally:
   """Counts votes, given as in `Ballot.add`."""
   order = np.lexsort((keys, questions))  # stable: the first vote comes first
   is_new = np.ones(len(order), bool)
-  for values in (questions[order], keys[order]):
-    is_new[1:] &= values[1:] == values[:-1]
-  is_new[1:] = ~is_new[1:]
+  is_new[1:] = (np.diff(questions[order]) != 0) | (np.diff(keys[order]) != 0)
   candidate = np.empty_like(order)
   candidate[order] = np.cumsum(is_new) - 1
   first = order[is_new]
