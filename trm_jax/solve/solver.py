@@ -190,11 +190,7 @@ class Solver:
     return go_on.lower(self._weights, self._initial, queue, *numbers, state)
 
   def depth_of(self, settings: SolveConfig) -> int:
-    """The depth within the budget `settings.flops`.
-
-    Raises:
-      UserError: if the budget is below one step of each rollout.
-    """
+    """The depth that the budget `settings.flops` allows."""
     if not self.model.is_recursive:
       return 1
     if not settings.flops:
@@ -280,10 +276,9 @@ class Solver:
     deadline: float,
     on_progress: Callable[[int], None],
   ) -> tuple[Found, np.ndarray]:
-    """Solves puzzles that fit into memory; without any it compiles all sizes.
+    """The results of all devices, and the place of each puzzle in them.
 
-    Returns:
-      The results of all devices, and the place of each puzzle in them.
+    The puzzles must fit into memory; without any, it compiles all sizes.
     """
     queue, places = self._queue(inputs, puzzle_ids, capacity)
     plan = self._plan(settings)
@@ -292,15 +287,15 @@ class Solver:
     begin, go_on = layout.programs(self._mesh, plan, slots, *shape)
     state = begin()
     numbers = Settings.of(settings, marks, prune)
-    before = None
+    previous = None
     while True:
       smaller = slots // _SHRINK if slots >= _SHRINK * _SMALLEST else 0
-      state, now = go_on(
+      state, counts = go_on(
         self._weights, self._initial, queue, numbers, jnp.int32(smaller), state
       )  # fmt: skip
       # Dispatch the next call before reading the counts of the last.
-      if before is not None:
-        finished, most = (int(number) for number in before)
+      if previous is not None:
+        finished, most = (int(number) for number in previous)
         on_progress(finished)
         if len(inputs) and not most:
           break
@@ -308,11 +303,11 @@ class Solver:
           slots = smaller
           state = layout.compactor(self._mesh, slots)(state)
           _, go_on = layout.programs(self._mesh, plan, slots, *shape)
-          before = None
+          previous = None
           continue
         if not most:
           break
-      before = now
+      previous = counts
       if time.perf_counter() > deadline:
         numbers = numbers.replace(depth=jnp.int32(1))
     return jax.device_get(layout.whole(self._mesh)(state.found)), places
