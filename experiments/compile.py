@@ -30,19 +30,21 @@ _WHAT = flags.DEFINE_enum(
   "what", "train", ["train", "solve", "depth_grid"], "What is compiled."
 )
 _NUMBERS = {
-  name: flags.DEFINE_integer(name, default, text, lower_bound=least)
-  for name, default, least, text in (
-    ("seeds", 8, 1, "--what=depth_grid without a study: members."),
-    ("slots", 256, 1, "--what=solve: rollouts at once on a host."),
-    ("depth", 16, 1, "--what=solve: supervision steps per puzzle."),
-    ("rows", 0, 0, "Examples of the data; 0 for those of the config."),
-    (
-      "puzzle_ids",
-      0,
-      0,
-      "Rows of the puzzle table; 0 for those of the config.",
-    ),
-  )
+  "seeds": flags.DEFINE_integer(
+    "seeds", 8, "--what=depth_grid without a study: members.", lower_bound=1
+  ),
+  "slots": flags.DEFINE_integer(
+    "slots", 256, "--what=solve: rollouts at once on a host.", lower_bound=1
+  ),
+  "depth": flags.DEFINE_integer(
+    "depth", 16, "--what=solve: supervision steps per puzzle.", lower_bound=1
+  ),
+  "rows": flags.DEFINE_integer(
+    "rows", 0, "Examples; 0 for those of the config.", lower_bound=0
+  ),
+  "puzzle_ids": flags.DEFINE_integer(
+    "puzzle_ids", 0, "Puzzle table rows; 0 as in the config.", lower_bound=0
+  ),
 }
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _REQUIRE_FIT = flags.DEFINE_bool(
