@@ -1,19 +1,19 @@
 """Scores recorded ARC predictions: the augmented copies of a task vote.
 
-    python -m experiments.arc_score --puzzles=DIR --predictions=FILE.npz
-      [--submission=OUT.json]
+    trm arc_score --puzzles=DIR --predictions=FILE.npz [--submission=OUT.json]
 
 Prints pass@k as JSON: the mean over tasks of the fraction of their test inputs
-whose solution is among the first k candidates. DIR holds test_puzzles.json,
-as folders in the reference's layout do, or a file of the competition whose
-name ends in challenges.json, with its solutions beside it; or name such a
-file. identifiers.json is looked for in the same folder, then beside the
-predictions, which are what the reference's evaluator gets to see:
+whose solution is among the first k candidates.
 
-    inputs, preds        integers [M, S], tokens, as the copies show them
+--puzzles is test_puzzles.json of a folder in the reference's layout, or a
+challenges.json file of the competition with its solutions beside it; or the
+folder of such a file. identifiers.json is read from the same folder, or from
+that of the predictions. These are the inputs of the reference's evaluator:
+
+    inputs, preds        integers [M, S], tokens of the augmented copies
     q_halt_logits        float [M]
-    puzzle_identifiers   integers [M], places in identifiers.json; rows with 0
-                         are skipped
+    puzzle_identifiers   integers [M], indices into identifiers.json; rows with
+                         0 are skipped
 """
 
 import json
@@ -28,7 +28,7 @@ from trm_jax.errors import UserError
 _PUZZLES = flags.DEFINE_string("puzzles", "", "The tasks: a folder or a file.")
 _PREDICTIONS = flags.DEFINE_string("predictions", "", "The .npz to score.")
 _SUBMISSION = flags.DEFINE_string(
-  "submission", "", "Where to write two attempts a test input, for Kaggle."
+  "submission", "", "File to write, with two attempts per test input."
 )
 
 

@@ -1,18 +1,18 @@
 """Times training and inference of a config, on synthetic puzzles.
 
-    trm benchmark --config=FILE.py[:variant] [--seconds=10] [--depth=16]
+    trm benchmark --config=NAME[:variant] [--seconds=10] [--depth=16]
         [--peak_tflops=989] [--seeds=8] [--json]
 
-Prints, for drawing puzzles (and augmenting them), for training and for
-inference, the time to compile, steps and puzzles per second, achieved FLOP/s by
-the analytic count, and memory; with --peak_tflops (the published dense peak of
-all devices together) the fraction of it that is used, MFU. Reads no data: the
-time depends on shapes alone. ARC is taken to have 1024 tasks of 1000 copies.
+Prints the time to compile, steps and puzzles per second, FLOP/s by the analytic
+count, and memory, of sampling batches, training and inference to --depth. With
+--peak_tflops, the published dense peak of all devices together, also the
+fraction of the peak that is reached (MFU). Reads no data: times depend on
+shapes alone. ARC is taken to have 1024 tasks of 1000 copies.
 
-With --seeds, that many seeds trained together on all devices are compared with
-one run on one device: the time of a step, the two taking turns, and the work
-and memory of one device, from their compiled programs. A device with one
-member should do what a device with one run does: then the ratios are about 1.
+--seeds compares that many seeds, trained together on all devices, with one run
+on one device: the time of a step, measured in turns, and the FLOPs and memory
+of a device in the compiled programs. With one seed per device, the ratios
+should be about 1.
 """
 
 import json
@@ -23,7 +23,7 @@ from trm_jax.cli import app
 
 _CONFIG = app.define_config()
 _SECONDS = flags.DEFINE_float(
-  "seconds", 10.0, "Time to measure each for.", lower_bound=0.1
+  "seconds", 10.0, "Time of each measurement.", lower_bound=0.1
 )
 _DEPTH = flags.DEFINE_integer(
   "depth", 16, "Supervision steps of inference.", lower_bound=1
@@ -32,9 +32,9 @@ _PEAK = flags.DEFINE_float(
   "peak_tflops", None, "Peak TFLOP/s of all devices together.", lower_bound=0
 )
 _SEEDS = flags.DEFINE_integer(
-  "seeds", 0, "Measure so many seeds trained together.", lower_bound=0
+  "seeds", 0, "Measure this many seeds trained together.", lower_bound=0
 )
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
 def main(argv: list[str]) -> int:

@@ -1,17 +1,18 @@
-"""Compiles a config for TPUs that are not here: does it fit, how fast at best?
+"""Compiles a config for TPUs ahead of time: memory, FLOPs, least step time.
 
     trm compile --config=NAME[:variant] --topology=v5e:4x4[,v6e:16x16,...]
-        [--what=train|solve|depth_grid] [--json] [--require_fit]
+        [--what=train|solve|depth_grid] [--seeds=8] [--slots=256] [--depth=16]
+        [--rows=N] [--puzzle_ids=N] [--json] [--require_fit]
 
-libtpu's compiler, which runs on any Linux machine, compiles the very functions
-that the loops run. Printed are the memory that they need, FLOPs, bytes moved
-and every collective, and the least time of a step by the published peaks in
-`trm_jax.inspect.chips`: a bound, not a forecast.
+Needs no TPU: libtpu's compiler runs on any Linux machine. Compiles the same
+functions as the training and inference loops, and prints the memory they need,
+FLOPs, bytes moved, every collective, and a lower bound of the time of a step
+from the peaks in `trm_jax.inspect.chips`.
 
---what=depth_grid takes the config of a study (depth) and compiles each of its
-settings with all of its seeds; any other config is trained with --seeds
-members. --what=solve is the inference engine on one host's devices. No data is
-read: the size that is assumed of it is printed.
+--what=depth_grid compiles each setting of a study's config (depth) with all its
+seeds; of any other config, --seeds members. --what=solve compiles the inference
+engine for the devices of one host. No data is read: its assumed size is
+printed.
 """
 
 import dataclasses
@@ -28,26 +29,26 @@ _TOPOLOGY = flags.DEFINE_list(
 _WHAT = flags.DEFINE_enum(
   "what", "train", ["train", "solve", "depth_grid"], "What is compiled."
 )
-_SEEDS = flags.DEFINE_integer(
-  "seeds", 8, "--what=depth_grid of a config that is no study: members.",
-  lower_bound=1,
-)  # fmt: skip
-_SLOTS = flags.DEFINE_integer(
-  "slots", 256, "--what=solve: rollouts at once, on one host.", lower_bound=1
-)
-_DEPTH = flags.DEFINE_integer(
-  "depth", 16, "--what=solve: steps of a puzzle, for puzzles a second.",
-  lower_bound=1,
-)  # fmt: skip
-_ROWS = flags.DEFINE_integer(
-  "rows", 0, "Examples of the data; 0 for what the config says.", lower_bound=0
-)
-_PUZZLE_IDS = flags.DEFINE_integer(
-  "puzzle_ids", 0, "Rows of the puzzle table; 0 likewise.", lower_bound=0
-)
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")
+_NUMBERS = {
+  "seeds": flags.DEFINE_integer(
+    "seeds", 8, "--what=depth_grid without a study: members.", lower_bound=1
+  ),
+  "slots": flags.DEFINE_integer(
+    "slots", 256, "--what=solve: rollouts at once on a host.", lower_bound=1
+  ),
+  "depth": flags.DEFINE_integer(
+    "depth", 16, "--what=solve: supervision steps per puzzle.", lower_bound=1
+  ),
+  "rows": flags.DEFINE_integer(
+    "rows", 0, "Examples; 0 for those of the config.", lower_bound=0
+  ),
+  "puzzle_ids": flags.DEFINE_integer(
+    "puzzle_ids", 0, "Puzzle table rows; 0 as in the config.", lower_bound=0
+  ),
+}
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _REQUIRE_FIT = flags.DEFINE_bool(
-  "require_fit", False, "End with status 1 if something does not fit."
+  "require_fit", False, "Exit with status 1 if something does not fit."
 )
 
 
@@ -59,17 +60,15 @@ def main(argv: list[str]) -> int:
   from trm_jax.inspect import plan, topology
 
   app.no_arguments(argv)
-  # Nothing is run; and what a cache holds would take no time to compile.
+  # Nothing runs; without a cache, compile times are real.
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
   values = app.config_values(_CONFIG)
   if not _TOPOLOGY.value:
     raise UserError("--topology is missing: name slices, such as v5e:4x4")
   slices = [topology.describe(name) for name in _TOPOLOGY.value]
-  request = plan.Request(
-    _WHAT.value, _SEEDS.value, _SLOTS.value, _DEPTH.value, _ROWS.value,
-    _PUZZLE_IDS.value,
-  )  # fmt: skip
+  numbers = {name: flag.value for name, flag in _NUMBERS.items()}
+  request = plan.Request(_WHAT.value, **numbers)
   todo, size = plan.plan(values, slices, request)
   outcomes = list(plan.compile_all(todo))
   if _JSON.value:

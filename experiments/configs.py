@@ -1,16 +1,16 @@
-"""Lists the configs that --config takes by name, or explains one of them.
+"""Lists the configs that --config takes by name, or describes one of them.
 
     trm configs [NAME]
 
-A config's text says its source, its variants, the score to expect, on which
-hardware and in how many hours.
+The description of a config has its source, its variants, the expected score,
+the hardware and the hours.
 """
 
 from trm_jax.cli import app, configs, shipped
 
 
 def main(argv: list[str]):
-  """Prints all summaries, or one text."""
+  """Prints all summaries, or one description."""
   if not argv[1:]:
     print(shipped.listing("configs"))
     return

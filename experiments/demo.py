@@ -1,10 +1,10 @@
-"""The whole journey in some minutes: generate, train, evaluate, draw, save.
+"""Trains and evaluates a small TRM on the CPU in some minutes.
 
     trm demo [--workdir=runs/demo]
 
-Generates 6x6 Sudoku puzzles, trains a small TRM on the CPU, evaluates puzzles
-that it has never seen at depths 1 to 32, draws accuracy against depth and
-FLOPs, and saves the weights. Interrupted, it goes on where it stopped.
+Generates 6x6 Sudoku puzzles, trains, evaluates held-out puzzles at depths 1 to
+32, draws accuracy against depth and FLOPs, and saves the weights. When
+interrupted, the same command resumes it.
 """
 
 import time
@@ -19,7 +19,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the run.")
 
 
 def main(argv: list[str]) -> int:
-  """Does all of it."""
+  """Generates, trains, evaluates, draws and saves."""
   from rich.console import Console
 
   from trm_jax import config as config_lib
@@ -52,22 +52,18 @@ def main(argv: list[str]) -> int:
   records = report.evaluate_depths(experiment, step, params, held_out, DEPTHS)
   title = report.title(experiment, step)
   report.print_records(records, title)
-  made = {
+  paths = {
     "accuracy against depth": folder.plots / "depth.png",
     "learning curves": folder.plots / "learning.png",
     "weights": folder.path / "weights.safetensors",
     "scores": folder.result,
   }
-  curves.depth_curve(records, made["accuracy against depth"], title)
-  report.plot_learning([folder], made["learning curves"])
-  weights.save_weights(
-    made["weights"],
-    params,
-    config,
-    {"step": step, "scores": records},
-  )
-  result.write(made["scores"], step, records)
-  for what, path in made.items():
+  curves.depth_curve(records, paths["accuracy against depth"], title)
+  report.plot_learning([folder], paths["learning curves"])
+  facts = {"step": step, "scores": records}
+  weights.save_weights(paths["weights"], params, config, facts)
+  result.write(paths["scores"], step, records)
+  for what, path in paths.items():
     print(f"{what + ':':24s}{path}")
   print(f"took {time.perf_counter() - started:.0f} s")
   return 0

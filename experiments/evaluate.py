@@ -1,27 +1,29 @@
 """Evaluates a trained run: depth, breadth, halting, votes.
 
-    python -m experiments.evaluate --workdir=DIR [--depth=1,2,4,8,16,32]
+    trm evaluate --workdir=DIR [--depth=1,2,4,8,16,32]
         [--checkpoint=best|last|STEP] [--puzzles=N] [--data=SOURCE]
         [--split=test|train] [--copies=N] [--puzzle_id=error|mean|blank]
         [--skip_bad_rows]
-    ... [--breadth=1,8] [--halt=q,unchanged,residual,solved] [--views]
+    ... [--breadth=1,8] [--halt=q,unchanged,residual,solved]
+        [--threshold=0] [--patience=3] [--tolerance=0.01] [--views]
+        [--initial_noise=0] [--cycle_noise=0.2] [--seed=0]
         [--select=q,vote,residual,first,solved] [--calibrate=isotonic]
+        [--flops=N] [--seconds=N]
 
-Prints a table, and writes `result.json` and a plot in the folder.
+Prints a table, and writes `result.json` and a plot to the folder of the run.
 
-The second form runs several rollouts of each puzzle, halts them early, or
-both: each depth x breadth x selection rule is a row, with the fraction of
-puzzles that any rollout gets right beside it. --calibrate measures how well
-the confidence of the halting head fits, and corrects it (`calibration.json`).
+The second form runs --breadth rollouts of each puzzle, halts early by the
+rules of --halt, or both. It has a row for each depth, breadth and selection
+rule, with the fraction of puzzles that any rollout gets right. --calibrate
+fits the halting head's confidence to its accuracy (`calibration.json`).
 
 In ARC the augmented copies of a task vote: pass@k is the fraction of test
-grids that are among the k answers with most votes, and `submission.json` has
-the first two in the form of Kaggle's contest. Several checkpoints separated by
-commas vote together, which published scores often do without saying so.
-Tasks that were not trained on have no embedding: --puzzle_id says what then.
+grids among the k answers with most votes, and `submission.json` has the first
+two in Kaggle's format. Several checkpoints, separated by commas, vote together.
+--puzzle_id: the embedding of tasks that the run was not trained on.
 
-Several processes may share the work: give each --coordinator, --num_processes
-and --process_id, or --distributed, as in training.
+Several processes, as in `trm train`: --distributed, or --coordinator,
+--num_processes and --process_id; --heartbeat_seconds, --join_seconds.
 """
 
 from absl import flags
@@ -33,19 +35,19 @@ _DEPTH = flags.DEFINE_string(
   "depth", "1,2,4,8,16,32", "Depths to report, in supervision steps."
 )
 _SPLIT = flags.DEFINE_enum(
-  "split", "test", ["test", "train"], "train: the puzzles of training."
+  "split", "test", ["test", "train"], "The split to evaluate."
 )
 _COPIES = flags.DEFINE_integer(
-  "copies", -1, "ARC: copies that vote; 0 for all. As in training by default.",
+  "copies", -1, "ARC: copies that vote; 0 for all, -1 as in the config.",
   lower_bound=-1,
 )  # fmt: skip
 _BREADTH = flags.DEFINE_string("breadth", "1", "Rollouts to choose from.")
 _SELECT = flags.DEFINE_list(
-  "select", ["q"], "Which rollout answers: q, vote, residual, first, solved."
+  "select", ["q"], "Selection rules: q, vote, residual, first, solved."
 )
 _CALIBRATE = flags.DEFINE_enum(
   "calibrate", None, ["temperature", "isotonic"],
-  "Fit the confidence to held-out puzzles.",
+  "Calibrate the confidence on held-out puzzles.",
 )  # fmt: skip
 _settings = solve_flags.define()
 _join = app.define_processes()

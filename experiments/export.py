@@ -1,4 +1,4 @@
-"""Exports a trained model to files that others read.
+"""Exports a trained model to safetensors, PyTorch, StableHLO, ONNX or Orbax.
 
     trm export --workdir=DIR --out=PATH
         --format=safetensors|torch|stablehlo|onnx|orbax
@@ -7,17 +7,18 @@
 
 --workdir is a run's folder, or a .safetensors file exported from one.
 
-    safetensors  PATH.safetensors  solve and export take it as --workdir
-    torch        PATH.pt           the reference implementation's own
-                 or .safetensors   checkpoint; .pt needs PyTorch
-    stablehlo    PATH.stablehlo    a solver for CPU, GPU and TPU; runs with jax
+    safetensors  PATH.safetensors  for --workdir of solve and export
+    torch        PATH.pt           a checkpoint of the reference
+                 or .safetensors   implementation; .pt needs PyTorch
+    stablehlo    PATH.stablehlo    a solver for CPU, GPU and TPU; needs jax
     onnx         PATH.onnx         a solver for onnxruntime; needs the extra
-                                   [onnx]; --precision=int8 stores its matrices
-                                   in bytes
+                                   [onnx]; --precision=int8 stores matrices as
+                                   8-bit integers
     orbax        PATH              a folder that Orbax loads
 
-Config, task, vocabulary, names of the puzzle ids, step and scores are inside
-safetensors, onnx and orbax; beside torch, stablehlo and onnx, in `PATH.json`.
+Config, task, vocabulary, names of the puzzle ids, step and scores are in the
+file for safetensors, onnx and orbax, and in `PATH.json` for torch, stablehlo
+and onnx.
 """
 
 import pathlib
@@ -30,15 +31,15 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", "", "Folder of a run, or an exported .safetensors file."
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
-_FORMAT = flags.DEFINE_string("format", "", "What to write, see above.")
+_FORMAT = flags.DEFINE_string("format", "", "The format, see above.")
 _OUT = flags.DEFINE_string("out", "", "The file or folder to write.")
 _WEIGHTS = flags.DEFINE_enum(
-  "weights", "ema", ["ema", "raw"], "Averaged over training, or the last."
+  "weights", "ema", ["ema", "raw"], "Moving average, or last weights."
 )
 _PRECISION = flags.DEFINE_enum(
-  "precision", None, ["float32", "int8"], "Of onnx: how it is stored."
+  "precision", None, ["float32", "int8"], "Storage of matrices in onnx."
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is there.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing files.")
 
 
 def main(argv: list[str]) -> int:

@@ -1,16 +1,16 @@
-"""What halting saves: finds the cheapest rules that cost no accuracy.
+"""Finds the cheapest halting rules that keep the accuracy, and times them.
 
-    python -m experiments.halting --workdir=DIR [--depth=16] [--within=0.2]
+    trm halting --workdir=DIR [--depth=16] [--within=0.2]
         [--checkpoint=best|last|STEP] [--data=SOURCE] [--puzzles=N]
         [--puzzle_id=error|mean|blank] [--skip_bad_rows]
 
-Half of the held-out puzzles run at fixed depth, and every rule is replayed on
-what they answered after each step: the halting head at some thresholds, answers
-that do not change, latents that come to rest and, where a task has rules,
-answers that are solutions. Of each rule the cheapest limit within so many
-points of the fixed depth, and one notch stricter to be on the safe side, is
-then used on the other half, and timed beside it. Prints both tables, and writes
-`halting.json` and `plots/halting.png` in the folder.
+Half of the held-out puzzles run at the fixed --depth, and every halting rule is
+replayed on their answers after each step, at several limits: the halting logit,
+unchanged answers, the change of the latent y and, if the task has rules,
+solved puzzles. For each rule, the cheapest limit within --within percentage
+points of the fixed depth's accuracy, made one step stricter for safety, is then
+timed on the other half. Prints both tables, and writes `halting.json` and
+`plots/halting.png` to the folder of the run.
 """
 
 from absl import flags
@@ -19,10 +19,11 @@ from trm_jax.cli import app, solve_flags
 
 _RUN = solve_flags.define_run()
 _DEPTH = flags.DEFINE_integer(
-  "depth", 16, "The fixed depth to save from.", lower_bound=2, upper_bound=256
-)
+  "depth", 16, "The fixed depth to compare with.", lower_bound=2,
+  upper_bound=256,
+)  # fmt: skip
 _WITHIN = flags.DEFINE_float(
-  "within", 0.2, "Points of accuracy that a rule may cost.", lower_bound=0.0
+  "within", 0.2, "Percentage points that a rule may lose.", lower_bound=0.0
 )
 
 

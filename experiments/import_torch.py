@@ -1,22 +1,21 @@
-"""Makes a run of a published PyTorch checkpoint.
+"""Makes a run from a published PyTorch checkpoint.
 
     trm import_torch --checkpoint=FILE --out=DIR
-        --config=FILE.py[:variant] [--config.model.heads=8 ...]
+        --config=NAME[:variant] [--config.model.heads=8 ...]
         [--puzzle_table=keep|mean|drop] [--identifiers=FILE.json]
 
-FILE is what the reference implementation saved, or any state dict with its
-names, as torch.save writes it (which needs PyTorch) or as .safetensors. Code
-in it is never run.
+--checkpoint is a file of the reference implementation, or a state dict with its
+names, from torch.save (needs PyTorch) or as .safetensors. Code in it is never
+run.
 
 The config describes the model. Width, layers and puzzle embedding are taken
-from the file, and differences are printed; a file that the config does not
-describe otherwise is refused. DIR is then a run's folder at step 0: evaluate
-it, or train it further with the same config.
+from the file, and differences are printed; other differences are errors. --out
+becomes a run's folder at step 0: evaluate it, or train it with the same config.
 
-A puzzle table of another size than the data needs is refused unless
---puzzle_table says what to do. keep: all of it; --identifiers names its rows,
-which are matched by name (the identifiers.json of the dataset that it was
-trained on). mean: one embedding for all puzzles. drop: zeros.
+A puzzle table of another size than the data needs is an error without
+--puzzle_table. keep: keep all rows, matched with the data by their names in
+--identifiers (the identifiers.json of the dataset of the checkpoint). mean: one
+embedding for all puzzles. drop: zeros.
 """
 
 import pathlib
@@ -29,7 +28,7 @@ _CONFIG = app.define_config()
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "The file to import.")
 _OUT = flags.DEFINE_string("out", "", "Folder of the run to make.")
 _PUZZLE_TABLE = flags.DEFINE_enum(
-  "puzzle_table", None, ["keep", "mean", "drop"], "What to do with a table."
+  "puzzle_table", None, ["keep", "mean", "drop"], "Treatment of the table."
 )
 _IDENTIFIERS = flags.DEFINE_string(
   "identifiers", "", "JSON list of the names of the puzzle table's rows."

@@ -2,9 +2,9 @@
 
     trm parity FILE.npz [--dtype=float32] [--tolerance=1e-4]
 
-Prints, for each recorded quantity, the largest absolute difference and the
-largest difference relative to the quantity's largest magnitude. Exits with 1
-if any relative difference is above the tolerance.
+Prints the largest absolute difference of each recorded quantity, and the same
+relative to the quantity's largest magnitude. Exits with status 1 if a relative
+difference exceeds the tolerance.
 """
 
 from absl import flags
@@ -15,7 +15,7 @@ _DTYPE = flags.DEFINE_enum(
   "dtype", "float64", ["float64", "float32"], "Arithmetic of the replay."
 )
 _TOLERANCE = flags.DEFINE_float(
-  "tolerance", 1e-4, "Largest relative difference allowed.", lower_bound=0
+  "tolerance", 1e-4, "Largest allowed relative difference.", lower_bound=0
 )
 
 

@@ -1,8 +1,8 @@
-"""Draws learning curves of one or many runs.
+"""Draws the learning curves of one or more runs.
 
     trm plot DIR [DIR ...] [--out=FILE.png]
 
-By default the picture goes to `plots/learning.png` in the first run's folder.
+By default writes `plots/learning.png` in the first run's folder.
 """
 
 import pathlib

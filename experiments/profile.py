@@ -1,18 +1,17 @@
-"""Profiles a config's compiled step: what the devices spend their time on.
+"""Profiles a config's compiled step: time by operation and part of the model.
 
     trm profile --config=NAME[:variant] [--what=train|evaluate|solve]
         [--steps=20] [--out=runs/profile] [--top=10] [--json]
 
-Runs the very program that training, evaluation or solving runs, on synthetic
-puzzles, compiled and warmed up before, and keeps a trace in a new folder below
---out, for Perfetto and XProf. Prints the costliest operations and the fraction
-of each part of the model: the time in an operation itself, of all that the
-devices did, and the lines that it comes from. GFLOP/s are those of matrix
-products, GB/s what an operation reads and writes. A device that is not busy
-waits for the host.
+Runs the program of training, evaluation or solving on synthetic puzzles after a
+warm-up, and writes a trace for Perfetto and XProf to a new folder in --out.
+Prints the --top costliest operations, with their source lines and their
+fraction of the busy time of the devices, and the fraction of each part of the
+model. GFLOP/s count matrix products, GB/s the bytes read and written. While not
+busy, a device waits for the host.
 
-Evaluation goes to config.eval.depth, with config.eval.batch_size puzzles; so
-does solving, with as many slots, and halts no earlier.
+Evaluation and solving go to config.eval.depth without halting earlier, with
+config.eval.batch_size puzzles at once.
 """
 
 import json
@@ -29,9 +28,9 @@ _STEPS = flags.DEFINE_integer(
   "steps", 20, "Supervision steps to trace, rounded up to whole dispatches.",
   lower_bound=1,
 )  # fmt: skip
-_OUT = flags.DEFINE_string("out", "runs/profile", "A folder for traces.")
+_OUT = flags.DEFINE_string("out", "runs/profile", "Folder of the traces.")
 _TOP = flags.DEFINE_integer("top", 10, "Operations to print.", lower_bound=1)
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
 def main(argv: list[str]) -> int:
@@ -42,10 +41,10 @@ def main(argv: list[str]) -> int:
   app.no_arguments(argv)
   experiment = config.read(app.config_values(_CONFIG))
   out = profile.writable(_OUT.value)
-  made = program.dispatch(_WHAT.value, experiment, _STEPS.value)
-  times = -(-_STEPS.value // made.steps)
-  file = profile.record(made.call, times, _WHAT.value, out)
-  report = {"what": _WHAT.value} | profile.report(file, times * made.steps)
+  dispatch = program.dispatch(_WHAT.value, experiment, _STEPS.value)
+  times = -(-_STEPS.value // dispatch.steps)
+  file = profile.record(dispatch.call, times, _WHAT.value, out)
+  report = {"what": _WHAT.value} | profile.report(file, times * dispatch.steps)
   report["operations"] = report["operations"][: _TOP.value]
   if _JSON.value:
     print(json.dumps(report))

@@ -1,4 +1,4 @@
-"""Draws puzzles, answers, augmented copies, and what a model makes of them.
+"""Draws puzzles, their solutions and augmented copies, and a model's answers.
 
     trm show --task=sudoku|maze|arc --out=FILE.png
         [--data=SOURCE] [--size=N] [--copies=K]
@@ -7,12 +7,13 @@
         [--puzzle_id=error|mean|blank] [--copies=K]
 
 Both take [--puzzles=N | --name=TASK,TASK] [--split=train|test] [--seed=N]
-[--skip_bad_rows]. Sources are csv files, ARC folders and challenges, and
-folders in the reference's layout; without one, Sudoku and mazes are generated.
+[--skip_bad_rows]. A source is a csv file, an ARC folder or challenges file, or
+a folder in the reference's layout. Without one, Sudokus and mazes are
+generated.
 
-Of a run, its test puzzles are drawn beside the model's answers. Wrong cells
-are marked, and a bar shows the probability of halting. A GIF has the answer
-after each supervision step; cells that have just changed are framed.
+With --workdir, draws the test puzzles of a run and the model's answers. Wrong
+cells are marked, and a bar is the probability of halting. A GIF has a frame for
+each supervision step; cells that have just changed are framed.
 """
 
 import dataclasses
@@ -25,23 +26,23 @@ from trm_jax.cli import app
 flags.DEFINE_string("out", "", "The PNG or GIF to write.")
 flags.DEFINE_string("task", None, "The task: sudoku, maze or arc.")
 flags.DEFINE_string("workdir", "", "Folder of a run.")
-flags.DEFINE_string("data", "", "Where to take puzzles from.")
+flags.DEFINE_string("data", "", "Source of the puzzles.")
 flags.DEFINE_integer(
   "size", None, "Cells along one side; 9 in Sudoku, else 30.", lower_bound=1
 )
-flags.DEFINE_enum("split", "test", ["train", "test"], "Which split.")
+flags.DEFINE_enum("split", "test", ["train", "test"], "The split to draw.")
 flags.DEFINE_integer(
   "puzzles", 3, "Puzzles to draw.", lower_bound=1, upper_bound=100
 )
-flags.DEFINE_list("name", [], "ARC: draw the tasks of these names.")
+flags.DEFINE_list("name", [], "ARC: names of the tasks to draw.")
 flags.DEFINE_integer(
   "copies", 0, "Augmented copies of each puzzle.", lower_bound=0, upper_bound=20
 )
 flags.DEFINE_integer(
-  "seed", 0, "Of the choice of puzzles, and of copies.", lower_bound=0
+  "seed", 0, "Seed of the choice of puzzles and copies.", lower_bound=0
 )
 flags.DEFINE_integer(
-  "depth", None, "Supervision steps. As in the run's evaluation by default.",
+  "depth", None, "Supervision steps; as in the run's evaluation by default.",
   lower_bound=1, upper_bound=256,
 )  # fmt: skip
 flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
@@ -53,7 +54,7 @@ app.define_skip_bad_rows()
 
 
 def main(argv: list[str]) -> int:
-  """Draws what the flags say."""
+  """Draws what the flags request."""
   from trm_jax.cli import show
 
   app.no_arguments(argv)

@@ -1,22 +1,22 @@
 """Solves puzzles from a file or from standard input.
 
-    python -m experiments.solve --workdir=RUN|FILE.safetensors [FILE|-]
+    trm solve --workdir=RUN|FILE.safetensors [FILE|-]
         [--depth=16] [--confidence=0.8 | --fixed] [--breadth=K] [--several]
-        [--json | --show] [--gif=FILE.gif]
+        [--select=RULE] [--cycle_noise=0.2] [--views] [--seed=0]
+        [--checkpoint=best|last|STEP] [--puzzle_id=error|mean|blank]
+        [--batch_size=256] [--memory=4GB] [--json | --show] [--gif=FILE.gif]
 
-Puzzles are in their task's own form: a Sudoku a line (81 characters, `.` or 0
-for a blank), mazes as text with an empty line between them, csv with a column
-`question`, or the json of an ARC task. Answers go to standard output in the
-same form and order; --several writes all answers of the rollouts, each below
-the fraction that gave it; --json writes an object a line, with confidence,
-steps, alternatives and the answer after each step. Confidence is calibrated if
-`evaluate --calibrate` has measured it.
+Puzzles are one Sudoku per line (81 characters, `.` or 0 for a blank), mazes as
+text separated by empty lines, csv with a column `question`, or the json of an
+ARC task. Answers are written in the same form and order; --several writes all
+answers of the rollouts, each below its fraction; --json one object per line,
+with confidence, steps, alternatives and history.
 
-An invalid puzzle is reported with its line, and the others are solved all the
-same; the exit status is then 1. A puzzle halts as soon as its confidence is
-above --confidence, or its answer is a solution by the rules.
+A puzzle halts when its confidence (calibrated after `evaluate --calibrate`) is
+above --confidence, or the task's rules say it is solved. Invalid puzzles are
+reported with their line, and the exit status is then 1.
 
-    echo "1..4....3..2...." | python -m experiments.solve --workdir=RUN -
+    echo "1..4....3..2...." | trm solve --workdir=RUN -
 """
 
 from absl import flags
@@ -31,11 +31,11 @@ _SEVERAL = flags.DEFINE_bool(
   "several", False, "Write all answers of 16 rollouts, or --breadth if more."
 )
 _MEMORY = flags.DEFINE_string(
-  "memory", "", "Lower --batch_size until a device needs no more, as in 4GB."
+  "memory", "", "Memory limit of a device, such as 4GB; lowers --batch_size."
 )
-_JSON = flags.DEFINE_bool("json", False, "Write an object a line.")
-_SHOW = flags.DEFINE_bool("show", False, "Draw the refinement here.")
-_GIF = flags.DEFINE_string("gif", "", "Draw the refinement into this file.")
+_JSON = flags.DEFINE_bool("json", False, "Write one JSON object per line.")
+_SHOW = flags.DEFINE_bool("show", False, "Draw each step in the terminal.")
+_GIF = flags.DEFINE_string("gif", "", "Draw each step into this file.")
 # Fields of `ReasonConfig`.
 _FIELDS = {
   "max_recursion_depth": flags.DEFINE_integer(
@@ -47,21 +47,21 @@ _FIELDS = {
   "breadth": flags.DEFINE_integer(
     "breadth", 1, "Rollouts of each puzzle.", lower_bound=1
   ),
-  "select": flags.DEFINE_enum("select", "q", SELECTS, "Which rollout answers."),
+  "select": flags.DEFINE_enum("select", "q", SELECTS, "The selection rule."),
   "cycle_noise": flags.DEFINE_float(
-    "cycle_noise", 0.2, "What makes rollouts differ.", lower_bound=0.0
+    "cycle_noise", 0.2, "Noise on rollouts but the first.", lower_bound=0.0
   ),
   "views": flags.DEFINE_bool("views", False, "Rollouts see random symmetries."),
   "batch_size": flags.DEFINE_integer(
     "batch_size", 256, "Rollouts at once.", lower_bound=1
   ),
   "puzzle_id": solve_flags.define_puzzle_id(),
-  "seed": flags.DEFINE_integer("seed", 0, "Of noise and views.", lower_bound=0),
+  "seed": flags.DEFINE_integer("seed", 0, "Random seed.", lower_bound=0),
 }
 
 
 def main(argv: list[str]) -> int:
-  """Solves what it is given."""
+  """Solves the puzzles of a file or of standard input."""
   from trm_jax.cli import answers
 
   form = answers.Form(_SEVERAL.value, _JSON.value, _SHOW.value, _GIF.value)

@@ -1,18 +1,18 @@
-"""Trains a model, or goes on where an earlier run of the folder stopped.
+"""Trains a model, or resumes the run of a folder.
 
-    trm train --config=FILE.py[:variant] --workdir=DIR
+    trm train --config=NAME[:variant] --workdir=DIR
         [--config.optim.lr=2e-4 ...] [--skip_bad_rows] [--tensorboard]
 
-Any field of the config can be changed on the command line. Running the same
-command again resumes from the last checkpoint, bit for bit; another config in
-the same folder is refused. SIGTERM or Ctrl-C saves first and exits with 128
-plus the signal's number.
+Any field of the config can be changed on the command line. The same command
+resumes from the last checkpoint, bit for bit; another config in the same folder
+is refused. SIGTERM or Ctrl-C saves first and exits with 128 plus the signal's
+number.
 
 Several processes: give each --coordinator=HOST:PORT of process 0,
 --num_processes and --process_id (on TPU pods and Slurm, --distributed alone)
-and the same --workdir, on a disk that they share or in a bucket (gs://). A
-signal to one of them saves on all. When one is lost, the others end within
---heartbeat_seconds with status 75: start all again to go on.
+and the same --workdir, on a shared disk or in a bucket (gs://). They wait
+--join_seconds for each other. A signal to one saves on all. If one is lost, the
+others end within --heartbeat_seconds with status 75; start all again to resume.
 """
 
 from absl import flags
@@ -23,13 +23,13 @@ _CONFIG = app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
 _SKIP_BAD_ROWS = app.define_skip_bad_rows()
 _TENSORBOARD = flags.DEFINE_bool(
-  "tensorboard", False, "Write TensorBoard files too (extra 'tensorboard')."
+  "tensorboard", False, "Also write TensorBoard files; needs [tensorboard]."
 )
 _join = app.define_processes()
 
 
 def main(argv: list[str]) -> int:
-  """Trains what `--config` says in `--workdir`."""
+  """Trains `--config` in `--workdir`."""
   from trm_jax import config as config_lib
   from trm_jax.cli import progress, report
   from trm_jax.run import processes, result
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     overrides["data.skip_bad_rows"] = True
   experiment = config_lib.read(config)
   app.agree(config)
-  loop.build(experiment)  # refuses what the devices cannot do, before writing
+  loop.build(experiment)  # refuse what the devices cannot do before writing
   folder = RunFolder(_WORKDIR.value)
   bar = progress.Bar(experiment.train.steps, quiet=not leader)
   with processes.leader_first("data"):

@@ -1,12 +1,12 @@
 """Writes the data of a config as a folder in the reference's layout.
 
-    trm write_folder --config=FILE.py[:variant] --out=DIR [--dihedral]
+    trm write_folder --config=NAME[:variant] --out=DIR [--dihedral]
         [--config.data.train=SOURCE ...]
 
-The folder (dataset.json, all__inputs.npy, ...) is what the reference trains
-on, and what --config.data.path takes here. ARC copies are written out one by
-one, each where it stands: thousands of copies take gigabytes. --dihedral adds
-the eight images of each training grid, as the reference does for mazes.
+The folder (dataset.json, all__inputs.npy, ...) is the reference's training
+input, and a value of --config.data.path. ARC copies are written in full, so
+thousands of copies take gigabytes. --dihedral adds the rotations and
+reflections of each training grid, as the reference does for mazes.
 """
 
 import pathlib
@@ -16,14 +16,14 @@ from absl import flags
 from trm_jax.cli import app
 
 _CONFIG = app.define_config()
-_OUT = flags.DEFINE_string("out", "", "The folder to make.")
+_OUT = flags.DEFINE_string("out", "", "Folder to write.")
 _DIHEDRAL = flags.DEFINE_bool(
-  "dihedral", False, "Add the images of training grids, for mazes."
+  "dihedral", False, "Add rotations and reflections of training mazes."
 )
 
 
 def main(argv: list[str]) -> int:
-  """Writes what `--config` describes."""
+  """Writes the data of `--config`."""
   from trm_jax import config as config_lib
   from trm_jax.data import datasets, folder_writer
   from trm_jax.errors import UserError

@@ -1,4 +1,4 @@
-"""Recursive reasoning models in JAX: see README.md for a map of the rooms."""
+"""Recursive reasoning models in JAX. README.md has an overview."""
 
 import importlib
 import importlib.metadata
@@ -13,7 +13,7 @@ __all__ = ["TRMProcessor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-  # On first use: whoever wants the core alone does not import the rest.
+  # On first use, so that `import trm_jax` does not load jax.
   if name == "TRMProcessor":
     return importlib.import_module("trm_jax.solve.processor").TRMProcessor
   if name == "__version__":

@@ -1,1 +1,1 @@
-"""What the programs share: flags, errors, progress, tables."""
+"""Code of the programs: flags, errors, progress, tables."""

@@ -1,4 +1,4 @@
-"""What the program `solve` reads and writes."""
+"""Input and output of the program `solve`."""
 
 import contextlib
 import json
@@ -22,17 +22,17 @@ from trm_jax.errors import UserError
 from trm_jax.solve.processor import TRMProcessor
 from trm_jax.solve.reasoning import Reasoning
 
-_SECONDS = 0.7  # of a frame
-_DRAWN = 20  # puzzles at most
+_FRAME_SECONDS = 0.7
+_MOST_DRAWN = 20  # puzzles
 
 
 class Form(NamedTuple):
-  """How answers are written; each is a flag of the program."""
+  """How answers are written: flags of the program."""
 
   several: bool  # all answers of the rollouts
-  json: bool  # an object a line
-  show: bool  # the refinement in the terminal
-  gif: str  # the file to draw the refinement into, or ""
+  json: bool  # one object per line
+  show: bool  # draw the refinement in the terminal
+  gif: str  # file to draw the refinement into, or ""
 
 
 def solve(
@@ -43,21 +43,13 @@ def solve(
   form: Form,
   memory: str,
 ) -> int:
-  """Solves the puzzles of a file.
+  """Solves the puzzles of file `name`, or of standard input ("-").
 
-  Args:
-    workdir: a run, or exported weights.
-    checkpoint: of the run.
-    name: the file, or "-" for standard input.
-    config: fields of `ReasonConfig`.
-    form: how answers are written.
-    memory: what a device may need at most, or "".
-
-  Returns:
-    The exit status: 1 if there was an invalid puzzle.
+  `config` has fields of `ReasonConfig`. Returns the exit status: 1 if there
+  was an invalid puzzle.
   """
   verbose = bool(form.json or form.show or form.gif)
-  with _open(name) as stream:  # a wrong path should not wait for the weights
+  with _open(name) as stream:  # report a wrong path before the weights load
     processor = TRMProcessor.from_pretrained(
       workdir, {**config, "verbose_reasoning": verbose}, checkpoint
     )
@@ -65,26 +57,27 @@ def solve(
     found = questions.read(stream, task, name)
   if memory:
     processor.set_memory_limit(memory)
-  asked = [item for item in found if isinstance(item, Question)]
-  if (form.show or form.gif) and len(asked) > _DRAWN:
+  puzzles = [item for item in found if isinstance(item, Question)]
+  if (form.show or form.gif) and len(puzzles) > _MOST_DRAWN:
     raise UserError(
-      f"{name}: {len(asked)} puzzles are too many to draw; at most {_DRAWN}"
+      f"{name}: {len(puzzles)} puzzles are too many to draw; at most "
+      f"{_MOST_DRAWN}"
     )
   with report.progress_bar("solving") as on_progress:
-    results = processor.solve(asked, form.several, on_progress)
+    results = processor.solve(puzzles, form.several, on_progress)
   if form.gif and results:
-    _draw_gif(asked, results, task, form.gif)
+    _draw_gif(puzzles, results, task, form.gif)
   try:
     status = _write(found, results, task, form)
     sys.stdout.flush()
-  except BrokenPipeError:  # the reader has ended, as `head` does
+  except BrokenPipeError:  # the reader has ended, such as `head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   return status
 
 
 def check(argv: list[str], workdir: str, confidence: float, form: Form):
-  """Refuses flags that do not go together, before anything is loaded."""
+  """Raises UserError for flags that do not go together."""
   if len(argv) > 2:
     raise UserError(f"expected one file, or - for standard input: {argv[1:]}")
   if not workdir:
@@ -115,7 +108,7 @@ def _write(
   task: Task,
   form: Form,
 ) -> int:
-  """Writes answers and faults in the order of the input; the exit status."""
+  """Writes answers and faults in input order; returns the exit status."""
   solved, faults = iter(results), 0
   for item in found:
     if isinstance(item, Fault):
@@ -139,17 +132,17 @@ def _write(
         print(f"# {item.name}")
       print(_as_text(result.answer, task))
   checked = [result.checked for result in results if result.checked is not None]
-  told = f"{len(results)} answered"
+  summary = f"{len(results)} answered"
   if checked:
-    told += f", {sum(checked)} of them right by the rules"
+    summary += f", {sum(checked)} of them right by the rules"
   steps = np.mean([result.steps for result in results] or [0])
-  told += f"; {steps:.2f} steps a puzzle"
-  print(told + f"; {faults} were invalid" * bool(faults), file=sys.stderr)
+  summary += f"; {steps:.2f} steps a puzzle"
+  print(summary + f"; {faults} were invalid" * bool(faults), file=sys.stderr)
   return 1 if faults else 0
 
 
 def _as_text(answer: Any, task: Task) -> str:
-  """An answer in its task's form; an empty line ends one of several lines."""
+  """An answer in its task's form; an empty line follows one of many lines."""
   if not task.in_rows:
     return answer
   if isinstance(answer, str):
@@ -175,7 +168,7 @@ def _show(question: Question, result: Reasoning, task: Task):
     terminal.draw(task, question.tokens, answer, old, question.label)
     for answer, old in zip(result.history, before, strict=True)
   ]
-  terminal.play(frames, Console(), question.name, _SECONDS)
+  terminal.play(frames, Console(), question.name, _FRAME_SECONDS)
   checked = {None: "", True: ", a solution", False: ", not a solution"}
   print(f"confidence {result.confidence:.1%}{checked[result.checked]}")
   for one in result.alternatives:
@@ -183,15 +176,15 @@ def _show(question: Question, result: Reasoning, task: Task):
 
 
 def _draw_gif(
-  asked: Sequence[Question],
+  puzzles: Sequence[Question],
   results: Sequence[Reasoning],
   task: Task,
   path: str,
 ):
-  """Draws the refinement of all puzzles; those that halt early stay as is."""
-  inputs = np.stack([question.tokens for question in asked])
-  unknown = np.zeros_like(inputs[0])
-  labels = np.stack([unknown if q.label is None else q.label for q in asked])
+  """Draws the refinement of all puzzles; halted ones keep their last answer."""
+  inputs = np.stack([question.tokens for question in puzzles])
+  blank = np.zeros_like(inputs[0])
+  labels = np.stack([blank if q.label is None else q.label for q in puzzles])
   last = max(len(result.history) for result in results)
 
   def at_each_step(histories: list[Any]) -> np.ndarray:
@@ -211,6 +204,6 @@ def _draw_gif(
   pictures.save_gif(
     (pictures.panels(frame, task, "", last) for frame in frames),
     pathlib.Path(path),
-    _SECONDS,
+    _FRAME_SECONDS,
   )
   print(f"wrote {path}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""What the programs share: short errors, flags and configs.
+"""Running a program: flags, configs, and errors in one line.
 
 A program is a file experiments/NAME.py, run as `trm NAME`, or in a checkout as
-`python -m experiments.NAME`. Its docstring is its help: a line that says what
-it does, which `trm --help` lists, then its usage as `trm NAME --flag=...`. Then
+`python -m experiments.NAME`. Its docstring is its help: a summary line, which
+`trm --help` lists, then its usage as `trm NAME --flag=...`.
 
     from absl import flags
 
@@ -11,7 +11,7 @@ it does, which `trm --help` lists, then its usage as `trm NAME --flag=...`. Then
     _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
 
     def main(argv: list[str]):
-      from trm_jax.run.folder import RunFolder
+      from trm_jax.run.folder import RunFolder  # imports jax
 
       app.no_arguments(argv)
       ...
@@ -19,9 +19,7 @@ it does, which `trm --help` lists, then its usage as `trm NAME --flag=...`. Then
     if __name__ == "__main__":
       app.run(main)
 
-At its top it imports the standard library, absl's flags and this module, which
-is light. Whatever loads jax is imported in `main`, so that `--help` answers at
-once.
+Import what loads jax in `main`, so that `--help` is fast.
 """
 
 import os
@@ -38,17 +36,16 @@ from ml_collections import config_flags
 from trm_jax.cli import configs, shipped
 from trm_jax.errors import UserError
 
-# Flags defined here belong to the program that asks for them: --help shows
-# the program's own flags only.
+# Flags defined here appear in the --help of the calling program.
 flags.disclaim_key_flags()
 
 
 def run(main: Callable[[list[str]], int | None]):
-  """Runs a program; an error its user can correct is one line, status 2."""
+  """Runs a program; a `UserError` is printed as one line, with status 2."""
 
   def guarded(argv: list[str]) -> int | None:
-    # What is logged as an error is raised as well, and Orbax logs a full disk
-    # in a thousand lines.
+    # Errors are raised as well as logged, and Orbax logs a full disk in a
+    # thousand lines.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _hide_late_reads
     try:
@@ -67,12 +64,12 @@ def run(main: Callable[[list[str]], int | None]):
 
 
 def say(message: str):
-  """Prints and flushes, so that a log file shows progress at once."""
+  """Prints and flushes, so that log files are up to date."""
   print(message, flush=True)
 
 
 def define_config() -> flags.FlagHolder:
-  """The flag `--config=NAME[:variant]` and its `--config.x.y=value`."""
+  """Defines `--config=NAME[:variant]` and `--config.x.y=value`."""
   flag = config_flags.DEFINE_config_file(
     "config", None,
     "The experiment, NAME[:variant] or FILE.py[:variant]; `trm configs` "
@@ -84,11 +81,11 @@ def define_config() -> flags.FlagHolder:
 
 
 def define_processes() -> Callable[[], None]:
-  """The flags by which several processes become one run.
+  """Defines the flags of runs with several processes.
 
   Returns:
-    A function that joins them if they ask for it; call it after parsing and
-    before any device is touched.
+    A function that joins the processes, if the flags say so; call it after
+    parsing and before any use of devices.
   """
   distributed = flags.DEFINE_bool(
     "distributed", False, "Join the processes that the cluster names."
@@ -130,10 +127,7 @@ def define_processes() -> Callable[[], None]:
 
 
 def agree(config: Mapping[str, Any]):
-  """Refuses processes that were not all given the same config.
-
-  Each may keep its data elsewhere.
-  """
+  """Checks that all processes have the same config but for `data.cache_dir`."""
   from trm_jax.run import processes
 
   config = {name: dict(section) for name, section in config.items()}
@@ -142,7 +136,7 @@ def agree(config: Mapping[str, Any]):
 
 
 def define_skip_bad_rows() -> flags.FlagHolder[bool]:
-  """The flag `--skip_bad_rows` of the programs that read csv files."""
+  """Defines `--skip_bad_rows`."""
   return flags.DEFINE_bool(
     "skip_bad_rows", False, "Leave out bad rows of csv files and count them."
   )
@@ -157,7 +151,7 @@ def config_values(flag: flags.FlagHolder) -> dict[str, Any]:
 
 
 def config_overrides(name: str) -> dict[str, Any]:
-  """What the command line changed in a config."""
+  """The config fields that the command line overrides."""
   return config_flags.get_override_values(flags.FLAGS[name])
 
 
@@ -169,7 +163,7 @@ def only_argument(argv: list[str], name: str) -> str:
 
 
 def no_arguments(argv: list[str]):
-  """Refuses positional arguments: mostly flags without their dashes."""
+  """Refuses positional arguments, such as flags without dashes."""
   if argv[1:]:
     raise UserError(f"unexpected arguments {argv[1:]}: flags start with --")
 
@@ -186,7 +180,7 @@ def whole_numbers(text: str, flag: str) -> list[int]:
 
 
 class _ConfigParser(flags.ArgumentParser):
-  """Finds configs by name, and fills in what they leave out."""
+  """Parses the value of `--config` with `configs.load`."""
 
   def parse(self, argument: str) -> Any:
     return configs.load(argument)
@@ -196,17 +190,16 @@ class _ConfigParser(flags.ArgumentParser):
 
 
 def _hide_late_reads(unraisable: Any):
-  """Hides one harmless message of Orbax; all others are shown.
+  """Hides an error of reads that end after Orbax has closed its event loop.
 
-  When a damaged checkpoint is refused, reads of its other arrays may still
-  end after Orbax has closed its event loop.
+  This happens when a damaged checkpoint is refused.
   """
   if str(unraisable.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(unraisable)
 
 
 def _joined() -> types.ModuleType | None:
-  """The module `processes`, if this is one of several processes."""
+  """The module `processes` if there are several processes, else None."""
   processes = sys.modules.get("trm_jax.run.processes")
   return processes if processes and processes.are_several() else None
 
@@ -216,7 +209,7 @@ def _fail(message: str) -> int:
 
 
 def _end_by(error: Exception) -> int:
-  """Ends by an error that is not a `UserError`; a single process raises it."""
+  """Ends with an error that is no `UserError`; a single process raises it."""
   import jax
 
   is_device = isinstance(error, jax.errors.JaxRuntimeError)
@@ -238,11 +231,11 @@ def _end_by(error: Exception) -> int:
 
 
 def _end_all(message: str, status: int) -> int:
-  """Prints why this process ends, and tells all other processes."""
+  """Prints why this process ends, and ends all other processes."""
   print(message, file=sys.stderr, flush=True)
   if processes := _joined():
     processes.tell_failure(message.removeprefix("error: "))
-    # An orderly end would wait for what the others no longer do.
+    # A normal exit would wait for the other processes.
     sys.stdout.flush()
     os._exit(status)
   return status
@@ -260,7 +253,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _program(name: str) -> str:
-  """How the user called this program."""
+  """The command that runs this program."""
   spec = sys.modules["__main__"].__spec__
   if spec is None or spec.name == "__main__":
     return name
@@ -268,11 +261,11 @@ def _program(name: str) -> str:
 
 
 def _fault(error: BaseException) -> str:
-  """What is wrong with the flags, in a line."""
+  """One line that says what is wrong with the flags."""
   cause = error
   while cause:
     if isinstance(cause, UserError):
-      return str(cause)  # absl adds to it
+      return str(cause)  # without what absl adds
     cause = cause.__cause__ or cause.__context__
   if isinstance(error, (KeyError, AttributeError)):
     return _unknown_field(error)
@@ -280,7 +273,7 @@ def _fault(error: BaseException) -> str:
 
 
 def _unknown_field(error: Any) -> str:
-  """Says which override names no field, in ml_collections' error."""
+  """The message for an override of a field that does not exist."""
   while isinstance(error, BaseException):
     error = error.args[0]
   name, *hint = str(error).splitlines()  # the field in quotes, then a hint

@@ -1,8 +1,8 @@
-"""Configs by name or by path: NAME[:variant] or FILE.py[:variant].
+"""Loads configs by name or by path: NAME[:variant] or FILE.py[:variant].
 
-A config is a Python file with a function `get_config`, which may take the name
-of a variant. It sets what differs from the defaults of `trm_jax.config`; here
-the rest is filled in, so that any field can be overridden and is kept.
+A config is a Python file with a function `get_config`, which may take a
+variant. It sets what differs from the defaults of `trm_jax.config`; the other
+fields are filled in here, so that any field can be overridden and is recorded.
 """
 
 import dataclasses
@@ -17,19 +17,15 @@ from ml_collections import ConfigDict, config_dict
 from trm_jax.cli import shipped
 from trm_jax.errors import UserError
 
-# What a study sets for each of its models.
+# Fields that a study sets for each of its models.
 _SET_BY_A_STUDY = (("train", "seed"), ("eval", "every"))
 
 
 def load(text: str) -> ConfigDict:
-  """Makes a config, with all fields that may be set.
-
-  Args:
-    text: NAME[:variant] of a shipped config, or FILE.py[:variant].
+  """The config NAME[:variant] or FILE.py[:variant], with all its fields.
 
   Raises:
-    UserError: if there is no such config or variant, or the file fails; then
-      with the line at which it does.
+    UserError: there is no such config or variant, or the file raises an error.
   """
   name, colon, variant = text.partition(":")
   path = find(name)
@@ -45,7 +41,7 @@ def load(text: str) -> ConfigDict:
     config = module.get_config(*([variant] if colon else []))
   except UserError:
     raise
-  except Exception as error:  # a config file is Python: it may raise anything
+  except Exception as error:  # Python code may raise anything
     message = str(error) or type(error).__name__
     raise UserError(
       f"--config={name}: {message}{_place(error, path)}"
@@ -58,12 +54,12 @@ def load(text: str) -> ConfigDict:
 
 
 def find(name: str) -> pathlib.Path:
-  """The file of a config."""
+  """The path of a config's file."""
   known = shipped.names("configs")
   path = pathlib.Path(name)
   if name not in known and path.is_file():
     return path
-  # Shipped configs go by their path in a checkout as well.
+  # A shipped config may also be given by its path in a checkout.
   short = path.stem if name == f"configs/{path.stem}.py" else name
   if short in known:
     return shipped.folder("configs") / f"{short}.py"
@@ -74,10 +70,10 @@ def find(name: str) -> pathlib.Path:
 
 
 def _module(path: pathlib.Path) -> str:
-  """The name that a config's file is imported by.
+  """The name to import a config's file by.
 
-  The shipped ones are a package, so that configs may import each other; it is
-  not found by itself in a checkout, where it lies beside `trm_jax`.
+  Shipped configs form the package `trm_jax.configs`, so that they can import
+  each other; in a checkout it is outside `trm_jax` and must be loaded first.
   """
   package = "trm_jax.configs"
   folder = shipped.folder("configs")
@@ -89,14 +85,14 @@ def _module(path: pathlib.Path) -> str:
 
 
 def _place(error: Exception, path: pathlib.Path) -> str:
-  """Where in the config's file an error arose, if it arose there."""
+  """The text `(FILE, line N)` if an error arose in the config's file."""
   frames = traceback.extract_tb(error.__traceback__)
   lines = [f.lineno for f in frames if f.filename == str(path)]
   return f" ({path}, line {lines[-1]})" if lines else ""
 
 
 def _fill(config: Any):
-  """Adds the fields that are left out; in place, for fields may refer."""
+  """Adds missing fields in place, since fields may be references."""
   from trm_jax import config as config_lib  # loads jax
 
   sections = config_lib.sections(config)
@@ -110,7 +106,7 @@ def _fill(config: Any):
     if name not in config:
       config[name] = ConfigDict()
     if not isinstance(config[name], ConfigDict):
-      continue  # is refused when the config is read
+      continue  # refused when the config is read
     hints = typing.get_type_hints(cls)
     for field in config_lib.settable(cls):
       if (name, field.name) not in left_out:
@@ -118,7 +114,7 @@ def _fill(config: Any):
 
 
 def _fill_field(section: ConfigDict, field: dataclasses.Field, hint: Any):
-  """Sets a field's default, and the type that overrides are checked by."""
+  """Sets a missing field's default, and the type for its overrides."""
   value = section.get(field.name, field.default)
   if value is None and field.default is None:
     kind = next(t for t in typing.get_args(hint) if t is not type(None))

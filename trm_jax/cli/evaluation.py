@@ -1,4 +1,4 @@
-"""What the programs `evaluate` and `halting` do with a run and its puzzles."""
+"""The programs `evaluate` and `halting`."""
 
 import contextlib
 import dataclasses
@@ -25,18 +25,18 @@ from trm_jax.solve.solver import Rollouts, Solver
 
 @dataclasses.dataclass(frozen=True)
 class Tested:
-  """A run, and what it is tested on."""
+  """A run and the puzzles to test it on."""
 
   folder: RunFolder
-  experiment: Experiment  # of the run, with the data that is tested
+  experiment: Experiment  # of the run, with the data of the test
   puzzles: Split
   split: str  # "test" or "train"
-  data: str  # the source that is tested instead of the run's own, or ""
+  data: str  # source of the puzzles if not the run's own, or ""
   unseen: str  # the embedding of puzzles that were not trained on
 
   @property
   def kind(self) -> str:
-    """What the puzzles are called."""
+    """Name of the puzzles in titles."""
     return "held-out" if self.split == "test" else "training"
 
   def restore(self, checkpoint: str) -> tuple[int, Params]:
@@ -48,20 +48,20 @@ class Tested:
   def write(
     self, step: int, records: Sequence[Any], ballot: Any, **more: Any
   ) -> list[pathlib.Path]:
-    """Writes `result.json`, and the submission of a vote."""
-    made = [self.folder.result]
+    """Writes `result.json` and, with a ballot, the submission."""
+    paths = [self.folder.result]
     result.write(
-      made[0], step, records, split=self.split, data=self.data, **more
+      paths[0], step, records, split=self.split, data=self.data, **more
     )
     if ballot:
       task = self.experiment.task
       _, pairs = vote.questions_of(self.puzzles, task)
-      made.append(self.folder.submission)
-      write_json(made[-1], vote.submission(ballot, pairs, task))
-    return made
+      paths.append(self.folder.submission)
+      write_json(paths[-1], vote.submission(ballot, pairs, task))
+    return paths
 
   def draw(self, name: str, step: int, plot: Any, *values: Any) -> pathlib.Path:
-    """Draws a picture into the run's folder, which may be in a bucket."""
+    """Draws a picture into the run's folder, which may be remote."""
     path = self.folder.plots / f"{name}.png"
     with files.written_locally(path) as file:
       plot(*values, file, report.title(self.experiment, step))
@@ -70,8 +70,8 @@ class Tested:
 
 @contextlib.contextmanager
 def several_processes(join: Callable[[], None], workdir: str) -> Iterator[None]:
-  """Joins the processes, and lets the first run the block before the others."""
-  # Nothing is to be saved when a signal asks to stop.
+  """Joins the processes; the first runs the block before the others."""
+  # There is nothing to save on SIGTERM.
   jax.config.update("jax_enable_preemption_service", False)
   join()
   app.agree(RunFolder(workdir).read_config())
@@ -80,7 +80,7 @@ def several_processes(join: Callable[[], None], workdir: str) -> Iterator[None]:
 
 
 def by_depth(tested: Tested, checkpoints: Sequence[str], depths: list[int]):
-  """Every depth in one pass, and the votes of one or more checkpoints."""
+  """Evaluates every depth; the copies of several checkpoints vote together."""
   has_copies = tested.puzzles.symmetries is not None
   if len(checkpoints) > 1 and not has_copies:
     raise UserError(
@@ -94,26 +94,24 @@ def by_depth(tested: Tested, checkpoints: Sequence[str], depths: list[int]):
   for which in checkpoints:
     step, params = tested.restore(which)
     if step in steps:
-      continue  # "best" may be "last", and must not vote twice
+      continue  # "best" may equal "last", and must not vote twice
     records = report.evaluate_depths(
       tested.experiment, step, params, tested.puzzles, depths, ballots
     )
     steps.append(step)
-  told = f"step {steps[-1]}"
-  more: dict[str, Any] = {}
-  if has_copies:
-    more["voting_checkpoints"] = steps
-  if len(steps) > 1:
-    told += f"; votes of steps {', '.join(map(str, steps))} together"
   if not processes.is_leader():
     return
+  title = f"{tested.folder.path}, step {steps[-1]}"
+  if len(steps) > 1:
+    title += f"; votes of steps {', '.join(map(str, steps))} together"
+  more: dict[str, Any] = {"voting_checkpoints": steps} if has_copies else {}
   ballot = ballots and ballots[max(depths)]
-  made = tested.write(steps[-1], records, ballot, **more)
-  report.print_records(records, f"{tested.folder.path}, {told}", tested.kind)
+  paths = tested.write(steps[-1], records, ballot, **more)
+  report.print_records(records, title, tested.kind)
   if "exact_accuracy" in records[0]:
     plot = functools.partial(curves.depth_curve, kind=tested.kind)
-    made.append(tested.draw("depth", steps[-1], plot, records))
-  print(f"wrote {', '.join(map(str, made))}")
+    paths.append(tested.draw("depth", steps[-1], plot, records))
+  print(f"wrote {', '.join(map(str, paths))}")
 
 
 def run_rollouts(
@@ -123,7 +121,7 @@ def run_rollouts(
   settings: SolveConfig,
   depths: Sequence[int],
 ) -> Rollouts:
-  """Runs the rollouts of a split, with a bar; compiling is not timed."""
+  """Runs the rollouts of a split; `seconds` does not include compiling."""
   solver = Solver(
     params, experiment.model, experiment.task, experiment.eval.batch_size
   )
@@ -144,7 +142,7 @@ def by_rollouts(
   selects: list[str],
   calibrate: str | None,
 ):
-  """Depth x breadth, with halting; and calibration, if asked for."""
+  """Evaluates depth x breadth with halting, and fits a calibration."""
   experiment, puzzles = tested.experiment, tested.puzzles
   task = experiment.task
   if "," in checkpoint:
@@ -169,7 +167,7 @@ def by_rollouts(
     records = score.grid(found, inputs, labels, task, breadths, selects)
   records = [r | {"halt": settings.halting_label} for r in records]
   speed = score.throughput(found)
-  made = tested.write(
+  paths = tested.write(
     step, records, ballot, settings=dataclasses.asdict(settings), speed=speed
   )
   report.print_records(
@@ -180,10 +178,10 @@ def by_rollouts(
     f"{settings.breadth}, {speed['flops_per_puzzle']:.2e} FLOPs each"
   )
   if "exact_accuracy" in records[0]:
-    made.append(tested.draw("solve", step, curves.solve_grid, records))
+    paths.append(tested.draw("solve", step, curves.solve_grid, records))
   if calibrate:
-    made += _calibrate(tested, step, labels, found, calibrate, settings.seed)
-  print(f"wrote {', '.join(map(str, made))}")
+    paths += _calibrate(tested, step, labels, found, calibrate, settings.seed)
+  print(f"wrote {', '.join(map(str, paths))}")
 
 
 def _calibrate(
@@ -194,10 +192,7 @@ def _calibrate(
   kind: str,
   seed: int,
 ) -> list[pathlib.Path]:
-  """Fits confidence to the first rollouts, at all depths together.
-
-  Whether to halt is asked early as well, where more answers are wrong.
-  """
+  """Fits the confidence of first rollouts at all depths, as halting uses it."""
   labelled = np.flatnonzero(labels.any(-1))
   right = score.is_right(found.answers[labelled, :1], labels[labelled])[:, 0]
   q = found.q_halt[labelled, 0]  # [N, M]
@@ -214,9 +209,9 @@ def _calibrate(
 
 
 def compare_halting(tested: Tested, checkpoint: str, depth: int, within: float):
-  """Finds the cheapest halting rules on half of the puzzles, times the others.
+  """Chooses halting rules on half of the puzzles, and times them on the others.
 
-  They may cost `within` points of accuracy against the fixed depth.
+  They may lose `within` percentage points of accuracy.
   """
   experiment = tested.experiment
   if not experiment.model.is_recursive:

@@ -16,14 +16,7 @@ usage: trm PROGRAM [--flag=value ...]
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the program that the command line names.
-
-  Args:
-    argv: the command line, `sys.argv` by default.
-
-  Returns:
-    The exit status.
-  """
+  """Runs the program named in `argv`, the command line; the exit status."""
   name, *arguments = (sys.argv if argv is None else argv)[1:] or ["--help"]
   if name == "--version":
     print(f"trm_jax {trm_jax.__version__}")
@@ -37,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"error: there is no program {name!r}: {hint}", file=sys.stderr)
     print("       see trm --help", file=sys.stderr)
     return 2
-  # As `python -m` would, but absl shall call the program what its user does.
+  # As `python -m` would, but with the user's name of the program for absl.
   sys.argv = [f"trm {name}", *arguments]
   shipped.load("__main__", shipped.folder("experiments") / f"{name}.py")
   return 0

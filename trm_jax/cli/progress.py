@@ -13,16 +13,11 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 
-_LINE_SECONDS = 15.0  # between lines where there is no terminal
+_LINE_SECONDS = 15.0  # between lines of a log
 
 
 class Bar:
-  """Shows loss, accuracy, steps a second and time left.
-
-  Args:
-    total: optimizer steps in all.
-    quiet: print nothing, as in every process but the first.
-  """
+  """Shows loss, accuracy, speed and time left of `total` optimizer steps."""
 
   def __init__(self, total: int, quiet: bool = False):
     self._console = Console(quiet=quiet)

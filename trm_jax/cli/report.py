@@ -1,4 +1,4 @@
-"""Experiments and scores as programs print them."""
+"""Prints experiments, progress and scores."""
 
 import contextlib
 import math
@@ -31,7 +31,7 @@ from trm_jax.train.step import Recipe
 def describe(
   experiment: Experiment, training: Split, held_out: Split | None
 ) -> str:
-  """The experiment in two lines."""
+  """A summary of an experiment in two lines."""
   model, train = experiment.model, experiment.train
   weights = network.count_weights(network.shapes(model))
   work = Recipe.of(experiment).training_flops(train.steps) / train.steps
@@ -48,7 +48,7 @@ def describe(
 
 
 def title(experiment: Experiment, step: int) -> str:
-  """The heading of a picture."""
+  """The title of a picture of a run's model."""
   side = math.isqrt(experiment.task.seq_len)
   weights = network.count_weights(network.shapes(experiment.model))
   return (
@@ -74,7 +74,7 @@ def _count(split: Split | None) -> str:
 
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-  """A bar on a terminal, and the function to move it: `(done, total)`."""
+  """Shows a progress bar; yields its update function `(done, total)`."""
   with Progress(transient=True, console=Console(stderr=True)) as progress:
     bar = progress.add_task(what, total=None)
     yield lambda done, total: progress.update(bar, completed=done, total=total)
@@ -88,7 +88,7 @@ def evaluate_depths(
   depths: Sequence[int],
   ballots: Mapping[int, vote.Ballot] | None = None,
 ) -> list[evaluate.Record]:
-  """Evaluates with a progress bar; gives the depths that were asked for."""
+  """Evaluates with a progress bar; returns the records of `depths`."""
   if not experiment.model.is_recursive:
     depths = [1]
   mesh = sharding.inference_mesh(experiment.mesh.model)
@@ -109,7 +109,7 @@ def evaluate_depths(
   return [record for record in records if record["depth"] in depths]
 
 
-# A record's field -> the heading of its column, and its format.
+# Field of a record -> heading and format of its column.
 _COLUMNS = {
   "halt": ("halting", ""),
   "depth": ("depth", ""),
@@ -137,14 +137,10 @@ def print_records(
   kind: str = "held-out",
   bold: Collection[int] = (),
 ):
-  """Prints scores as a table, and what they are of below it.
+  """Prints scores as a table with a row per record, and notes below.
 
-  Args:
-    records: evaluations, a row each. Columns that say nothing are left out:
-      rules of halting that are all the same, breadths that are all 1.
-    title: what was evaluated.
-    kind: "held-out" or "training" puzzles.
-    bold: indices of rows to stand out.
+  Columns of equal halting rules or of breadths that are all 1 are left out.
+  `kind` is "held-out" or "training"; `bold` are indices of rows.
   """
   first = records[0]
   hidden = set()
@@ -158,16 +154,14 @@ def print_records(
     justify = "left" if name == "halt" else "right"
     table.add_column(_COLUMNS[name][0], justify=justify)
   for number, record in enumerate(records):
-    alone = record.get("breadth") == 1  # leaves nothing to choose
-    if alone and record["select"] != first["select"]:
+    is_single = record.get("breadth") == 1  # all selection rules are equal
+    if is_single and record["select"] != first["select"]:
       continue
-    table.add_row(
-      *(
-        "" if name == "select" and alone else _text(record, name)
-        for name in names
-      ),
-      style="bold" if number in bold else None,
+    cells = (
+      "" if name == "select" and is_single else _text(record, name)
+      for name in names
     )
+    table.add_row(*cells, style="bold" if number in bold else None)
   _print(table)
   notes = []
   if "puzzles" in first:
@@ -181,7 +175,7 @@ def print_records(
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title=""):
-  """Prints rows of text below their heads; all but the first to the right."""
+  """Prints a table of text; all columns but the first are right-aligned."""
   table = Table(*heads, title=title)
   for column in table.columns[1:]:
     column.justify = "right"
@@ -191,13 +185,13 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title=""):
 
 
 def _print(table: Table):
-  # A log has no width of its own; a "[" in text from outside is no markup.
+  # A log has no width; "[" in user text is not markup.
   width = None if Console().is_terminal else 160
   Console(width=width, markup=False, emoji=False).print(table)
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:
-  """A number, with its standard error where it has one."""
+  """A number, with its standard error if there is one."""
   error = record.get(f"{name}_se")
   spread = f" ± {error:.1%}" if error is not None else ""
   return format(record[name], _COLUMNS[name][1]) + spread
@@ -207,6 +201,6 @@ def plot_learning(folders: Sequence[RunFolder], picture: pathlib.Path):
   """Draws the learning curves of some runs into one picture."""
   runs = {}
   for folder in folders:
-    folder.read_config()  # refuses what is not a run folder
+    folder.read_config()  # raises if this is not a run's folder
     runs[str(folder.path)] = list(metrics.read(folder.metrics))
   curves.learning_curves(runs, picture)

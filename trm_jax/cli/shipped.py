@@ -1,7 +1,7 @@
 """The programs and configs that come with the package.
 
-In a checkout their folders, experiments/ and configs/, lie beside the package;
-where it is installed they lie inside it.
+Their folders, experiments/ and configs/, are beside the package in a checkout,
+and inside it when installed.
 """
 
 import ast
@@ -17,7 +17,7 @@ _PACKAGE = pathlib.Path(trm_jax.__file__).parent
 
 
 def folder(kind: str) -> pathlib.Path:
-  """The folder of all "experiments" or all "configs"."""
+  """The folder of "experiments" or "configs"."""
   inside, beside = _PACKAGE / kind, _PACKAGE.parent / kind
   return inside if inside.is_dir() else beside
 
@@ -28,13 +28,13 @@ def names(kind: str) -> list[str]:
 
 
 def docstring(kind: str, name: str) -> str:
-  """What a program or config says of itself; it is not run."""
+  """The docstring of a program or config, without running it."""
   text = (folder(kind) / f"{name}.py").read_text("utf-8")
   return ast.get_docstring(ast.parse(text)) or ""
 
 
 def listing(kind: str) -> str:
-  """All programs or configs with the first line of their docstrings."""
+  """The names of programs or configs with their summary lines."""
   width = max(map(len, names(kind)))
   return "\n".join(
     f"  {name:{width}s}  {docstring(kind, name).splitlines()[0]}"
@@ -43,7 +43,7 @@ def listing(kind: str) -> str:
 
 
 def load(name: str, path: pathlib.Path) -> types.ModuleType:
-  """Runs a Python file as the module of that name."""
+  """Runs a Python file as the module `name`."""
   spec = importlib.util.spec_from_file_location(name, path)
   assert spec and spec.loader, path
   module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -52,7 +52,7 @@ def load(name: str, path: pathlib.Path) -> types.ModuleType:
 
 
 def suggestion(name: str, known: list[str]) -> str:
-  """Says which name may have been meant, else which there are."""
+  """A hint with the closest known name, else with all of them."""
   close = difflib.get_close_matches(name, known, n=1)
   if close:
     return f"did you mean {close[0]!r}?"

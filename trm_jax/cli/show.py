@@ -1,4 +1,4 @@
-"""Which puzzles `show` draws, and a model's answers to them."""
+"""The program `show`: chooses puzzles, adds a model's answers, draws them."""
 
 import dataclasses
 import difflib
@@ -24,7 +24,7 @@ from trm_jax.errors import UserError
 from trm_jax.run.folder import RunFolder
 from trm_jax.solve import evaluate, held_out
 
-_SECONDS = 0.7  # of a frame
+_FRAME_SECONDS = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Request:
   def __post_init__(self):
     if pathlib.Path(self.out).suffix not in (".png", ".gif"):
       raise UserError(f"--out={self.out}: the name must end in .png or .gif")
-    of_runs = {"depth": None, "checkpoint": "best", "puzzle_id": "error"}
-    given = [name for name in of_runs if getattr(self, name) != of_runs[name]]
+    model_flags = {"depth": None, "checkpoint": "best", "puzzle_id": "error"}
+    given = [n for n, unset in model_flags.items() if getattr(self, n) != unset]
     if self.is_film:
       given.append("out")
     if given and not self.workdir:
@@ -77,21 +77,17 @@ class Request:
 
   @property
   def is_film(self) -> bool:
-    """Whether there is a frame for each supervision step."""
+    """Whether to draw one frame per supervision step."""
     return self.out.endswith(".gif")
 
 
 def draw(request: Request):
-  """Draws a picture or film, and writes it.
-
-  Raises:
-    UserError: if something is wrong with the data, the run or the request.
-  """
+  """Draws a picture or film, and writes it."""
   out = pathlib.Path(request.out)
   folder = RunFolder(request.workdir) if request.workdir else None
   experiment = _read(folder, request) if folder else None
   with tempfile.TemporaryDirectory() as scratch:
-    data = experiment.data if experiment else _fresh_data(request, scratch)
+    data = experiment.data if experiment else _new_data(request, scratch)
     data = held_out.choose_data(data, request.data, request.skip_bad_rows)
     split = _choose(data, request)
     scenes = scenes_lib.scenes_of(
@@ -106,14 +102,14 @@ def draw(request: Request):
     pictures.panels(frame, data.task, title, len(frames)) for frame in frames
   )
   if request.is_film:
-    pictures.save_gif(figures, out, _SECONDS)
+    pictures.save_gif(figures, out, _FRAME_SECONDS)
   else:
     pictures.save_png(next(figures), out)
   print(f"wrote {out}")
 
 
 def _read(folder: RunFolder, request: Request) -> Experiment:
-  """The experiment of a run, of the task that was asked for."""
+  """The experiment of a run; checks its task."""
   experiment = config_lib.read(folder.read_config())
   task = experiment.task.name
   if request.task not in (None, task):
@@ -124,8 +120,8 @@ def _read(folder: RunFolder, request: Request) -> Experiment:
   return experiment
 
 
-def _fresh_data(request: Request, scratch: str) -> Settings:
-  """Data without a run: some generated puzzles, or the ARC source."""
+def _new_data(request: Request, scratch: str) -> Settings:
+  """Data without a run: generated puzzles, or the ARC source."""
   return datasets.TASKS[str(request.task)].few(
     size=request.size, split=request.split, count=request.puzzles,
     copies=request.copies, source=request.data, seed=request.seed,
@@ -134,13 +130,13 @@ def _fresh_data(request: Request, scratch: str) -> Settings:
 
 
 def _choose(data: Settings, request: Request) -> Split:
-  """The puzzles to draw; those without a name are called by their place."""
+  """The puzzles to draw; those without a name are named by their index."""
   path = os.path.expanduser(request.data)
   if request.name and not data.task.parse_names:
     raise UserError("--name: only ARC tasks have names; choose by --seed")
   if data.task.dataset.read_rows and os.path.isfile(path):
     return _choose_rows(data, path, request)
-  # What a run keeps may take a while to make; other data is small.
+  # A run's data may take long to prepare; other data is small.
   say = app.say if request.workdir else lambda message: None
   for note in datasets.prepare(data, say):
     app.say(f"note: {note}")
@@ -155,7 +151,7 @@ def _choose(data: Settings, request: Request) -> Split:
 
 
 def _choose_rows(data: Settings, path: str, request: Request) -> Split:
-  """Rows of a file; a dataset would search all for second solutions first."""
+  """Rows of a file; a dataset would first check all for unique solutions."""
   if request.split == "train":
     raise UserError("--split=train: a file is no run's training data")
   assert data.task.dataset.read_rows
@@ -170,7 +166,7 @@ def _choose_rows(data: Settings, path: str, request: Request) -> Split:
 
 
 def _places(names: Sequence[str], request: Request) -> np.ndarray:
-  """The places of the tasks of `--name` in a split."""
+  """The indices of the tasks of `--name` in a split."""
   for name in request.name:
     if name not in names:
       similar = difflib.get_close_matches(name, names, cutoff=0)
@@ -182,7 +178,7 @@ def _places(names: Sequence[str], request: Request) -> np.ndarray:
 
 
 def _load_examples(data: Settings, split: str) -> Split | None:
-  """The solved examples that define an ARC task, where they are known."""
+  """The training pairs of ARC tasks, if known."""
   if not data.task.copies or split == "train":
     return None
   if data.path and not datasets.has_split(data, "train"):
@@ -197,10 +193,9 @@ def _answer(
   experiment: Experiment,
   request: Request,
 ) -> tuple[list[list[Scene]], str]:
-  """Adds a model's answers: for a film after each step, else after the last.
+  """Scenes with a model's answers for each frame, and a title.
 
-  Returns:
-    The scenes of each frame, and a title.
+  A film has a frame for each step, a picture one for the last step.
   """
   known = folder.read_identifiers()
   names = datasets.identifiers(experiment.data)
@@ -215,7 +210,7 @@ def _answer(
   puzzles = Puzzles.of(questions, questions, ids)
   depth = request.depth or experiment.eval.depth
   if not experiment.model.is_recursive:
-    depth = 1  # there is nothing to refine
+    depth = 1
   answers, q_halt = jax.device_get(
     evaluate.refine(params, puzzles, depth, experiment.model)
   )

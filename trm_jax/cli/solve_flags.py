@@ -1,4 +1,4 @@
-"""The flags of programs that solve puzzles or test a run on them."""
+"""Flags of the programs that solve puzzles or test a run."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,11 +9,10 @@ from trm_jax.cli import app
 from trm_jax.errors import UserError
 from trm_jax.solve.rules import HALTS, SELECTS, SolveConfig
 
-# They belong to the program that asks for them, see `app`.
-flags.disclaim_key_flags()
+flags.disclaim_key_flags()  # see `app`
 
 _DEFAULTS = SolveConfig()
-# As `datasets.UNSEEN`, which takes long to import.
+# Equal to `datasets.UNSEEN`, whose import is slow.
 UNSEEN = ("error", "blank", "mean")
 
 
@@ -61,7 +60,7 @@ def define_run() -> RunFlags:
 
 
 def define_puzzle_id() -> flags.FlagHolder:
-  """The flag `--puzzle_id`."""
+  """Defines `--puzzle_id`."""
   return flags.DEFINE_enum(
     "puzzle_id", "error", UNSEEN,
     "The embedding of ARC tasks that the run was not trained on.",
@@ -72,22 +71,22 @@ def define() -> Callable[..., SolveConfig]:
   """Defines a flag for each field of `SolveConfig` but depth and breadth.
 
   Returns:
-    A function that reads them after parsing; it takes the fields that the
-    program has flags of its own for.
+    A function that makes a `SolveConfig` after parsing; its arguments are the
+    other fields.
   """
   help_of = {
-    "threshold": "--halt=q: the halting logit to exceed; training halts by 0.",
-    "patience": "--halt=unchanged: steps for which the answer must stand.",
-    "tolerance": "--halt=residual: the relative change of y to fall below.",
-    "initial_noise": "Standard deviation of the noise on the initial y and z "
-    "of all rollouts but the first.",
-    "cycle_noise": "The same, before each cycle.",
-    "views": "All rollouts but the first see the puzzle under a random "
-    "symmetry.",
-    "flops": "FLOPs that a puzzle may cost; 0 for any.",
-    "seconds": "When these are over, what runs halts, and what waits gets one "
-    "step.",
-    "seed": "Of the noise and the views.",
+    "threshold": "--halt=q: halt above this halting logit; 0 in training.",
+    "patience": "--halt=unchanged: halt after this many equal answers.",
+    "tolerance": "--halt=residual: halt below this relative change of y.",
+    "initial_noise": "Standard deviation of noise on the initial y and z of "
+    "all rollouts but the first.",
+    "cycle_noise": "Standard deviation of noise before each cycle.",
+    "views": "Show puzzles under random symmetries to all rollouts but the "
+    "first.",
+    "flops": "Budget of FLOPs per puzzle; 0 for none.",
+    "seconds": "Time limit; then running puzzles halt, and waiting ones take "
+    "one step. 0 for none.",
+    "seed": "Seed of the noise and the views.",
   }
   kinds = {
     bool: flags.DEFINE_bool,
@@ -104,8 +103,8 @@ def define() -> Callable[..., SolveConfig]:
     default = getattr(_DEFAULTS, name)
     fields[name] = kinds[type(default)](name, default, text)
 
-  def read(**own: Any) -> SolveConfig:
-    values = {name: flag.value for name, flag in fields.items()} | own
+  def read(**others: Any) -> SolveConfig:
+    values = {name: flag.value for name, flag in fields.items()} | others
     halt = tuple(values["halt"])
     values["halt"] = () if halt == ("fixed",) else halt
     try:

@@ -1,4 +1,4 @@
-"""What `depth_vs_compute` prints and writes: the plan, and the report."""
+"""The program `depth_vs_compute`: its plan, its training and its report."""
 
 import importlib.metadata
 import os
@@ -27,10 +27,9 @@ from trm_jax.train.program import build
 
 
 def give_members_cores():
-  """Makes a device of each core of a CPU, for members to share.
+  """Makes each CPU core a device, and so spreads the members of a population.
 
-  XLA computes a stack of members on one CPU device slower than it computes
-  them one after another.
+  On a single CPU device, XLA computes stacked members slower than one by one.
   """
   if "JAX_NUM_CPU_DEVICES" not in os.environ:
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
@@ -43,18 +42,11 @@ def run(
   estimate_on: tuple[str, float] | None = None,
   overrides: Mapping[str, Any] | None = None,
 ) -> int:
-  """Trains, tests and reports a study.
+  """Trains, tests and reports a study; returns the exit status.
 
-  Args:
-    config: the study, as plain values.
-    workdir: its folder.
-    merge: folders of other studies, whose finished models are added.
-    estimate_on: a chip of `chips.CHIPS` and the fraction of its peak that is
-      reached. Then the plan and its cost are printed, and nothing is trained.
-    overrides: what the command line changed in the config.
-
-  Returns:
-    The exit status.
+  `merge` has folders of other studies, whose finished models are added. With
+  `estimate_on`, a chip of `chips.CHIPS` and the reached fraction of its peak,
+  only prints the plan and its cost. `overrides` are of the command line.
   """
   study, settings = grid.read(config)
   app.agree(config)
@@ -70,7 +62,7 @@ def run(
   if estimate_on:
     _print_plan(study, settings, work, *estimate_on)
     return 0
-  for one in settings:  # refuses what the devices cannot do, before training
+  for one in settings:  # refuse what the devices cannot do before training
     build(one.experiment, study.seeds)
   if processes.is_leader():
     place.claim(config, overrides or {})
@@ -99,7 +91,7 @@ def _compute(
   shallow: list[tuple[Trial, Setting]],
   folder: sweep.Folder,
 ):
-  """Trains what is lacking, and tests what was not tested deep enough."""
+  """Trains missing models, and tests those that lack depths."""
   if not work and not shallow:
     return
   with processes.leader_first("data"):
@@ -127,7 +119,7 @@ def _print_plan(
   chip: str,
   utilisation: float,
 ):
-  """Prints the grid, what is missing, and what that costs."""
+  """Prints the grid, what is to be trained, and its cost."""
   puzzles, depth = settings[0].experiment.eval.puzzles, max(study.depths)
   names = results.labels(settings)
   rows, total = [], 0.0
@@ -140,13 +132,13 @@ def _print_plan(
     seconds = chips.estimate_seconds(spent, chip, model.dtype, utilisation)
     total += seconds
     seeds = sorted(seed for part in parts for seed in part.seeds)
-    one = sweep.Work(setting, (0,)).training_flops
+    seed_flops = sweep.Work(setting, (0,)).training_flops
     rows.append((
       names[setting.key],
       f"{network.count_weights(network.shapes(model)):,}",
       f"{setting.experiment.train.steps:,}",
       ", ".join(map(str, seeds)) or "none: finished",
-      f"{one:.2e}",
+      f"{seed_flops:.2e}",
       f"{flops.inference(model, depth):.2e}",
       _duration(seconds),
     ))  # fmt: skip
@@ -177,7 +169,7 @@ def _write_report(
   trials: list[Trial], study: StudyConfig, setting: Setting, place: RunFolder
 ):
   """Writes the table, the figures and the page, and prints the verdict."""
-  table, where = place.path / "results.csv", place.path / "report.html"
+  table, report_path = place.path / "results.csv", place.path / "report.html"
   results.write_csv(table, trials, study.depths)
   pictures = {}
   for name, draw in figures.FIGURES.items():
@@ -192,10 +184,10 @@ def _write_report(
     f"{jax.__version__}, Python {sys.version.split()[0]}",
     "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
   }
-  page.write(where, trials, study.depths, study.target, pictures, facts)
+  page.write(report_path, trials, study.depths, study.target, pictures, facts)
   for sentence in page.verdict(trials, study.depths, study.target):
     print(sentence)
-  print(f"see {where}, {table} and {place.plots}")
+  print(f"see {report_path}, {table} and {place.plots}")
 
 
 def _in_words(section: dict[str, Any]) -> str:

@@ -201,18 +201,6 @@ def check_shared(folder: pathlib.Path):
     )
 
 
-def refuse_several(what: str):
-  """Refuses what only one process can do.
-
-  Raises:
-    UserError: if there are several.
-  """
-  if are_several():
-    raise UserError(
-      f"{what} runs in one process: leave out --coordinator and --distributed"
-    )
-
-
 def tell_failure(message: str):
   """Tells all other processes that this one fails, before it ends."""
   if are_several():

@@ -17,30 +17,19 @@ from trm_jax.solve import vote
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scored:
-  """The votes of recorded predictions.
-
-  Attributes:
-    ballot: the votes.
-    pairs: all test pairs.
-    task: theirs.
-    notes: sentences about test inputs that are not scored.
-  """
+  """The votes of recorded predictions."""
 
   ballot: vote.Ballot
-  pairs: list[vote.Pair]
+  pairs: list[vote.Pair]  # all test pairs
   task: Task
-  notes: list[str]
+  notes: list[str]  # sentences about test inputs that are not scored
 
 
 def score(puzzles: str | os.PathLike, recorded: str | os.PathLike) -> Scored:
-  """Lets the copies of each task vote.
+  """Counts the votes of the copies of each task.
 
-  Args:
-    puzzles: the tasks, see `predictions.find_tasks`.
-    recorded: the predictions, an `.npz` as `predictions.read` takes it.
-
-  Raises:
-    UserError: a file cannot be read, or the two do not belong together.
+  `puzzles` is a path for `predictions.find_tasks`, `recorded` one for
+  `predictions.read`. Raises UserError if they do not belong together.
   """
   file = pathlib.Path(recorded)
   source = predictions.find_tasks(puzzles)
@@ -50,8 +39,8 @@ def score(puzzles: str | os.PathLike, recorded: str | os.PathLike) -> Scored:
   pairs, numbers = _number_pairs(source, size)
   task = arc_task(size)
   ballot = _cast_votes(answered, tasks, symmetries, numbers, task)
-  silent = sum(not ballot.ranking(number) for number in numbers.values())
-  if silent == len(numbers):
+  unanswered = sum(not ballot.ranking(number) for number in numbers.values())
+  if unanswered == len(numbers):
     raise UserError(
       f"{file}: no row answers a test input of {source}; do the two and "
       "identifiers.json belong together?"
@@ -60,7 +49,7 @@ def score(puzzles: str | os.PathLike, recorded: str | os.PathLike) -> Scored:
   notes = [
     f"{count} of {total} test inputs {what}"
     for count, total, what in (
-      (silent, len(numbers), "have no prediction"),
+      (unanswered, len(numbers), "have no prediction"),
       (unknown, len(pairs), "have no known solution"),
     )
     if count
@@ -69,17 +58,17 @@ def score(puzzles: str | os.PathLike, recorded: str | os.PathLike) -> Scored:
 
 
 def _number_pairs(source, size):
-  """Reads tasks: pairs, and the number of each (task, key of the input)."""
+  """The pairs of the tasks, and {(task, key of the input): number}."""
   numbers: dict[tuple[str, int], int] = {}
   pairs = []
   for task, members in predictions.read_pairs(source).items():
     for question, solution in members:
       try:
-        asked = (task, _key(question, size))
+        place = (task, _key(question, size))
         label = None if solution is None else _key(solution, size)
       except UserError as error:
         raise UserError(f"{source}: task {task!r}: {error}") from error
-      number = numbers.setdefault(asked, len(numbers))
+      number = numbers.setdefault(place, len(numbers))
       pairs.append(vote.Pair(task, number, label))
   return pairs, numbers
 
@@ -89,16 +78,17 @@ def _key(grid, size):
 
 
 def _cast_votes(answered, tasks, symmetries, numbers, task):
-  """Lets the predictions vote on those questions that have a number."""
-  shown_by = symmetries[answered.puzzle_ids]
-  back = functools.partial(vote.unviewed, symmetries=shown_by, task=task)
-  _, keys = back(answered.inputs)
+  """Counts the predictions for questions in `numbers` as votes."""
+  undo = functools.partial(
+    vote.unviewed, symmetries=symmetries[answered.puzzle_ids], task=task
+  )
+  _, keys = undo(answered.inputs)
   names = [tasks[i] for i in answered.puzzle_ids.tolist()]
   questions = np.array(
     [numbers.get(each, -1) for each in zip(names, keys.tolist(), strict=True)],
     int,
   )
-  answers, keys = back(answered.answers)
+  answers, keys = undo(answered.answers)
   counted = questions >= 0
   q = vote.confidences(answered.q_halt)
   ballot = vote.Ballot()

@@ -1,14 +1,12 @@
-"""From the halting logit to a probability that fits.
+"""Calibration: maps the halting logit to the probability of a right answer.
 
-The head is trained to say whether the answer is right, and its sigmoid is
-often too confident. A map of that one number, fitted on puzzles that the model
-was not trained on, corrects it: either its temperature (Guo et al. 2017,
-https://arxiv.org/abs/1706.04599), for which few puzzles suffice; or any map
-that does not fall (isotonic regression, Zadrozny and Elkan 2002), which
-corrects a shift or a bend as well and wants some hundred puzzles.
+The sigmoid of the logit is often too confident. Two maps, fitted on held-out
+puzzles, correct it: a temperature (Guo et al. 2017, arXiv 1706.04599), which
+needs few puzzles, and isotonic regression (Zadrozny and Elkan 2002), which also
+corrects shifts and bends and needs some hundred puzzles.
 
-By the rule of succession (Laplace), n puzzles never give a confidence above
-(n + 1) / (n + 2), nor one below 1 / (n + 2).
+By Laplace's rule of succession, a map fitted on n puzzles gives confidences
+from 1 / (n + 2) to (n + 1) / (n + 2).
 """
 
 import dataclasses
@@ -24,8 +22,7 @@ from trm_jax.errors import UserError
 
 KINDS = ("temperature", "isotonic")
 
-# Logits beyond are taken for these, infinite ones too: at any temperature
-# their sigmoid is 0 or 1 in float64.
+# Logits are clipped to +-this: at any temperature the sigmoid is 0 or 1 there.
 _LARGEST = 1e4
 _TEMPERATURES = (0.01, 100.0)
 _MOST_KNOTS = 10_000
@@ -40,7 +37,7 @@ class Calibration:
   """
 
   kind: str  # one of `KINDS`
-  puzzles: int  # how many it was fitted on, n
+  puzzles: int  # n, the number it was fitted on
   temperature: float = 1.0  # T of sigmoid(q / T)
   logits: tuple[float, ...] = ()  # of the knots, rising
   confidences: tuple[float, ...] = ()  # of the knots, in (0, 1), not falling
@@ -54,16 +51,16 @@ class Calibration:
     return special.expit(q / self.temperature).clip(least, 1 - least)
 
   def threshold(self, confidence: float) -> float:
-    """The least logit of at least this confidence; inf where there is none."""
+    """The least logit of at least this confidence; inf if there is none."""
     if self.kind == "isotonic":
-      enough = np.flatnonzero(np.asarray(self.confidences) >= confidence)
-      if not len(enough):
+      reached = np.flatnonzero(np.asarray(self.confidences) >= confidence)
+      if not len(reached):
         return float("inf")
-      last = enough[0]
-      if last == 0:
-        return -float("inf")  # confidence does not fall below that of a knot
-      below, above = self.confidences[last - 1 : last + 1]
-      low, high = self.logits[last - 1 : last + 1]
+      knot = reached[0]
+      if knot == 0:
+        return -float("inf")  # the map is constant below its first knot
+      below, above = self.confidences[knot - 1 : knot + 1]
+      low, high = self.logits[knot - 1 : knot + 1]
       return low + (confidence - below) / (above - below) * (high - low)
     least = 1 / (self.puzzles + 2)
     if not least < confidence <= 1 - least:
@@ -71,7 +68,7 @@ class Calibration:
     return float(self.temperature * special.logit(confidence))
 
   def to_json(self) -> dict[str, Any]:
-    """The map as plain values, from which `read` makes the very same map."""
+    """The map as plain values for `read`."""
     values: dict[str, Any] = {"kind": self.kind, "puzzles": self.puzzles}
     if self.kind == "isotonic":
       knots = {"logits": self.logits, "confidences": self.confidences}
@@ -80,16 +77,16 @@ class Calibration:
 
 
 def fit(q: ArrayLike, right: ArrayLike, kind: str) -> Calibration:
-  """Fits a map. The order of the puzzles does not matter.
+  """Fits a map; the result does not depend on the order of the puzzles.
 
   Args:
-    q: [N] halting logits, 1 or more; infinite ones may be among them. Or
-      [N, D], of several answers to each puzzle, which together count as one.
-    right: bool of that shape, whether the answers were right.
+    q: halting logits [N], N at least 1; or [N, D], D answers to each puzzle,
+      which together weigh as much as one. Infinite logits are allowed.
+    right: bool, same shape as `q`, whether the answers were right.
     kind: "temperature", by maximum likelihood with T from 0.01 to 100; or
       "isotonic", by least squares, with a right and a wrong puzzle added
-      beyond each end. A block of m right puzzles at an end thus gets
-      (m + 1) / (m + 2), and not 1.
+      beyond each end: a block of m right puzzles at an end gets
+      (m + 1) / (m + 2) instead of 1.
 
   Raises:
     UserError: there is no puzzle, a logit is NaN, or there is no such kind.
@@ -103,14 +100,13 @@ def fit(q: ArrayLike, right: ArrayLike, kind: str) -> Calibration:
     raise UserError(
       "calibration: there is no puzzle to fit on; give it puzzles with labels"
     )
-  broken = int(np.isnan(q).sum())
-  if broken:
+  if broken := int(np.isnan(q).sum()):
     raise UserError(
       f"calibration: {broken} of {len(q)} halting logits are NaN, so the model "
       "has diverged; choose an earlier checkpoint"
     )
   puzzles, q, right = len(q), q.ravel(), right.ravel()
-  # Sums depend on the order of their terms; there is one order only.
+  # Floating point sums depend on the order of their terms.
   order = np.lexsort((right, q))
   q, right = q[order], right[order].astype(bool)
   if kind == "isotonic":
@@ -124,16 +120,16 @@ def _as_logits(q: ArrayLike) -> np.ndarray:
 
 def _fit_temperature(q: np.ndarray, right: np.ndarray) -> float:
   def slope(sharpness: float) -> float:
-    """Of the negative log-likelihood, which is convex in 1 / T."""
+    """Derivative of the negative log-likelihood, which is convex in 1 / T."""
     return float(np.mean((special.expit(sharpness * q) - right) * q))
 
-  blunt, sharp = 1 / _TEMPERATURES[1], 1 / _TEMPERATURES[0]
-  if slope(blunt) >= 0:
-    return _TEMPERATURES[1]
-  if slope(sharp) <= 0:
-    return _TEMPERATURES[0]
-  found = optimize.root_scalar(slope, bracket=(blunt, sharp), xtol=1e-12)
-  return float(np.clip(1 / found.root, *_TEMPERATURES))
+  least, most = _TEMPERATURES
+  if slope(1 / most) >= 0:
+    return most
+  if slope(1 / least) <= 0:
+    return least
+  found = optimize.root_scalar(slope, bracket=(1 / most, 1 / least), xtol=1e-12)
+  return float(np.clip(1 / found.root, least, most))
 
 
 def _fit_isotonic(
@@ -141,12 +137,12 @@ def _fit_isotonic(
 ) -> Calibration:
   logits, first, counts = np.unique(q, return_index=True, return_counts=True)
   fractions = np.add.reduceat(right.astype(np.float64), first) / counts
-  # Two puzzles beyond each end, of which one is right.
+  # Beyond each end, two puzzles of which one is right.
   fitted = optimize.isotonic_regression(
     np.concatenate([[0.5], fractions, [0.5]]),
     weights=np.concatenate([[2.0], counts * (puzzles / len(q)), [2.0]]),
   ).x[1:-1]
-  # Within a block of equal values only its ends are needed.
+  # Of a block of equal values only the ends are needed.
   rises = np.diff(fitted) > 0
   knots = np.flatnonzero(np.append(True, rises) | np.append(rises, True))
   if len(knots) > _MOST_KNOTS:
@@ -161,11 +157,7 @@ def _fit_isotonic(
 
 
 def read(value: Any) -> Calibration:
-  """Makes a map of what `Calibration.to_json` gave, read from a JSON file.
-
-  Raises:
-    UserError: it is something else; the message names the field.
-  """
+  """The inverse of `Calibration.to_json`; raises UserError on other values."""
 
   def check(holds: Any, field: str, found: Any, expected: str):
     if not holds:
@@ -229,25 +221,21 @@ def read(value: Any) -> Calibration:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reliability:
-  """How often answers were right, by the confidence in them.
+  """How often answers were right, by confidence.
 
-  The bins are K equal parts of [0, 1]. All arrays are [K]; what has no value
-  in an empty bin is NaN.
+  All arrays are [K], one value for each of K equal parts of [0, 1]; means and
+  intervals of empty bins are NaN.
   """
 
-  confidence: np.ndarray  # float64, mean confidence of the bin
-  fraction: np.ndarray  # float64, fraction of its answers that are right
-  count: np.ndarray  # int64, its puzzles
+  confidence: np.ndarray  # float64, mean confidence
+  fraction: np.ndarray  # float64, fraction of answers that are right
+  count: np.ndarray  # int64, answers
   low: np.ndarray  # float64, lower end of Wilson's 95% interval
-  high: np.ndarray  # float64, its upper end
+  high: np.ndarray  # float64, upper end
 
   @property
   def error(self) -> float:
-    """The expected calibration error, in [0, 1].
-
-    It is the mean over the puzzles of |mean confidence - fraction right| of
-    their bin.
-    """
+    """Expected calibration error: mean |confidence - fraction| by count."""
     off = np.abs(self.confidence - self.fraction)
     return float(np.nansum(off * self.count) / self.count.sum())
 
@@ -255,14 +243,7 @@ class Reliability:
 def reliability(
   confidence: ArrayLike, right: ArrayLike, bins: int = 10
 ) -> Reliability:
-  """Compares confidence with the fraction of right answers, bin by bin.
-
-  Args:
-    confidence: [N] probabilities, N at least 1.
-    right: bool [N], whether the answers were right.
-    bins: K. Equal widths, and not equal counts, keep puzzles of one confidence
-      in one bin.
-  """
+  """Compares confidences [N] with whether answers are right, bool [N]."""
   confidence = np.asarray(confidence, np.float64)
   places = np.minimum((confidence * bins).astype(int), bins - 1)
   count = np.bincount(places, minlength=bins)
@@ -281,23 +262,11 @@ def reliability(
 def evaluate_fit(
   q: ArrayLike, right: ArrayLike, kind: str, seed: int
 ) -> tuple[Reliability, Reliability]:
-  """What calibration does to puzzles that it was not fitted on.
+  """Cross-validates calibration on two random halves of the puzzles.
 
-  Each of two random halves is judged by the map fitted on the other. The map
-  to keep is `fit` of all puzzles, and at least as good.
-
-  Args:
-    q: [N] halting logits, 2 or more; or [N, D], of several answers to each
-      puzzle, which are then all in the same half.
-    right: bool of that shape, whether the answers were right.
-    kind: see `fit`.
-    seed: of the halves.
-
-  Returns:
-    Reliability over all answers before, of sigmoid(q), and after.
-
-  Raises:
-    UserError: there are fewer than 2 puzzles; or as `fit`.
+  Each half is calibrated by the map fitted on the other; arguments and errors
+  are as in `fit`. Returns the reliability of sigmoid(q), and of the calibrated
+  confidences.
   """
   q, right = np.asarray(q, np.float64), np.asarray(right)
   if len(q) < 2:
@@ -305,13 +274,13 @@ def evaluate_fit(
       f"calibration: {len(q)} puzzles; expected 2 or more, half of them to "
       "judge by"
     )
-  # Which half a puzzle is in must not depend on the order of puzzles.
+  # The halves must not depend on the order of the puzzles.
   order = np.lexsort((*right.reshape(len(q), -1).T, *q.reshape(len(q), -1).T))
   q, right = q[order], right[order]
   confidence = np.empty(q.shape)
   halves = np.array_split(np.random.default_rng(seed).permutation(len(q)), 2)
-  for mine, others in (halves, halves[::-1]):
-    confidence[mine] = fit(q[others], right[others], kind)(q[mine])
+  for tested, fitted in (halves, halves[::-1]):
+    confidence[tested] = fit(q[fitted], right[fitted], kind)(q[tested])
   before = special.expit(_as_logits(q))
   return (
     reliability(before.ravel(), right.ravel()),

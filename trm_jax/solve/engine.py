@@ -1,13 +1,11 @@
 """Continuous batching for recursion: slots, a queue, and halting.
 
-A device holds B slots. Each runs one rollout of one puzzle; when that halts,
-the slot takes the next rollout from the queue within the same program, so the
-batch stays full until the queue is empty and the host is never asked. What a
-rollout computes does not depend on what is in other slots: its noise is drawn
-by its puzzle's content, its own number and its step.
+Each of B slots runs one rollout of one puzzle; when it halts, the same program
+refills the slot from the queue. A rollout's noise depends only on the puzzle's
+content, the rollout's number and its step, so results do not depend on slots.
 
-`advance` is pure and knows one device; `layout` maps it over many. Counts are
-arrays [1], so that many devices have one each.
+This code is for one device; `layout` maps it over many. Counts have shape [1],
+to become one per device.
 
   Q  puzzles in the queue        K  rollouts of each (breadth)
   B  slots                       M  marks: depths at which answers are kept
@@ -34,21 +32,21 @@ _NEVER = jnp.iinfo(jnp.int32).max
 
 
 class Settings(struct.PyTreeNode):
-  """How rollouts run, as numbers, so that nothing is compiled anew for them."""
+  """How rollouts run, as arrays, so that new values need no new compile."""
 
   marks: jax.Array  # int32 [M], ascending depths at which answers are kept
   depth: jax.Array  # int32 [], supervision steps after which all halt
-  limits: dict[str, jax.Array]  # of each of `RULES`, arrays []
-  first: jax.Array  # bool [], siblings stop when one has halted by a rule
+  limits: dict[str, jax.Array]  # name of each of `RULES` -> limit []
+  first: jax.Array  # bool [], stop a puzzle's rollouts when a rule halts one
   initial_noise: jax.Array  # float32 [], standard deviation
-  cycle_noise: jax.Array  # float32 [], likewise
+  cycle_noise: jax.Array  # float32 [], standard deviation
   key: jax.Array  # typed PRNG key of the noise and the views
 
   @classmethod
   def of(
     cls, settings: SolveConfig, marks: Sequence[int], prune: bool
   ) -> "Settings":
-    """The settings as arrays; without `prune` siblings never stop."""
+    """The settings as arrays; without `prune`, `first` is false."""
     return cls(
       marks=jnp.asarray(marks, jnp.int32),
       depth=jnp.int32(marks[-1]),
@@ -64,46 +62,46 @@ class Settings(struct.PyTreeNode):
 
 
 class Queue(struct.PyTreeNode):
-  """Puzzles to solve. Rollouts share what is here."""
+  """Puzzles to solve."""
 
   inputs: Array  # uint8 [Q, S]
   rows: Array  # [Q, E], puzzle embeddings
-  numbers: Array  # uint32 [Q], what their noise is drawn by
-  count: Array  # int32 [1], how many puzzles there are; other rows are empty
+  numbers: Array  # uint32 [Q], seeds of the noise: hashes of the content
+  count: Array  # int32 [1], number of puzzles; rows beyond are padding
 
 
 class Slots(struct.PyTreeNode):
-  """What a device works on. An idle slot has rollout Q * K."""
+  """The running rollouts. An idle slot has rollout Q * K."""
 
   rollout: jax.Array  # int32 [B], puzzle * K + number of the rollout
   latents: Latents  # [B, ..., L, D]
-  inputs: jax.Array  # int32 [B, S], as the rollout sees them
-  steps: jax.Array  # int32 [B], supervision steps spent
-  answers: jax.Array  # int32 [B, S], the last answers, as seen
-  unchanged: jax.Array  # int32 [B], for how many steps they were the same
-  next: jax.Array  # int32 [1], the first rollout that still waits
+  inputs: jax.Array  # int32 [B, S], in the rollout's view
+  steps: jax.Array  # int32 [B], supervision steps done
+  answers: jax.Array  # int32 [B, S], the last answers, in the rollout's view
+  unchanged: jax.Array  # int32 [B], steps for which they were the same
+  next: jax.Array  # int32 [1], the next rollout of the queue
 
 
 class Found(struct.PyTreeNode):
-  """The results of rollouts, at each mark.
+  """The results of rollouts at each mark.
 
-  A rollout that halts before a mark is there as it halted. Steps are 0 where
-  there is nothing: it did not get there, or was stopped.
+  A rollout that halts before a mark has its last results there. Steps are 0
+  where there is no result yet, or the rollout was pruned.
   """
 
   answers: jax.Array  # uint8 [Q * K, M, S], mapped back to the puzzle
   q_halt: jax.Array  # float32 [Q * K, M], the halting margin
   residual: jax.Array  # float32 [Q * K, M]
   steps: jax.Array  # int32 [Q * K, M]
-  halted: jax.Array  # bool [Q * K], by a rule, and not by its depth
+  halted: jax.Array  # bool [Q * K], by a rule rather than the depth
   soonest: jax.Array  # int32 [Q], steps of the first rollout halted by a rule
-  finished: jax.Array  # int32 [1], rollouts that are over
+  finished: jax.Array  # int32 [1], rollouts that have ended
   spent: jax.Array  # int32 [1], supervision steps of all rollouts
   passes: jax.Array  # int32 [1], supervision steps of the batch
 
 
 class State(struct.PyTreeNode):
-  """Slots, and what was found."""
+  """Running rollouts and results."""
 
   slots: Slots
   found: Found
@@ -111,7 +109,7 @@ class State(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """All that a compiled program depends on besides shapes; hashable."""
+  """What a compiled program depends on besides shapes; hashable."""
 
   model: ModelConfig
   task: Task
@@ -119,11 +117,11 @@ class Plan:
   noisy: bool  # whether rollouts are perturbed
   views: bool  # whether rollouts see puzzles under symmetries
   checks: bool  # whether answers are checked by the task's rules
-  chunk: int  # supervision steps that one call takes at most
+  chunk: int  # most supervision steps per call
 
 
 def start(slots: int, puzzles: int, marks: int, plan: Plan) -> State:
-  """Idle slots, and empty results for so many puzzles; to be traced."""
+  """Idle slots, and empty results for `puzzles` puzzles; to be traced."""
   model, tokens = plan.model, plan.model.seq_len
   rollouts = puzzles * plan.breadth
   like = jax.eval_shape(
@@ -163,15 +161,8 @@ def advance(
 ) -> State:
   """Takes up to `plan.chunk` supervision steps of all slots.
 
-  Args:
-    weights: `Params.weights`.
-    initial: `Params.initial`.
-    queue: the puzzles.
-    settings: how rollouts run.
-    shrink_at: int32 [], it returns early when nothing waits and so many slots
-      or fewer are busy.
-    state: the state before; that after is returned.
-    plan: what is static.
+  Returns early when the queue is empty and at most `shrink_at` (int32 []) slots
+  are busy.
   """
 
   def is_working(carry):
@@ -190,15 +181,14 @@ def advance(
 
 
 def left(queue: Queue, state: State, plan: Plan) -> jax.Array:
-  """Rollouts that are not over, int32 [1]."""
+  """Number of running and queued rollouts, int32 [1]."""
   busy = jnp.sum(state.slots.rollout < _idle(queue, plan), dtype=jnp.int32)
   return busy + jnp.asarray(queue.count) * plan.breadth - state.slots.next
 
 
 def compact(state: State, slots: int) -> State:
-  """Moves what is running into fewer slots, which must be enough for it."""
-  # Idle slots have the largest number of all.
-  order = jnp.argsort(state.slots.rollout)[:slots]
+  """Moves the running rollouts into `slots` slots, which must suffice."""
+  order = jnp.argsort(state.slots.rollout)[:slots]  # idle slots come last
   moved = jax.tree.map(lambda leaf: leaf[order], state.slots.replace(next=()))
   return state.replace(slots=moved.replace(next=state.slots.next))
 
@@ -206,7 +196,7 @@ def compact(state: State, slots: int) -> State:
 def refill(
   slots: Slots, initial: Latents, queue: Queue, settings: Settings, plan: Plan
 ) -> Slots:
-  """Gives every idle slot the next rollout of the queue, while they last."""
+  """Fills idle slots with the next rollouts of the queue."""
   idle = slots.rollout >= _idle(queue, plan)
 
   def take(slots: Slots) -> Slots:
@@ -239,7 +229,7 @@ def refill(
 
 
 def _recurse(weights, queue, settings, state, plan) -> State:
-  """One supervision step of all slots; keeps what is due and frees slots."""
+  """One supervision step of all slots; stores results and frees slots."""
   slots, found = state.slots, state.found
   idle = _idle(queue, plan)
   busy = slots.rollout < idle
@@ -247,9 +237,11 @@ def _recurse(weights, queue, settings, state, plan) -> State:
   keys = _keys(settings, queue, puzzle, slots.rollout, plan)
   perturb = None
   if plan.noisy:
-    # Steps count from 0, and 0 was the start's.
-    stepped = jax.vmap(jax.random.fold_in)(keys, slots.steps + 1)
-    perturb = _perturbation(stepped, settings.cycle_noise, slots.rollout, plan)
+    # Fold-in 0 was the noise of the initial latents.
+    step_keys = jax.vmap(jax.random.fold_in)(keys, slots.steps + 1)
+    perturb = _perturbation(
+      step_keys, settings.cycle_noise, slots.rollout, plan
+    )
   rows = jnp.asarray(queue.rows)[puzzle]
   latents, now = rollout.step(
     weights, rows, slots.latents, slots.inputs, plan.model, perturb=perturb
@@ -271,14 +263,14 @@ def _recurse(weights, queue, settings, state, plan) -> State:
   soonest = found.soonest.at[jnp.where(by_rule, puzzle, _NEVER)].min(
     steps, mode="drop"
   )
-  # No sibling can come first any more; one that halts now ties.
+  # Another rollout of the puzzle halted first (or ties, and is kept).
   beaten = busy & settings.first & (soonest[puzzle] <= steps) & ~over
   marks = settings.marks[None]
   at, before = steps[:, None] == marks, steps[:, None] < marks
   due = busy[:, None] & (at | (over[:, None] & before))  # [B, M]
   original = _viewed("undo", keys, answers, slots.rollout, plan)
 
-  def keep(old, new):  # [Q * K, M, ...], [B, ...]
+  def store(old, new):  # [Q * K, M, ...], [B, ...]
     there = jnp.where(busy, slots.rollout, idle)
     mask = due.reshape(due.shape + (1,) * (old.ndim - 2))
     mixed = jnp.where(mask, new[:, None].astype(old.dtype), old[there])
@@ -295,10 +287,10 @@ def _recurse(weights, queue, settings, state, plan) -> State:
       unchanged=unchanged,
     ),
     Found(
-      answers=keep(found.answers, original),
-      q_halt=keep(found.q_halt, margin),
-      residual=keep(found.residual, now.residual),
-      steps=keep(found.steps, steps),
+      answers=store(found.answers, original),
+      q_halt=store(found.q_halt, margin),
+      residual=store(found.residual, now.residual),
+      steps=store(found.steps, steps),
       halted=found.halted.at[halted_there].set(True, mode="drop"),
       soonest=soonest,
       finished=found.finished + jnp.sum(freed, dtype=jnp.int32),
@@ -309,54 +301,49 @@ def _recurse(weights, queue, settings, state, plan) -> State:
 
 
 def _idle(queue: Queue, plan: Plan) -> int:
-  """The rollout of an idle slot: one more than the largest number."""
+  """The rollout number of idle slots, one above the largest real number."""
   return queue.inputs.shape[0] * plan.breadth
 
 
 def _keys(settings: Settings, queue: Queue, puzzle, number, plan: Plan) -> Any:
-  """A key a slot, by its puzzle's content and its rollout; typed keys `[B]`."""
-
-  def key(content, sibling):
-    return jax.random.fold_in(
-      jax.random.fold_in(settings.key, content), sibling
-    )
-
-  contents = jnp.asarray(queue.numbers)[puzzle]
-  return jax.vmap(key)(contents, number % plan.breadth)
+  """Typed keys `[B]` from each puzzle's content and rollout."""
+  fold_in = jax.vmap(jax.random.fold_in, (None, 0))
+  contents = fold_in(settings.key, jnp.asarray(queue.numbers)[puzzle])
+  return jax.vmap(jax.random.fold_in)(contents, number % plan.breadth)
 
 
 def _initial(initial, number, keys, settings, plan) -> Latents:
-  """Where rollouts start: the first of each puzzle as evaluation does."""
+  """Initial latents; those of first rollouts are as in evaluation."""
   model = plan.model
-  plain = recursion.evaluation_latents(initial, number.shape[0], model)
+  latents = recursion.evaluation_latents(initial, number.shape[0], model)
   if not plan.noisy:
-    return plain
-  starts = jax.vmap(jax.random.fold_in)(keys, jnp.zeros_like(number))
+    return latents
+  keys = jax.vmap(jax.random.fold_in)(keys, jnp.zeros_like(number))
   if model.initial_std:
     drawn = jax.vmap(
       lambda key: recursion.initial_latents(initial, 1, model, key)
-    )(starts)
+    )(keys)
     drawn = jax.tree.map(lambda leaf: leaf[:, 0], drawn)
-    plain = select_rows(number % plan.breadth == 0, plain, drawn)
-  perturb = _perturbation(starts, settings.initial_noise, number, plan)
-  return perturb(plain, jnp.int32(0))
+    latents = select_rows(number % plan.breadth == 0, latents, drawn)
+  perturb = _perturbation(keys, settings.initial_noise, number, plan)
+  return perturb(latents, jnp.int32(0))
 
 
 def _perturbation(keys, deviation, number, plan):
-  """Adds noise to all but first rollouts: `(latents, cycle) -> latents`."""
+  """`(latents, cycle) -> latents` that adds noise to all but first rollouts."""
   scale = jnp.where(number % plan.breadth == 0, 0.0, deviation)
 
+  fold_in = jax.vmap(jax.random.fold_in, (0, None))
+
   def perturb(latents: Latents, cycle: jax.Array) -> Latents:
-    cycled = jax.vmap(jax.random.fold_in, (0, None))(keys, cycle)
     leaves, structure = jax.tree.flatten(latents)
 
     def perturbed(i, leaf):
-      own = jax.vmap(jax.random.fold_in, (0, None))(cycled, i)
-      drawn = jax.vmap(
+      noise = jax.vmap(
         lambda key: jax.random.normal(key, leaf.shape[1:], leaf.dtype)
-      )(own)
-      sized = scale.astype(leaf.dtype).reshape((-1,) + (1,) * (leaf.ndim - 1))
-      return leaf + sized * drawn
+      )(fold_in(fold_in(keys, cycle), i))
+      scales = scale.astype(leaf.dtype).reshape((-1,) + (1,) * (leaf.ndim - 1))
+      return leaf + scales * noise
 
     return structure.unflatten(perturbed(i, x) for i, x in enumerate(leaves))
 
@@ -364,17 +351,16 @@ def _perturbation(keys, deviation, number, plan):
 
 
 def _viewed(direction: str, keys, tokens, number, plan: Plan) -> jax.Array:
-  """Tokens `[B, S]` as rollouts see them ("apply"), or mapped back ("undo")."""
+  """Maps tokens `[B, S]` to the rollouts' views ("apply") or back ("undo")."""
   if not plan.views:
     return tokens
   views = plan.task.views
   assert views, "a task with symmetries"
-  move = getattr(views, direction)
 
   def one(key, tokens):
-    # Noise folds steps into the same key, which never come so far.
+    # Noise folds steps into the same key; they never reach _NEVER.
     key = jax.random.fold_in(key, _NEVER)
-    return move(views.sample(key, None, None), tokens)
+    return getattr(views, direction)(views.sample(key, None, None), tokens)
 
-  plain = number % plan.breadth == 0
-  return jnp.where(plain[:, None], tokens, jax.vmap(one)(keys, tokens))
+  is_first = number % plan.breadth == 0
+  return jnp.where(is_first[:, None], tokens, jax.vmap(one)(keys, tokens))

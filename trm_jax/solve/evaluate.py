@@ -1,16 +1,11 @@
 """Evaluation: every depth from 1 to D in a single pass.
 
-All puzzles run all D supervision steps and are scored after each, so the whole
-curve of accuracy against depth costs no more than its last point. Beside the
-fixed depth, each is scored at the first step where the halting head says
-"right", as if it had stopped there. Models that do not recur have depth 1
-alone.
+All puzzles run D supervision steps and are scored after each, at fixed depth
+and as if halted at the first step where the halting head says "right". Scores
+are summed on the devices; the engine would bring every answer to the host.
 
-The engine could give the same scores at breadth 1, but brings every answer to
-the host; here a batch sums its scores on the devices.
-
-Where puzzles have augmented copies, as in ARC, each copy votes for its answer,
-mapped back to the original, at every depth.
+Augmented copies of puzzles, as in ARC, vote at every depth for their answers,
+mapped back to the original.
 """
 
 import functools
@@ -37,9 +32,8 @@ class Batch(struct.PyTreeNode):
   """Puzzles to score."""
 
   puzzles: Puzzles  # [B, S], as the model sees them
-  counted: jax.Array  # bool [B]; False for rows that only fill the batch
-  # uint8 [B, K], how each differs from its original; None without copies.
-  symmetries: jax.Array | None = None
+  counted: jax.Array  # bool [B]; False for padding rows
+  symmetries: jax.Array | None = None  # uint8 [B, K]; None without copies
 
 
 class Votes(struct.PyTreeNode):
@@ -57,9 +51,9 @@ def score_batch(
 
   Returns:
     Sums over the counted puzzles with a label, float32 `[D]` each: `count`,
-    `cell_accuracy` and its square, `exact`, `valid` where the task has rules,
-    `q_right` (the halting head judged the answer rightly), and under halting
-    by q `halted_exact` and `halted_steps`. And votes, where there are copies.
+    `cell_accuracy` and its square, `exact`, `valid` if the task has rules,
+    `q_right` (the halting head is right about the answer), and under halting
+    by q `halted_exact` and `halted_steps`. Votes, if there are copies.
   """
   puzzles = batch.puzzles
   counted = batch.counted & jnp.any(losses.is_labelled(puzzles.labels), axis=-1)
@@ -92,11 +86,10 @@ def score_batch(
       votes = prints, step.outputs.q_halt.astype(jnp.float32)
     return (halted, steps, answer, original), (sums, votes)
 
-  nothing = jnp.zeros_like(puzzles.inputs)
-  none = jnp.zeros_like(counted)
+  blank, halted = jnp.zeros_like(puzzles.inputs), jnp.zeros_like(counted)
   (*_, original), (sums, votes) = rollout.scan(
     params, puzzles.inputs, puzzles.puzzle_ids, depth, model, reduce,
-    (none, none.astype(jnp.int32), nothing, nothing),
+    (halted, halted.astype(jnp.int32), blank, blank),
   )  # fmt: skip
   if votes is None:
     return sums, None
@@ -105,14 +98,11 @@ def score_batch(
 
 @functools.cache
 def scorer(mesh: Mesh) -> Callable:
-  """`score_batch` compiled for a mesh; every device gets all that it returns.
-
-  The votes of all processes thus reach each of them as plain arrays.
-  """
+  """`score_batch` compiled for a mesh, with replicated results."""
 
   @functools.wraps(score_batch)
   def score(*args, **settings):
-    # Kernels, which the compiler cannot divide, are told how the mesh does.
+    # The compiler cannot partition kernels: they need the mesh.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return score_batch(*args, **settings)
 
@@ -139,24 +129,23 @@ def evaluate(
   """Scores a model on a split, at every depth from 1 to `depth`.
 
   Args:
-    params: the model; usually `TrainState.averaged_params`.
+    params: usually `TrainState.averaged_params`.
     split: the puzzles.
     model: the model's config.
-    task: their task.
-    depth: D, the largest number of supervision steps; a model that does not
-      recur gets 1.
+    task: the task of the puzzles.
+    depth: D, supervision steps; taken as 1 if the model is not recursive.
     batch_size: puzzles at once, over all devices.
     mesh: the devices.
-    ballots: where copies vote, the ballots of some depths, that of `depth`
-      among them, which alone keeps the answers; votes are added to those that
-      are there already. By default every depth has an empty one.
-    training_flops: spent on the model so far, for the records.
+    ballots: depth -> ballot to add the votes of copies to. Must include
+      `depth`, whose ballot alone keeps the answers. By default a new ballot
+      for every depth.
+    training_flops: FLOPs of the training so far, for the records.
     on_batch: called with (puzzles done, puzzles in all).
 
   Returns:
     One record per depth. Accuracies are fractions in [0, 1]; names that end in
-    `_se` are standard errors of the mean over puzzles. Where nothing has a
-    label, there are no accuracies.
+    `_se` are standard errors of the mean over puzzles. Without any label there
+    are no accuracies.
   """
   depth = depth if model.is_recursive else 1
   model = network.portable(model, mesh.devices.flat[0].platform)
@@ -193,12 +182,7 @@ def evaluate(
 def refine(
   params: Params, puzzles: Puzzles, depth: int, model: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-  """The answer to each puzzle after each of `depth` supervision steps.
-
-  Returns:
-    Answers int32 `[D, B, S]`, and the halting logits `[D, B]`: their sigmoid
-    is the probability, as the model sees it, that the answer is right.
-  """
+  """Answers int32 `[D, B, S]` and halting logits `[D, B]` after each step."""
   return rollout.scan(
     params, puzzles.inputs, puzzles.puzzle_ids, depth,
     network.portable(model),  # the arrays may be on any devices
@@ -212,7 +196,7 @@ def new_ballots(depths: Iterable[int]) -> dict[int, vote.Ballot]:
 
 
 def _cast(ballots: Mapping[int, vote.Ballot], votes: Votes, questions):
-  """Adds the votes of a batch, without those of its filling rows."""
+  """Adds the votes of a batch, without its padding rows."""
   size = len(questions)
   keys = vote.as_keys(np.asarray(votes.fingerprints))[:, :size]
   q = vote.confidences(np.asarray(votes.q_halt))[:, :size]
@@ -225,49 +209,47 @@ def _cast(ballots: Mapping[int, vote.Ballot], votes: Votes, questions):
 def _batches(
   split: Split, task: Task, batch_size: int, mesh: Mesh
 ) -> Iterator[tuple[Batch, int]]:
-  """Equal batches; the last is filled up with row 0, which is not counted."""
+  """Batches and their numbers of rows; the last is padded with row 0."""
   examples, puzzles = split.rows
   by_batch = sharding.by_batch(mesh)
+
+  def put(arrays):
+    return sharding.put(arrays, by_batch)
+
   for first in range(0, len(examples), batch_size):
     rows = np.arange(first, min(first + batch_size, len(examples)))
     padded = np.zeros(batch_size, np.int64)
     padded[: len(rows)] = rows
     example, puzzle = examples[padded], puzzles[padded]
-    inputs, labels = show(
-      split,
-      example,
-      puzzle,
-      task,
-      lambda arrays: sharding.put(arrays, by_batch),
-    )
-    puzzle_ids, counted = sharding.put(
-      (split.puzzle_ids[puzzle], np.arange(batch_size) < len(rows)), by_batch
+    inputs, labels = show(split, example, puzzle, task, put)
+    puzzle_ids, counted = put(
+      (split.puzzle_ids[puzzle], np.arange(batch_size) < len(rows))
     )
     symmetries = None
     if split.symmetries is not None:
-      symmetries = sharding.put(split.symmetries[puzzle], by_batch)
+      symmetries = put(split.symmetries[puzzle])
     shown = Puzzles.of(inputs, labels, puzzle_ids)
     yield Batch(shown, counted, symmetries), len(rows)
 
 
 def as_shown(split: Split, task: Task) -> tuple[np.ndarray, ...]:
-  """Questions, labels and puzzle ids of all rows of a split, as copies see."""
+  """Inputs, labels and puzzle ids of all rows of a split, as shown."""
   examples, puzzles = split.rows
   inputs, labels = map(np.asarray, show(split, examples, puzzles, task))
   return inputs, labels, split.puzzle_ids[puzzles]
 
 
 def _accuracies(sums: dict[str, float]) -> Record:
-  """Turns sums over puzzles into means and their standard errors."""
+  """Means and standard errors from sums over puzzles."""
   count = sums.pop("count")
   if not count:
     return {}
   means = {name: value / count for name, value in sums.items()}
   exact, cells = means["exact"], means["cell_accuracy"]
-  spread = max(means["cell_accuracy_squared"] - cells**2, 0.0)
+  variance = max(means["cell_accuracy_squared"] - cells**2, 0.0)
   record = {
     "cell_accuracy": cells,
-    "cell_accuracy_se": math.sqrt(spread / count),
+    "cell_accuracy_se": math.sqrt(variance / count),
     "exact_accuracy": exact,
     "exact_accuracy_se": standard_error(exact, count),
   }
@@ -282,11 +264,11 @@ def _accuracies(sums: dict[str, float]) -> Record:
 
 
 def standard_error(mean: float, count: float) -> float:
-  """Of the mean of yes and no over so many puzzles."""
+  """Standard error of the mean of `count` values that are 0 or 1."""
   return math.sqrt(mean * (1 - mean) / max(count, 1))
 
 
 def passes(ballot: vote.Ballot | None, pairs: list[vote.Pair]) -> Record:
-  """Scores of a vote: `pass@k` for each k; none without a ballot."""
+  """{`pass@k`: score} of a vote; empty without a ballot."""
   scores = {} if ballot is None else vote.pass_at_k(ballot, pairs)
   return {f"pass@{k}": fraction for k, fraction in scores.items()}

@@ -1,4 +1,4 @@
-"""The forms in which people give a puzzle, as the one that files have."""
+"""Reads puzzles given as Python values: texts, lists, arrays, ARC tasks."""
 
 import io
 import json
@@ -15,10 +15,10 @@ from trm_jax.errors import UserError
 
 
 def listed(puzzle: Any, task: Task) -> Sequence[Any] | None:
-  """The puzzles, if many were given; None if it is one.
+  """The puzzles, if `puzzle` is many; None if it is one.
 
-  Many are a list or a tuple that does not consist of the rows or the cells of
-  one, or an array `[N, rows, columns]` or `[N, S]`.
+  Many is an array `[N, rows, columns]` or `[N, S]`, or a list or tuple, unless
+  of the rows or cells of one puzzle.
   """
   if isinstance(puzzle, (np.ndarray, jax.Array)):
     is_many = puzzle.ndim == 3 or puzzle.shape[1:] == (task.seq_len,)
@@ -28,67 +28,62 @@ def listed(puzzle: Any, task: Task) -> Sequence[Any] | None:
   if not puzzle:
     return puzzle
   if all(isinstance(row, str) for row in puzzle):
-    return None if _are_rows(puzzle, task) else puzzle
+    width = len(puzzle[0])
+    is_one = (  # its rows or its cells
+      not task.read
+      and width < task.seq_len
+      and all(len(row) == width for row in puzzle)
+      and width * len(puzzle) == task.seq_len
+    )
+    return None if is_one else puzzle
   first = puzzle[0]
-  if _has_parts(first):
+  if _is_sequence(first):
     # A row is shorter than a whole puzzle.
-    is_row = 0 < len(first) < task.seq_len and not _has_parts(first[0])
+    is_row = 0 < len(first) < task.seq_len and not _is_sequence(first[0])
   else:
     is_row = isinstance(first, (int, float, np.number))
   return None if is_row else puzzle
 
 
 def read(puzzle: Any, task: Task, name: str) -> list[Question]:
-  """Reads one puzzle, as `TRMProcessor.reason` takes it.
+  """Reads one puzzle, in any form that `TRMProcessor.reason` takes.
 
   Returns:
-    The question, with that name; for ARC one for each test grid of a task.
+    The question, called `name`; for ARC one for each test grid of a task.
 
   Raises:
     UserError: if it is not a puzzle of the task, or more than one.
   """
-  # A character that cannot be encoded is not part of any puzzle.
+  # Characters that cannot be encoded are refused as those of no puzzle.
   content = _as_text(puzzle, task, name).encode(errors="replace")
-  found = questions.read(io.BytesIO(content), task, name)
-  asked = []
-  for item in found:
+  found = []
+  for item in questions.read(io.BytesIO(content), task, name):
     if isinstance(item, Fault):
       raise UserError(f"{name}: {item.message}")
-    asked.append(item)
+    found.append(item)
   if task.read:
-    return asked
-  if len(asked) > 1:
+    return found
+  if len(found) > 1:
     raise UserError(
-      f"{name}: the text holds {len(asked)} puzzles; give a list of them"
+      f"{name}: the text holds {len(found)} puzzles; give a list of them"
     )
-  (one,) = asked
+  (one,) = found
   return [Question(one.tokens, one.label, name, one.line)]
 
 
-def _has_parts(value: Any) -> bool:
+def _is_sequence(value: Any) -> bool:
   if isinstance(value, (np.ndarray, jax.Array)):
     return value.ndim > 0
   return isinstance(value, (list, tuple))
 
 
-def _are_rows(texts: Sequence[str], task: Task) -> bool:
-  """Whether texts are the rows of one puzzle, or its cells."""
-  width = len(texts[0])
-  return (
-    not task.read
-    and width < task.seq_len
-    and all(len(text) == width for text in texts)
-    and width * len(texts) == task.seq_len
-  )
-
-
 def _as_text(puzzle: Any, task: Task, name: str) -> str:
-  """A puzzle in the form that `questions.read` takes."""
+  """A puzzle as the text of a file, for `questions.read`."""
   if isinstance(puzzle, str):
     cells = "".join(puzzle.split())
-    # A board may be written as its rows, which in a file are puzzles.
-    is_text = not task.read and not task.in_rows
-    return cells if is_text and len(cells) == task.seq_len else puzzle
+    # A text may break a board into rows; in a file each line is a puzzle.
+    in_lines = not task.read and not task.in_rows
+    return cells if in_lines and len(cells) == task.seq_len else puzzle
   if task.read and isinstance(puzzle, Mapping):
     return _as_json(dict(puzzle), name)
   if not isinstance(puzzle, (list, tuple, np.ndarray, jax.Array)):

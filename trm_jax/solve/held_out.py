@@ -1,4 +1,4 @@
-"""The puzzles of an experiment or of a trained run, and a run's model."""
+"""Loads the puzzles of an experiment or a run, and a run's weights."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,15 +22,10 @@ Say = Callable[[str], None]
 def prepare(
   config: dict[str, Any], experiment: Experiment, say: Say = lambda _: None
 ) -> tuple[Experiment, list[str]]:
-  """Prepares the data, and makes the puzzle table large enough for it.
+  """Prepares the data, and sets the size of the puzzle table.
 
-  Args:
-    config: the config as plain values; the table's size is written into it.
-    experiment: the same, checked.
-    say: called with what takes long before it starts, and with notes.
-
-  Returns:
-    The experiment with its table, and the name of each puzzle id.
+  The size is written into `config`, the plain values of `experiment`. Messages
+  go to `say`. Returns the experiment, and the name of each puzzle id.
   """
   _prepare(experiment.data, say)
   names = datasets.identifiers(experiment.data)
@@ -42,7 +37,7 @@ def prepare(
 
 
 def choose_data(data: Settings, source: str, skip_bad_rows: bool) -> Settings:
-  """A run's data, with another test source and bad csv rows left out or not."""
+  """The data of a run with another test source, if `source` is not empty."""
   if source:
     data = datasets.tested_on(data, source)
   if skip_bad_rows:
@@ -53,7 +48,7 @@ def choose_data(data: Settings, source: str, skip_bad_rows: bool) -> Settings:
 
 
 def choose_groups(num_groups: int, count: int, seed: int) -> np.ndarray:
-  """The groups of a seeded part of a split; all of them if `count` is 0."""
+  """`count` random groups of a split, ascending; all if `count` is 0."""
   if not 0 < count < num_groups:
     return np.arange(num_groups)
   chosen = np.random.default_rng(seed).choice(num_groups, count, replace=False)
@@ -61,7 +56,7 @@ def choose_groups(num_groups: int, count: int, seed: int) -> np.ndarray:
 
 
 def load_splits(experiment: Experiment) -> tuple[Split, Split | None]:
-  """Training puzzles, and the part of the test set to evaluate on, if any."""
+  """Training puzzles, and test puzzles for evaluation if there are any."""
   training = datasets.load(experiment.data, "train")
   if not datasets.has_split(experiment.data, "test"):
     return training, None
@@ -71,13 +66,10 @@ def load_splits(experiment: Experiment) -> tuple[Split, Split | None]:
 def load_test(
   experiment: Experiment, puzzles: int, copies: int = -1, split: str = "test"
 ) -> Split:
-  """A part of the test set (or of "train"), drawn with the config's seed.
+  """Random `puzzles` (in ARC: tasks; 0 for all), drawn with the config's seed.
 
-  Args:
-    experiment: names the data, which must be prepared.
-    puzzles: how many puzzles (in ARC: tasks); 0 for all.
-    copies: how many copies of each; 0 for all, -1 for as in the config.
-    split: "test", or "train" for puzzles that were trained on.
+  Each has `copies` copies: 0 for all, -1 as in the config. The data must be
+  prepared.
   """
   groups = choose_groups(
     datasets.num_groups(experiment.data, split), puzzles, experiment.eval.seed
@@ -98,20 +90,11 @@ def load_held_out(
   skip_bad_rows: bool = False,
   say: Say = lambda _: None,
 ) -> tuple[Experiment, Split]:
-  """Puzzles to test a run on, with the puzzle ids of the run.
+  """The experiment of a run, and puzzles to test it on with its puzzle ids.
 
-  Args:
-    folder: the run.
-    source: what to test on instead of its own test split.
-    split: as in `load_test`.
-    puzzles: as in `load_test`; None for as many as in training.
-    copies: as in `load_test`.
-    unseen: what of puzzles without an embedding, see `datasets.match_ids`.
-    skip_bad_rows: whether bad rows of csv files are left out.
-    say: as in `prepare`.
-
-  Returns:
-    The experiment, with the data that was chosen, and the split.
+  `source` replaces the run's own data; `puzzles` (None as in the config) and
+  `copies` are as in `load_test`; `unseen` is the treatment of puzzles without
+  an embedding, see `datasets.match_ids`.
   """
   experiment = config_lib.read(folder.read_config())
   data = choose_data(experiment.data, source, skip_bad_rows)
@@ -130,7 +113,7 @@ def restore(
 ) -> tuple[int, Params]:
   """The step and the averaged weights of a checkpoint.
 
-  With `unseen` "mean", puzzles without an embedding have the mean of all.
+  With `unseen` "mean", row 0 of the puzzle table is the mean of all.
   """
   step, params = pretrained.restore_params(experiment, folder, which)
   if unseen == "mean":

@@ -1,7 +1,6 @@
-"""The engine over many devices: each has slots and a queue of its own.
+"""The engine on many devices, each with its slots and its queue.
 
-No device waits for another, and nothing moves between them but the count of
-what is done.
+Only counts of finished rollouts move between devices.
 """
 
 import functools
@@ -18,13 +17,13 @@ from trm_jax.solve.engine import Plan
 
 
 def shared(mesh: Mesh) -> NamedSharding:
-  """Each device holds a part of the leading axis."""
+  """Sharding of the leading axis over the devices."""
   return NamedSharding(mesh, P("device"))
 
 
 @functools.cache
 def whole(mesh: Mesh) -> Callable:
-  """Compiles the identity that gives every process whole arrays."""
+  """Compiles the identity with replicated results: whole arrays everywhere."""
   return jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
 
 
@@ -34,11 +33,11 @@ def programs(
 ) -> tuple[Callable, Callable]:
   """Compiles `engine.start` and `engine.advance` for a mesh.
 
-  `slots` and `capacity` (puzzles) are of each device.
+  `slots` and `capacity` (puzzles) are per device.
 
   Returns:
     `() -> state`, and `(..., state) -> (state, (finished, most left))`: the
-    rollouts that are over, and those that are not on the slowest device.
+    finished rollouts of all devices, and the most unfinished ones on a device.
   """
 
   def advance(weights, initial, queue, settings, shrink_at, state):
@@ -51,32 +50,27 @@ def programs(
     state, left = mapped(*arguments)
     return state, (jnp.sum(state.found.finished), jnp.max(left))
 
-  own, same = P("device"), P()
+  split, same = P("device"), P()
   mapped = jax.shard_map(
-    advance, mesh=mesh, in_specs=(same, same, own, same, same, own),
-    out_specs=(own, own), check_vma=False,
+    advance, mesh=mesh, in_specs=(same, same, split, same, same, split),
+    out_specs=(split, split), check_vma=False,
   )  # fmt: skip
   begin = jax.shard_map(
     functools.partial(engine.start, slots, capacity, marks, plan),
-    mesh=mesh, in_specs=(), out_specs=own, check_vma=False,
+    mesh=mesh, in_specs=(), out_specs=split, check_vma=False,
   )  # fmt: skip
-  placed = shared(mesh)
+  outputs = (shared(mesh), sharding.replicated(mesh))
   return (
-    jax.jit(begin, out_shardings=placed),
-    jax.jit(
-      go_on,
-      out_shardings=(placed, sharding.replicated(mesh)),
-      donate_argnums=5,
-    ),
+    jax.jit(begin, out_shardings=shared(mesh)),
+    jax.jit(go_on, out_shardings=outputs, donate_argnums=5),
   )
 
 
 @functools.cache
 def compactor(mesh: Mesh, slots: int) -> Callable:
-  """Compiles `engine.compact` to so many slots of each device."""
-  own = P("device")
+  """Compiles `engine.compact` to `slots` slots per device."""
   mapped = jax.shard_map(
     functools.partial(engine.compact, slots=slots),
-    mesh=mesh, in_specs=own, out_specs=own, check_vma=False,
+    mesh=mesh, in_specs=P("device"), out_specs=P("device"), check_vma=False,
   )  # fmt: skip
   return jax.jit(mapped, out_shardings=shared(mesh))

@@ -1,4 +1,4 @@
-"""A trained model that takes puzzles as people write them."""
+"""`TRMProcessor`: a trained model that solves puzzles given in Python."""
 
 import collections
 import copy
@@ -37,13 +37,13 @@ class TRMProcessor:
   ```
 
   Args:
-    model: as `pretrained.load` gives it.
+    model: from `pretrained.load`.
     config: fields of `ReasonConfig` by name.
     devices: by default all of this process.
 
   Raises:
-    UserError: naming a field of the config that does not exist, is wrong, or
-      does not suit the model.
+    UserError: a field of the config does not exist, is wrong, or does not suit
+      the model.
   """
 
   def __init__(
@@ -73,10 +73,9 @@ class TRMProcessor:
       params, experiment.model, experiment.task, self.config.batch_size,
       self._devices,
     )  # fmt: skip
-    # Without a puzzle this only refuses what the model cannot do.
-    nothing = np.zeros((0, experiment.task.seq_len), np.uint8)
-    ids = np.zeros(0, np.int32)
-    self._solver.solve(nothing, ids, self._settings(False))
+    # Solving no puzzles checks that the settings suit the model.
+    empty = np.zeros((0, experiment.task.seq_len), np.uint8)
+    self._solver.solve(empty, np.zeros(0, np.int32), self._settings(False))
 
   @classmethod
   def from_pretrained(
@@ -90,40 +89,39 @@ class TRMProcessor:
     Raises:
       UserError: if it cannot be read, or a field of the config is wrong.
     """
-    reasoning.read_config(config)  # a typo should not wait for the weights
+    reasoning.read_config(config)  # report a typo before the weights load
     return cls(pretrained.load(path, checkpoint), config)
 
   def reason(self, puzzle: Any, allow_multiple_solutions: bool = False) -> Any:
     """Solves one puzzle, or a list of them.
 
     Args:
-      puzzle: a text in the task's form, or its rows, as texts or numbers
-        (Sudoku: digits, 0 for a blank; ARC: colours) in lists or an array;
-        for ARC also a task as in its json, or an object of tasks by id. A list
-        or tuple of such is many puzzles, unless these are the rows of one, and
-        so is an array of boards.
-      allow_multiple_solutions: whether to run several rollouts, and tell all
-        the answers that they came to.
+      puzzle: a text in the task's form, or rows of texts or numbers (Sudoku:
+        digits, 0 for a blank; ARC: colours) in lists or an array; for ARC also
+        a task as in its json, or an object of tasks by id. A list or tuple of
+        these, or an array of boards, is many puzzles.
+      allow_multiple_solutions: whether to run several rollouts, and return
+        all their different answers as `Reasoning.alternatives`.
 
     Returns:
-      A `Reasoning`; for many puzzles, or for an ARC task with several test
-      grids, a list of them.
+      A `Reasoning`; for many puzzles, or an ARC task with several test grids,
+      a list of them.
 
     Raises:
-      UserError: if something is not a puzzle of the model's task; it tells
-        which, and what was expected. Or all rollouts would be the same.
+      UserError: if something is not a puzzle of the model's task, or all
+        rollouts would be the same.
     """
     many = forms.listed(puzzle, self._task)
     if many is None:
-      asked = forms.read(puzzle, self._task, "puzzle")
-      return _alone(self.solve(asked, allow_multiple_solutions))
+      found = forms.read(puzzle, self._task, "puzzle")
+      return _unwrapped(self.solve(found, allow_multiple_solutions))
     parts = [
       forms.read(one, self._task, f"puzzle {number}")
       for number, one in enumerate(many, 1)
     ]
-    together = list(itertools.chain.from_iterable(parts))
-    found = iter(self.solve(together, allow_multiple_solutions))
-    return [_alone([next(found) for _ in part]) for part in parts]
+    flat = list(itertools.chain.from_iterable(parts))
+    results = iter(self.solve(flat, allow_multiple_solutions))
+    return [_unwrapped([next(results) for _ in part]) for part in parts]
 
   def solve(
     self,
@@ -133,7 +131,8 @@ class TRMProcessor:
   ) -> list[Reasoning]:
     """Solves questions that have been read; see `reason`.
 
-    `on_progress` is called with (rollouts done, in all), without cached ones.
+    `on_progress` is called with (rollouts done, rollouts in all); answers from
+    the cache are not counted.
     """
     ids = [self._puzzle_id(question) for question in asked]
     keys = [
@@ -156,7 +155,7 @@ class TRMProcessor:
       for question, key in zip(asked, keys, strict=True)
     ]
     if self._cache_size:
-      results = copy.deepcopy(results)  # so that callers may change theirs
+      results = copy.deepcopy(results)  # callers may change them
       self._cache |= known
       for key in keys:
         self._cache.move_to_end(key)
@@ -165,27 +164,24 @@ class TRMProcessor:
     return results
 
   def enable_pattern_cache(self, max_size: int = 1000):
-    """Keeps the answers to so many puzzles, the last ones asked."""
+    """Keeps the answers to the last `max_size` puzzles."""
     if type(max_size) is not int or max_size < 1:
       raise UserError(f"max_size={max_size!r}: must be a number of 1 or more")
     self._cache, self._cache_size = collections.OrderedDict(), max_size
 
   def set_memory_limit(self, limit: str | float):
-    """Lowers the batch until each device needs no more memory than this.
+    """Lowers the batch size until each device needs at most this memory.
 
-    Args:
-      limit: bytes, or a text such as "4GB" or "512MiB".
-
-    Raises:
-      UserError: if it is not an amount of memory, or one puzzle needs more.
+    `limit` is in bytes, or a text such as "4GB" or "512MiB". Raises UserError
+    if it is neither, or one puzzle needs more.
     """
     allowed = _bytes(limit)
-    # With noise, a rollout takes the more memory.
+    # Noise takes memory, so measure with noise if possible.
     settings = self._settings(self._rollouts_differ)
     slots = self.config.batch_size
-    least = min(slots, len(self._devices))  # one of each device
+    least = min(slots, len(self._devices))  # one per device
     marks = self._marks(settings)
-    # Most is for computing, and a part for what waits and what was found.
+    # A sixteenth for the queue and the results; the rest is for computing.
     fits = int(min(self._solver.memory_bytes, allowed / 16))
     self._solver.memory_bytes = fits
     while (needed := self._solver.memory(slots, settings, marks)) > allowed:
@@ -198,11 +194,10 @@ class TRMProcessor:
     self._solver.slots = slots
 
   def _puzzle_id(self, question: Question) -> int:
-    """The row of the puzzle table, by the name of an ARC task."""
+    """The row of the puzzle table of an ARC task; 0 for other tasks."""
     if len(self._ids) <= 1:  # puzzles have no names
       return 0
-    name = question.name.rpartition("_")[0]
-    number = self._ids.get(name, 0)
+    number = self._ids.get(question.name.rpartition("_")[0], 0)
     if not number and self.config.puzzle_id == "error":
       raise UserError(
         f"{question.name}: the model was not trained on this task, so it has "
@@ -213,7 +208,7 @@ class TRMProcessor:
 
   @property
   def _rollouts_differ(self) -> bool:
-    """Whether there is more than one answer to be had of a puzzle."""
+    """Whether several rollouts of a puzzle would differ."""
     is_recursive = self.model.experiment.model.is_recursive
     return self.config.views or (is_recursive and self.config.cycle_noise > 0)
 
@@ -223,9 +218,9 @@ class TRMProcessor:
     if several:
       breadth = max(breadth, config.alternatives_breadth)
     if (several or breadth > 1) and not self._rollouts_differ:
-      asked = "allow_multiple_solutions" if several else f"breadth={breadth}"
+      option = "allow_multiple_solutions" if several else f"breadth={breadth}"
       raise UserError(
-        f"{asked}: all rollouts would be the same; set views, or the "
+        f"{option}: all rollouts would be the same; set views, or the "
         "cycle_noise of a model that recurs"
       )
     halt = ()
@@ -247,23 +242,22 @@ class TRMProcessor:
 
   def _marks(self, settings: SolveConfig) -> Sequence[int]:
     """The depths at which answers are kept."""
-    if not self.config.verbose_reasoning:
-      return ()
-    return range(1, settings.depth + 1)
+    return range(1, settings.depth + 1) if self.config.verbose_reasoning else ()
 
   def _solve_new(
     self,
-    asked: Sequence[Question],
+    new: Sequence[Question],
     ids: np.ndarray,
     several: bool,
     on_progress: Callable[[int, int], None],
   ) -> list[Reasoning]:
+    """Solves questions that are not cached."""
     settings = self._settings(several)
-    inputs = np.stack([question.tokens for question in asked])
-    marks = self._marks(settings)
+    inputs = np.stack([question.tokens for question in new])
     rollouts = self._solver.solve(
-      inputs, ids, settings, marks, prune=not several, on_progress=on_progress
-    )
+      inputs, ids, settings, self._marks(settings), prune=not several,
+      on_progress=on_progress,
+    )  # fmt: skip
     found = Answers.of(rollouts, -1, settings.breadth)
     solved = None
     if self._task.is_solution:
@@ -271,13 +265,16 @@ class TRMProcessor:
     chosen = found.choose(settings.select, solved).tolist()
     confidences = self._calibration(found.q_halt)
     results = []
-    for row, (question, k) in enumerate(zip(asked, chosen, strict=True)):
+    for row, (question, k) in enumerate(zip(new, chosen, strict=True)):
       steps = int(found.steps[row, k])
       kept = steps if self.config.verbose_reasoning else 0
-      # Copies, for a view would keep the whole batch in memory.
+      # Copied, because views would keep the whole batch in memory.
       tokens = found.answers[row, k].copy()
       history = rollouts.answers[row, k, :kept].copy()
-      on_the_way = self._calibration(rollouts.q_halt[row, k, :kept]).tolist()
+      after_steps = self._calibration(rollouts.q_halt[row, k, :kept]).tolist()
+      alternatives = ()
+      if several:
+        alternatives = self._alternatives(found, row, confidences[row], solved)
       results.append(
         Reasoning(
           name=question.name,
@@ -285,15 +282,11 @@ class TRMProcessor:
           confidence=float(confidences[row, k]),
           steps=steps,
           checked=None if solved is None else bool(solved[row, k]),
-          alternatives=(
-            self._alternatives(found, row, confidences[row], solved)
-            if several
-            else ()
-          ),
+          alternatives=alternatives,
           reasoning_history=tuple(
             Step(step, self._task.decode(answer), confidence)
-            for step, answer, confidence in zip(
-              range(1, kept + 1), history, on_the_way, strict=True
+            for step, (answer, confidence) in enumerate(
+              zip(history, after_steps, strict=True), 1
             )
           ),
           flops=float(found.steps[row].sum() * rollouts.flops_per_step),
@@ -315,7 +308,7 @@ class TRMProcessor:
     running = np.flatnonzero(found.steps[row] > 0).tolist()
     groups: dict[str, list[int]] = collections.defaultdict(list)
     for k in running:
-      # Tokens that are not shown make no difference, such as padding.
+      # Answers are equal if their texts are: padding makes no difference.
       groups[self._task.render(found.answers[row, k])].append(k)
     alternatives = [
       Alternative(
@@ -331,19 +324,15 @@ class TRMProcessor:
     )
 
 
-def _alone(results: list[Reasoning]) -> Any:
+def _unwrapped(results: list[Reasoning]) -> Any:
   return results[0] if len(results) == 1 else results
 
 
 def _bytes(limit: str | float) -> float:
   size = float("nan")
   if isinstance(limit, str):
-    found = re.fullmatch(
-      r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(i?))?B?\s*",
-      limit,
-      re.IGNORECASE,
-    )
-    if found:
+    pattern = r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(i?))?B?\s*"
+    if found := re.fullmatch(pattern, limit, re.IGNORECASE):
       number, unit, binary = found.groups()
       power = " KMGT".index(unit.upper()) if unit else 0
       size = float(number) * (1024 if binary else 1000) ** power

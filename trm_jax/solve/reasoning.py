@@ -1,4 +1,4 @@
-"""The settings and the results of a processor."""
+"""Settings and results of `TRMProcessor`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,29 +11,29 @@ from trm_jax.data import datasets
 from trm_jax.errors import UserError
 from trm_jax.solve.rules import SolveConfig
 
-_MOST = 2**16  # of steps and rollouts
+_MOST = 2**16  # steps, and rollouts
 
 
 @dataclasses.dataclass(frozen=True)
 class ReasonConfig:
-  """How a processor reasons; see also `SolveConfig`.
+  """Settings of a processor; see also `SolveConfig`.
 
-  Early stopping halts a puzzle when its answer is right with the probability
-  `confidence_threshold` (calibrated, where the model has been), or when it is
-  a solution by the task's rules.
+  Early stopping halts a puzzle when its confidence (calibrated, if the model
+  is) exceeds `confidence_threshold`, or its answer solves it by the task's
+  rules.
   """
 
-  max_recursion_depth: int = 16  # supervision steps of a puzzle at most
+  max_recursion_depth: int = 16  # most supervision steps of a puzzle
   confidence_threshold: float = 0.8
   early_stopping: bool = True
   verbose_reasoning: bool = False  # whether results have a history
   breadth: int = 1  # rollouts of each puzzle
-  alternatives_breadth: int = 16  # where several solutions are allowed, if more
+  alternatives_breadth: int = 16  # least rollouts for multiple solutions
   cycle_noise: float = SolveConfig.cycle_noise
   views: bool = False
   select: str = "q"
-  # Of ARC tasks that were not trained on: "error", "blank" (no embedding) or
-  # "mean" (of all embeddings).
+  # Embedding of ARC tasks that were not trained on: "blank" (none), "mean" (of
+  # all); "error" refuses them.
   puzzle_id: str = "error"
   batch_size: int = 256  # rollouts at once, over all devices
   seed: int = 0  # of noise and views
@@ -59,11 +59,11 @@ class ReasonConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Alternative:
-  """An answer that some rollouts gave."""
+  """One of several answers to a puzzle."""
 
   answer: Any  # in the task's form
-  fraction: float  # of the rollouts, in (0, 1]
-  confidence: float  # the mean over these rollouts
+  fraction: float  # of the rollouts that gave it, in (0, 1]
+  confidence: float  # mean over these rollouts
   checked: bool | None  # whether it solves the puzzle; None without rules
 
 
@@ -80,31 +80,26 @@ class Step:
 class Reasoning:
   """The answer to a puzzle, and how it was found.
 
-  Answers are in the task's form: a text of a character a cell, and in ARC a
+  Answers are in the task's form: a text with one character per cell; in ARC a
   list of rows of colours.
   """
 
   name: str
   answer: Any
-  confidence: float  # that the answer is right; calibrated, where possible
-  steps: int  # supervision steps behind the answer
+  confidence: float  # that the answer is right; calibrated if possible
+  steps: int  # supervision steps of the answer
   checked: bool | None  # whether it solves the puzzle; None without rules
-  # The answers of all rollouts, the most frequent first, if several solutions
-  # were allowed.
+  # All answers, the most frequent first; empty for a single solution.
   alternatives: tuple[Alternative, ...]
-  reasoning_history: tuple[Step, ...]  # if verbose
-  flops: float  # over all rollouts but those that a sibling stopped
-  question: np.ndarray  # uint8 [S], its tokens
-  tokens: np.ndarray  # uint8 [S], the answer's
-  history: np.ndarray  # uint8 [D, S], after each step, if verbose
+  reasoning_history: tuple[Step, ...]  # empty if not verbose
+  flops: float  # of all rollouts that were not pruned
+  question: np.ndarray  # uint8 [S], tokens
+  tokens: np.ndarray  # uint8 [S], of the answer
+  history: np.ndarray  # uint8 [D, S], tokens after each step; if verbose
 
 
 def read_config(config: Mapping[str, Any] | None) -> ReasonConfig:
-  """Makes a config of fields by name.
-
-  Raises:
-    UserError: naming the field that does not exist or is wrong.
-  """
+  """A `ReasonConfig` of fields by name; raises UserError on a wrong field."""
   if config is not None and not isinstance(config, Mapping):
     raise UserError(
       f"config is {type(config).__name__}; expected fields by name, as in "

@@ -1,4 +1,4 @@
-"""How inference is done: depth, breadth, halting, noise, selection."""
+"""Settings of inference: depth, breadth, halting rules, noise, selection."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,24 +6,24 @@ from typing import Any, NamedTuple
 
 
 class Values(NamedTuple):
-  """What halting rules look at: arrays of one shape, of numpy or jax."""
+  """Inputs of halting rules: numpy or jax arrays of one shape."""
 
-  margin: Any  # the halting margin, see `rollout.Step`
-  residual: Any  # how far `y` moved, likewise
-  unchanged: Any  # for how many steps the answer has been the same
-  solved: Any  # whether the answer solves the puzzle, where that is checked
+  margin: Any  # float, the halting margin, see `rollout.Step`
+  residual: Any  # float, relative change of `y`, see `rollout.Step`
+  unchanged: Any  # int, steps for which the answer has been the same
+  solved: Any  # bool, whether the answer solves the puzzle; False if unchecked
 
 
 class HaltingRule(NamedTuple):
-  """When a rollout halts before its depth is reached."""
+  """A rule by which a rollout halts before its depth is reached."""
 
-  name: str  # as in `SolveConfig.halt`
-  field: str  # of `SolveConfig`, its limit; "" where it has none
+  name: str  # in `SolveConfig.halt`
+  field: str  # field of `SolveConfig` with the limit, or ""
   dtype: str  # of the limit
-  never: Any  # the limit by which it never halts
+  never: Any  # the limit at which the rule never halts
   halts: Callable[[Values, Any], Any]  # (values, limit) -> bool
-  label: str  # a format of the limit
-  tried: tuple  # limits to choose from, the first to halt foremost
+  label: str  # format string of the limit
+  tried: tuple  # limits to choose from, those that halt sooner first
   colour: str  # in plots
   marker: str  # in plots
 
@@ -55,41 +55,40 @@ RULES = (
 )  # fmt: skip
 
 HALTS = tuple(rule.name for rule in RULES)
-# Selection rules: which rollout answers, see `choose.RANKS`.
+# Selection rules, see `choose.RANKS`.
 SELECTS = ("q", "vote", "residual", "first", "solved")
 
 
 @dataclasses.dataclass(frozen=True)
 class SolveConfig:
-  """How puzzles are solved.
+  """Settings of `Solver.solve`.
 
   A rollout is one run of the recursion on one puzzle. The first rollout of a
-  puzzle is never perturbed: breadth 1 is plain inference, whatever the noise.
+  puzzle has no noise and no view, so breadth 1 is plain inference.
 
   Attributes:
-    depth: supervision steps after which a rollout halts anyway; may exceed
-      what was trained. Models that do not recur take one.
+    depth: most supervision steps of a rollout; may exceed the depth of
+      training. Models that are not recursive take one.
     breadth: K, rollouts of each puzzle.
-    halt: what halts a rollout earlier, any of `HALTS`; nothing is fixed depth.
-    threshold: "q" halts when the halting logit (in HRM, its lead over
-      "continue") is above this; 0 is what training halts by.
-    patience: "unchanged" halts when the answer has been the same for so many
+    halt: rules that halt a rollout earlier, any of `HALTS`; empty for fixed
+      depth.
+    threshold: "q" halts when the halting logit (in HRM: minus the logit of
+      "continue") exceeds this; 0 in training.
+    patience: "unchanged" halts when the answer has been the same for this many
       steps.
     tolerance: "residual" halts when `|y' - y| / |y'|` is below this.
-    initial_noise: standard deviation of the noise added to the initial `y` and
-      `z` of all rollouts of a puzzle but the first.
-    cycle_noise: the same, before each cycle ("Probabilistic Tiny Recursive
-      Model", arXiv 2605.19943). The norm of latents is 1 a channel.
-    views: whether all rollouts but the first see the puzzle under a random
-      symmetry of its task; their answers are mapped back.
-    select: which rollout answers: the "first" to halt (ties: by q), the one
-      with the largest "q" or the smallest "residual", one with the answer that
-      most "vote" for (ties: by mean q), or one whose answer is "solved" by the
-      task's rules (ties, and where none is: by q).
-    flops: budget of a puzzle over all its rollouts; lowers the depth. 0 for
-      none.
-    seconds: budget of a whole call: when it is spent, running puzzles halt
-      after their step, and waiting ones get a single step. 0 for none.
+    initial_noise: standard deviation of noise on the initial `y` and `z`.
+    cycle_noise: standard deviation of noise before each cycle ("Probabilistic
+      Tiny Recursive Model", arXiv 2605.19943). Latents have RMS 1.
+    views: whether rollouts see the puzzle under random symmetries of its task;
+      their answers are mapped back.
+    select: the chosen rollout: the "first" to halt, the largest "q", the
+      smallest "residual", the most frequent answer ("vote", ties by mean q), or
+      one "solved" by the task's rules. Ties of "first" and "solved" go by q.
+    flops: budget of a puzzle over all its rollouts, which limits the depth; 0
+      for none.
+    seconds: budget of a call: once spent, running rollouts halt after their
+      step and queued ones take one step. 0 for none.
     seed: of the noise and the views.
 
   Raises:
@@ -143,18 +142,18 @@ class SolveConfig:
 
   @property
   def shows_views(self) -> bool:
-    """Whether rollouts differ by how they see the puzzle."""
+    """Whether rollouts differ by views."""
     return self.breadth > 1 and self.views
 
   def limit(self, rule: HaltingRule) -> Any:
-    """The limit of a halting rule; its `never` where it is not used."""
+    """The limit of a halting rule; `rule.never` if it is not in `halt`."""
     if rule.name not in self.halt:
       return rule.never
     return getattr(self, rule.field) if rule.field else True
 
   @property
   def halting_label(self) -> str:
-    """The halting rules in words, such as "q > 0 or unchanged for 3"."""
+    """The halting rules as text, such as "q > 0 or unchanged for 3"."""
     labels = [
       rule.label.format(self.limit(rule))
       for rule in RULES

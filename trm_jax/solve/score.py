@@ -1,9 +1,8 @@
-"""Scores of rollouts: depth x breadth in one pass, and halting replayed.
+"""Scores of rollouts: depth x breadth from one run, and replayed halting.
 
-The first k rollouts of a puzzle at an earlier mark are what a smaller breadth
-and depth would have given, so one run with the largest of both gives the whole
-grid. In the same way a run at fixed depth that keeps every step tells what any
-halting rule would have done.
+The first k rollouts at an earlier mark equal a run of smaller breadth and
+depth, so one run with the largest of both gives the whole grid. A run at fixed
+depth with every step kept gives the scores of any halting rule.
 """
 
 import dataclasses
@@ -21,9 +20,6 @@ from trm_jax.solve.solver import Rollouts
 
 Record = dict[str, Any]
 
-# Answers that are checked by a task's rules at a time.
-_CHUNK = 4096
-
 
 def grid(
   rollouts: Rollouts,
@@ -33,19 +29,11 @@ def grid(
   breadths: Sequence[int],
   selects: Sequence[str],
 ) -> list[Record]:
-  """Scores every depth, breadth and selection rule.
+  """Scores every depth, breadth and selection rule, a record for each.
 
-  Args:
-    rollouts: those of the largest breadth, not pruned.
-    inputs: uint8 `[N, S]`.
-    labels: uint8 `[N, S]`, 0 where there is nothing to compare with.
-    task: their task.
-    breadths: how many rollouts to choose from.
-    selects: selection rules.
-
-  Returns:
-    A record for each, with `oracle_accuracy` the fraction of puzzles that any
-    of the rollouts gets right.
+  `rollouts` are not pruned and of the largest breadth, `inputs` and `labels`
+  (0 for no label) uint8 `[N, S]`. `oracle_accuracy` is the fraction of puzzles
+  that any rollout gets right.
   """
   labelled = np.any(labels, axis=-1)
   right = is_right(rollouts.answers, labels)
@@ -56,13 +44,13 @@ def grid(
   for mark, depth in enumerate(rollouts.marks):
     for breadth in breadths:
       found = Answers.of(rollouts, mark, breadth)
-      there = right[:, :breadth, mark] & (found.steps > 0)
+      hits = right[:, :breadth, mark] & (found.steps > 0)
       for select in selects:
         chosen = found.choose(select, valid[:, :breadth, mark])
         scores: Record = {}
         if labelled.any():
-          scores |= fraction("exact_accuracy", there[rows, chosen][labelled])
-          scores |= fraction("oracle_accuracy", np.any(there, 1)[labelled])
+          scores |= fraction("exact_accuracy", hits[rows, chosen][labelled])
+          scores |= fraction("oracle_accuracy", np.any(hits, 1)[labelled])
         if task.is_solution:
           scores |= fraction("valid_rate", valid[rows, chosen, mark])
         where = depth, breadth, select
@@ -73,20 +61,17 @@ def grid(
 def vote_grid(
   rollouts: Rollouts, split: Split, task: Task, breadths: Sequence[int]
 ) -> tuple[list[Record], vote.Ballot]:
-  """Scores every depth and breadth where copies of puzzles vote, as in ARC.
+  """Scores every depth and breadth if copies of puzzles vote, as in ARC.
 
-  All rollouts of all copies have one vote each. `breadths` must be ascending.
-
-  Returns:
-    A record for each, with `pass@k`. And the ballot of the last depth and the
-    largest breadth, with its answers.
+  Every rollout of every copy has one vote. `breadths` must be ascending.
+  Returns a record for each, with `pass@k`, and the ballot of the last.
   """
   assert split.symmetries is not None, "copies differ by a symmetry"
   questions, pairs = vote.questions_of(split, task)
   symmetries = split.symmetries[split.rows[1]]
   records, ballot = [], vote.Ballot()
   for mark, depth in enumerate(rollouts.marks):
-    ballot = vote.Ballot()  # to which each breadth adds its votes
+    ballot = vote.Ballot()  # each breadth adds its votes
     for fewer, breadth in zip((0, *breadths[:-1]), breadths, strict=True):
       for k in range(fewer, breadth):
         originals, keys = vote.unviewed(
@@ -116,7 +101,7 @@ def _record(rollouts: Rollouts, where, steps: np.ndarray, scores) -> Record:
 
 
 def throughput(rollouts: Rollouts) -> Record:
-  """How fast it went, over all rollouts."""
+  """Seconds and speed of a run."""
   count, breadth = rollouts.halted.shape
   return {
     "seconds": rollouts.seconds,
@@ -129,11 +114,10 @@ def throughput(rollouts: Rollouts) -> Record:
 def halting_values(
   rollouts: Rollouts, solved: np.ndarray | None = None
 ) -> Values:
-  """What halting rules look at after each step, `[N, K, M]`.
+  """Inputs `[N, K, M]` of the halting rules after each step.
 
-  Args:
-    rollouts: at fixed depth, with every depth from 1 among their marks.
-    solved: bool `[N, K, M]`, whether answers are solutions; for "solved".
+  `rollouts` have fixed depth and a mark at every depth from 1; `solved` is
+  bool `[N, K, M]`, whether answers are solutions.
   """
   depth = len(rollouts.marks)
   if rollouts.marks != tuple(range(1, depth + 1)):
@@ -152,7 +136,7 @@ def halting_values(
 
 
 def halting_steps(values: Values, settings: SolveConfig) -> np.ndarray:
-  """When rollouts would have halted by the rules, in steps, int64 `[N, K]`."""
+  """Steps after which rollouts would halt by the rules, int64 `[N, K]`."""
   stops = np.zeros(values.margin.shape, bool)
   stops[:, :, -1] = True
   for rule in RULES:
@@ -168,18 +152,10 @@ def replay(
   task: Task,
   depth: int,
 ) -> list[Record]:
-  """What every halting rule would have given, at each limit in `tried`.
+  """Scores every halting rule at each limit in `tried`, without running it.
 
-  Args:
-    rollouts: at the fixed depth, with every step among their marks.
-    inputs: uint8 `[N, S]`.
-    labels: uint8 `[N, S]`.
-    task: their task.
-    depth: the fixed depth.
-
-  Returns:
-    A record for the fixed depth, and one for each limit of each rule, with
-    the `SolveConfig` as `rule`.
+  `rollouts` have the fixed `depth` and a mark at every step. The first record
+  is of the fixed depth; `rule` is the record's `SolveConfig`.
   """
   right = is_right(rollouts.answers, labels)
   checked = None
@@ -198,15 +174,15 @@ def replay(
   rows, records = np.arange(len(inputs)), []
   for one in settings:
     steps = halting_steps(values, one)[:, 0]
-    then = right[rows, 0, steps - 1][labels.any(-1)]
-    records.append(halting_record(one, then, steps, rollouts.flops_per_step))
+    hits = right[rows, 0, steps - 1][labels.any(-1)]
+    records.append(halting_record(one, hits, steps, rollouts.flops_per_step))
   return records
 
 
 def halting_record(
   settings: SolveConfig, right: np.ndarray, steps: np.ndarray, step_flops: float
 ) -> Record:
-  """What halting gave: right answers, bool `[N]`, after steps `[N]`."""
+  """The record of right answers, bool `[N]`, after steps `[N]`."""
   mean = float(steps.mean())
   return {
     "rule": settings,
@@ -218,14 +194,10 @@ def halting_record(
 
 
 def cheapest(records: Sequence[Record], within: float) -> list[Record]:
-  """Of each rule the cheapest limit that costs little, but one notch on.
+  """For each rule, the limit one stricter than the cheapest that is accurate.
 
-  A limit that is just good enough here is as likely as not to halt other
-  puzzles too early.
-
-  Args:
-    records: as `replay` gives them.
-    within: points of accuracy that may be lost.
+  The cheapest itself may well halt other puzzles too early. `records` are from
+  `replay`; accurate is to lose at most `within` percentage points.
   """
   fixed, *others = records
   chosen = []
@@ -240,15 +212,12 @@ def cheapest(records: Sequence[Record], within: float) -> list[Record]:
 
 
 def is_right(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Whether answers are the labels: `[N, K, M, S]`, `[N, S]` to `[N, K, M]`.
-
-  Tokens without a label count for nothing, as in `losses.score`.
-  """
+  """Whether answers `[N, K, M, S]` equal the labels `[N, S]` that are not 0."""
   labels = labels[:, None, None]
   return np.all((answers == labels) | (labels == 0), axis=-1)
 
 
 def fraction(name: str, values: np.ndarray) -> Record:
-  """The mean of yes and no, and its standard error."""
+  """The mean of booleans and its standard error."""
   mean = float(np.mean(values))
   return {name: mean, f"{name}_se": standard_error(mean, len(values))}

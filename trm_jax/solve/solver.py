@@ -1,4 +1,4 @@
-"""The driver: puzzles in host memory -> rollouts, over all devices."""
+"""`Solver`: runs rollouts of puzzles in host memory on all devices."""
 
 import dataclasses
 import itertools
@@ -21,13 +21,12 @@ from trm_jax.solve import layout, vote
 from trm_jax.solve.engine import Found, Plan, Queue, Settings
 from trm_jax.solve.rules import SolveConfig
 
-# Bytes that a device holds of one round of puzzles and their answers.
+# Bytes of puzzles and answers that a device holds at once.
 _MEMORY_BYTES = 2**26
-# When a batch is this many times too large for what is left, a smaller takes
-# over; but none is smaller than this.
+# Shrink the batch by this factor when fewer slots suffice, but not below this.
 _SHRINK, _SMALLEST = 4, 8
-# Supervision steps a call: few enough to show progress, and to mind the time.
-_CHUNK, _HURRIED = 32, 4
+# Supervision steps per call; fewer with a time limit, to notice its end.
+_CHUNK, _TIMED_CHUNK = 32, 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,39 +34,39 @@ class Rollouts:
   """The results of K rollouts of N puzzles, at M marks."""
 
   marks: tuple[int, ...]  # ascending depths at which answers were kept
-  # uint8 [N, K, M, S]; a rollout that halted before a mark is as it halted.
+  # uint8 [N, K, M, S]; after halting, a rollout keeps its last answer.
   answers: np.ndarray
   q_halt: np.ndarray  # float32 [N, K, M], the halting margin
   residual: np.ndarray  # float32 [N, K, M]
-  # int32 [N, K, M]; 0 where a rollout stopped because a sibling was first.
-  steps: np.ndarray
-  halted: np.ndarray  # bool [N, K], by a rule, and not by its depth
-  spent: int  # supervision steps of all rollouts together
-  passes: int  # supervision steps of the batch, of all devices together
+  steps: np.ndarray  # int32 [N, K, M]; 0 for pruned rollouts
+  halted: np.ndarray  # bool [N, K], by a rule rather than the depth
+  spent: int  # supervision steps, summed over rollouts
+  passes: int  # supervision steps of batches, summed over devices
   flops_per_step: float  # of one rollout
   seconds: float  # wall time
 
   @property
   def flops_per_puzzle(self) -> float:
-    """Mean FLOPs of a puzzle, over all its rollouts."""
+    """Mean FLOPs per puzzle, over all its rollouts."""
     return self.spent * self.flops_per_step / max(len(self.answers), 1)
 
 
 class Solver:
   """A model on some devices, ready to solve puzzles.
 
-  Programs are compiled once for each number of slots, of puzzles (rounded up
-  to a power of four) and of marks; depth, limits and noise are numbers in
-  them. Each device works through its own part of the puzzles. With several
-  processes, all call the same methods and get the same results.
+  Programs are compiled for each number of slots, puzzles (rounded up to a power
+  of four) and marks, not for each depth, limit or noise. Each device works on
+  its part of the puzzles. All processes must call the same methods, and get the
+  same results.
 
   Args:
-    params: the model; for `lower` it may be only shapes.
-    model: its config.
-    task: its task.
-    slots: rollouts at once, over all devices. The attribute may be changed; so
-      may `memory_bytes`, what each device holds of puzzles and answers.
-    devices: by default all, of all processes. They may be only described too.
+    params: the model; for `lower`, shapes suffice.
+    model: the model's config.
+    task: the task.
+    slots: rollouts at once, over all devices. May be changed later, as may the
+      attribute `memory_bytes`: bytes of puzzles and answers on each device.
+    devices: by default those of all processes; for `lower`, descriptions
+      suffice.
   """
 
   def __init__(
@@ -107,10 +106,10 @@ class Solver:
       inputs: integers `[N, S]`.
       puzzle_ids: integers `[N]`, rows of the puzzle table.
       settings: depth, breadth, halting and noise.
-      marks: depths at which answers are kept too, besides the last.
-      prune: whether rollouts stop when a sibling was first, if the first
-        answers. Fewer rollouts then do not give a part of what more give.
-      on_progress: called with (rollouts done, in all).
+      marks: depths at which answers are kept, besides the last.
+      prune: with select "first", whether to stop the rollouts of a puzzle when
+        one halts. Then the first k rollouts do not equal a run of breadth k.
+      on_progress: called with (rollouts done, rollouts in all).
 
     Raises:
       UserError: if the settings do not suit the model or the task.
@@ -133,28 +132,21 @@ class Solver:
   def compile(
     self, puzzles: int, settings: SolveConfig, marks: Sequence[int] = ()
   ):
-    """Compiles what `solve` will need for so many puzzles, and runs nothing.
-
-    Raises:
-      UserError: as `solve`.
-    """
-    nothing = np.zeros((0, self.model.seq_len), np.uint8)
+    """Compiles what `solve` needs for this number of puzzles; solves none."""
+    empty = np.zeros((0, self.model.seq_len), np.uint8)
     ids = np.zeros(0, np.int32)
     self._check(settings, ids)
     marks = self._marks(settings, marks)
     counts = {b - a for a, b in self._rounds(puzzles, settings, marks)}
     for capacity in {self._capacity(count) for count in counts}:
       self._round(
-        nothing, ids, capacity, settings, marks, True, math.inf, lambda _: None
+        empty, ids, capacity, settings, marks, True, math.inf, lambda _: None
       )
 
   def memory(
     self, slots: int, settings: SolveConfig, marks: Sequence[int] = ()
   ) -> int:
-    """Bytes that each device needs in all, for so many slots.
-
-    It holds as many puzzles as `memory_bytes` allows.
-    """
+    """Bytes each device needs with this many slots and a full queue."""
     compiled: Any = self.lower(slots, settings, marks).compile()
     found = compiled.memory_analysis()
     return (
@@ -167,9 +159,10 @@ class Solver:
   def lower(
     self, slots: int, settings: SolveConfig, marks: Sequence[int] = ()
   ) -> jax.stages.Lowered:
-    """The program for so many slots, and as many puzzles as fit."""
+    """The program for this many slots and as many puzzles as fit."""
     devices, marks = self._mesh.size, self._marks(settings, marks)
-    capacity, shared = self._most(settings, marks), layout.shared(self._mesh)
+    capacity = self._most_puzzles(settings, marks)
+    shared = layout.shared(self._mesh)
     begin, go_on = layout.programs(
       self._mesh, self._plan(settings), -(-slots // devices), capacity,
       len(marks),
@@ -197,11 +190,7 @@ class Solver:
     return go_on.lower(self._weights, self._initial, queue, *numbers, state)
 
   def depth_of(self, settings: SolveConfig) -> int:
-    """Supervision steps that a rollout may take within its budget.
-
-    Raises:
-      UserError: if the budget of FLOPs is below one step of each rollout.
-    """
+    """The depth that the budget `settings.flops` allows."""
     if not self.model.is_recursive:
       return 1
     if not settings.flops:
@@ -252,25 +241,27 @@ class Solver:
   def _marks(
     self, settings: SolveConfig, marks: Sequence[int]
   ) -> tuple[int, ...]:
+    """Ascending marks that end with the depth."""
     depth = self.depth_of(settings)
     return tuple(sorted({mark for mark in marks if mark < depth} | {depth}))
 
   def _rounds(
     self, puzzles: int, settings: SolveConfig, marks: Sequence[int]
   ) -> list[tuple[int, int]]:
-    """Parts of the puzzles whose answers fit: (first, last) of each."""
-    most = self._most(settings, marks) * self._mesh.size
+    """Ranges (first, end) of puzzles that fit into memory together."""
+    most = self._most_puzzles(settings, marks) * self._mesh.size
     return list(itertools.pairwise([*range(0, puzzles, most), puzzles]))
 
-  def _most(self, settings: SolveConfig, marks: Sequence[int]) -> int:
-    """Puzzles that a device can be given at once: a power of 4."""
+  def _most_puzzles(self, settings: SolveConfig, marks: Sequence[int]) -> int:
+    """Puzzles that fit into `memory_bytes` of a device: a power of 4."""
     tokens = self.model.seq_len
-    answers = settings.breadth * len(marks) * (tokens + 12)  # and their scores
+    # 12 bytes for q_halt, residual and steps.
+    answers = settings.breadth * len(marks) * (tokens + 12)
     each = answers + tokens + 4 * self._table.shape[1]
     return 4 ** ((max(self.memory_bytes // each, 1).bit_length() - 1) // 2)
 
   def _capacity(self, puzzles: int) -> int:
-    """Puzzles that each device can hold: a power of 4, to compile few."""
+    """Queue size per device: a power of 4, to compile few sizes."""
     each = -(-puzzles // self._mesh.size)
     return 4 ** ((max(each - 1, 0).bit_length() + 1) // 2)
 
@@ -285,10 +276,9 @@ class Solver:
     deadline: float,
     on_progress: Callable[[int], None],
   ) -> tuple[Found, np.ndarray]:
-    """Solves puzzles that fit together; without any it compiles all sizes.
+    """The results of all devices, and the place of each puzzle in them.
 
-    Returns:
-      What all devices found, and where in it each puzzle is.
+    The puzzles must fit into memory; without any, it compiles all sizes.
     """
     queue, places = self._queue(inputs, puzzle_ids, capacity)
     plan = self._plan(settings)
@@ -297,15 +287,15 @@ class Solver:
     begin, go_on = layout.programs(self._mesh, plan, slots, *shape)
     state = begin()
     numbers = Settings.of(settings, marks, prune)
-    before = None
+    previous = None
     while True:
       smaller = slots // _SHRINK if slots >= _SHRINK * _SMALLEST else 0
-      state, now = go_on(
+      state, counts = go_on(
         self._weights, self._initial, queue, numbers, jnp.int32(smaller), state
       )  # fmt: skip
-      # The device has its next work before the host looks at the last.
-      if before is not None:
-        finished, most = (int(number) for number in before)
+      # Dispatch the next call before reading the counts of the last.
+      if previous is not None:
+        finished, most = (int(number) for number in previous)
         on_progress(finished)
         if len(inputs) and not most:
           break
@@ -313,11 +303,11 @@ class Solver:
           slots = smaller
           state = layout.compactor(self._mesh, slots)(state)
           _, go_on = layout.programs(self._mesh, plan, slots, *shape)
-          before = None
+          previous = None
           continue
         if not most:
           break
-      before = now
+      previous = counts
       if time.perf_counter() > deadline:
         numbers = numbers.replace(depth=jnp.int32(1))
     return jax.device_get(layout.whole(self._mesh)(state.found)), places
@@ -330,34 +320,38 @@ class Solver:
       noisy=settings.is_noisy and self.model.is_recursive,
       views=settings.shows_views,
       checks="solved" in settings.halt,
-      chunk=_HURRIED if settings.seconds else _CHUNK,
+      chunk=_TIMED_CHUNK if settings.seconds else _CHUNK,
     )
 
   def _queue(
     self, inputs: np.ndarray, puzzle_ids: np.ndarray, capacity: int
   ) -> tuple[Queue, np.ndarray]:
-    """The queues of all devices, one after another, and each puzzle's place."""
+    """The queues of all devices, concatenated, and each puzzle's place."""
     devices = self._mesh.size
-    # Dealt out like cards, so that hard puzzles in a row go to all devices.
-    cards = np.arange(len(inputs))
-    places = cards % devices * capacity + cards // devices
+    # Round robin, so that a run of hard puzzles is spread over all devices.
+    order = np.arange(len(inputs))
+    places = order % devices * capacity + order // devices
 
-    def dealt(values):
-      values = np.asarray(values)
+    def scattered(values):
       out = np.zeros((devices * capacity, *values.shape[1:]), values.dtype)
       out[places] = values
       return out
 
+    # Noise depends on content rather than place.
+    content = np.concatenate([np.asarray(puzzle_ids)[:, None], inputs], axis=1)
+    rows = _look_up(self._table, scattered(np.asarray(puzzle_ids, np.int32)))
+    if not rows.is_fully_addressable:
+      rows = layout.whole(rows.sharding.mesh)(rows)
     queue = Queue(
-      inputs=dealt(np.asarray(inputs, np.uint8)),
-      rows=_rows(self._table, dealt(np.asarray(puzzle_ids, np.int32))),
-      numbers=dealt(_numbers(inputs, puzzle_ids)),
+      inputs=scattered(np.asarray(inputs, np.uint8)),
+      rows=np.asarray(rows),
+      numbers=scattered(vote.fingerprints(content, np)[:, 0]),
       count=np.bincount(places // capacity, minlength=devices).astype(np.int32),
     )
     return sharding.put(queue, layout.shared(self._mesh)), places
 
   def _join(self, parts, marks, settings, seconds) -> Rollouts:
-    """The rollouts of all rounds, in the order of the puzzles."""
+    """Concatenates the results of all rounds, in the order of the puzzles."""
     breadth, shape = settings.breadth, (0, settings.breadth, len(marks))
     arrays: dict[str, list[np.ndarray]]
     dtypes = {"q_halt": np.float32, "residual": np.float32, "steps": np.int32}
@@ -380,31 +374,17 @@ class Solver:
 
 
 def _place(tree: Any, placed: NamedSharding) -> Any:
-  """Arrays on devices; mere shapes say where they would be."""
+  """Puts arrays on devices; shapes get the sharding."""
 
   def one(leaf):
     if isinstance(leaf, jax.ShapeDtypeStruct):
       return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
     if getattr(leaf, "is_fully_addressable", True):
       return jax.device_put(leaf, placed)
-    # Of several processes, whose own mesh may have another order.
+    # With several processes, the mesh of the leaf may have another order.
     return sharding.put(layout.whole(leaf.sharding.mesh)(leaf), placed)
 
   return jax.tree.map(one, tree)
-
-
-def _numbers(inputs: np.ndarray, puzzle_ids: np.ndarray) -> np.ndarray:
-  """What the noise of puzzles is drawn by: their content, not their place."""
-  named = np.concatenate([np.asarray(puzzle_ids)[:, None], inputs], axis=1)
-  return vote.fingerprints(named, np)[:, 0]
-
-
-def _rows(table: jax.Array, ids: np.ndarray) -> np.ndarray:
-  """Rows of the puzzle table in host memory, `[N, E]`."""
-  rows = _look_up(table, ids)
-  if not rows.is_fully_addressable:
-    rows = layout.whole(rows.sharding.mesh)(rows)
-  return np.asarray(rows)
 
 
 @jax.jit

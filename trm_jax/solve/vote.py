@@ -1,11 +1,9 @@
-"""Voting: rollouts of a puzzle, or copies of it, answer together.
+"""Voting among the rollouts or the augmented copies of a puzzle.
 
-A *question* is what votes are counted by: a puzzle, or in ARC a test input of
-a task. Each vote is an answer, mapped back to the original, and a confidence.
-Answers are compared by key, a hash of 64 bits.
-
-Candidates are ranked as in the reference: by votes, then by mean confidence,
-then by which came first.
+Votes are counted per *question*: a puzzle, or in ARC a test input of a task. A
+vote is an answer, mapped back to the original, and a confidence. Answers are
+compared by key, a 64-bit hash. As in the reference, candidates are ranked by
+votes, then by mean confidence, then by which came first.
 """
 
 import collections
@@ -22,20 +20,19 @@ import numpy as np
 from trm_jax.core.hashing import mix
 from trm_jax.data.task import Split, Task
 
-# Ranks that are scored; two attempts a question are what the competition asks.
+# k of pass@k; the competition allows two attempts.
 KS = (1, 2, 5, 10, 100, 1000)
 
-# Rows mapped back at a time: large enough to hide the calls' overhead.
-_CHUNK = 2048
+_CHUNK = 2048  # rows mapped back at a time
 
 
 def fingerprints(tokens, xp):
-  """Hashes tokens [..., S] to uint32 [..., 2], the same bits in both libraries.
+  """Hashes tokens [..., S] to uint32 [..., 2], equally in numpy and jax.numpy.
 
-  Each half is `sum_i a_i * tokens_i` modulo 2**32, with fixed odd multipliers
-  without pattern, and then a one-to-one mix. Sequences that differ in one token
-  never collide; others, with tokens below 12, do so for at most one in 2**56
-  choices of the multipliers. `xp` is `numpy` or `jax.numpy`.
+  Each half is `sum_i a_i * tokens_i` modulo 2**32 with fixed odd multipliers,
+  then a one-to-one mix. Sequences that differ in one token never collide;
+  others, with tokens below 12, collide for at most one in 2**56 choices of the
+  multipliers. `xp` is `numpy` or `jax.numpy`.
   """
   tokens = xp.asarray(tokens).astype(xp.uint32)
   sums = [
@@ -47,8 +44,7 @@ def fingerprints(tokens, xp):
 
 @functools.cache
 def _multipliers(length):
-  """Odd uint32 [2, length], the same in every process."""
-  # Multiples of the golden ratio, mixed: a simple generator of random numbers.
+  """Odd uint32 [2, length]: mixed multiples of the golden ratio."""
   numbers = np.arange(1, 2 * length + 1, dtype=np.uint32)
   return (mix(numbers * np.uint32(0x9E3779B9)) | 1).reshape(2, length)
 
@@ -60,33 +56,25 @@ def as_keys(prints: np.ndarray) -> np.ndarray:
 
 
 def confidences(q_halt: np.ndarray) -> np.ndarray:
-  """Sigmoids of halting logits, float64 of the same shape.
-
-  In float64, for means of float32 numbers would tie, or not, by chance.
-  """
+  """Sigmoids of halting logits, float64: float32 means could tie by chance."""
   with np.errstate(over="ignore"):  # exp(-q) is infinite, which gives 0
     return 1 / (1 + np.exp(-np.asarray(q_halt, np.float64)))
 
 
 class Tally(NamedTuple):
-  """Votes counted, for C different answers to their questions."""
+  """Counts of M votes for C different answers."""
 
-  candidate: np.ndarray  # int64 [M], which answer each vote is for
-  first: np.ndarray  # int64 [C], the first vote for each answer
+  candidate: np.ndarray  # int64 [M], index of each vote's answer
+  first: np.ndarray  # int64 [C], index of each answer's first vote
   count: np.ndarray  # int64 [C], votes
-  q: np.ndarray  # float64 [C], their mean confidence
+  q: np.ndarray  # float64 [C], mean confidence
 
 
 def tally(questions: np.ndarray, keys: np.ndarray, q: np.ndarray) -> Tally:
-  """Counts votes: integers, uint64 and float64 [M], as `Ballot.add` takes them.
-
-  Confidences are summed in the order of the votes.
-  """
+  """Counts votes, given as in `Ballot.add`."""
   order = np.lexsort((keys, questions))  # stable: the first vote comes first
   is_new = np.ones(len(order), bool)
-  for values in (questions[order], keys[order]):
-    is_new[1:] &= values[1:] == values[:-1]
-  is_new[1:] = ~is_new[1:]
+  is_new[1:] = (np.diff(questions[order]) != 0) | (np.diff(keys[order]) != 0)
   candidate = np.empty_like(order)
   candidate[order] = np.cumsum(is_new) - 1
   first = order[is_new]
@@ -97,16 +85,16 @@ def tally(questions: np.ndarray, keys: np.ndarray, q: np.ndarray) -> Tally:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:
-  """An answer that was given to a question."""
+  """An answer to a question."""
 
-  key: int  # its fingerprint
+  key: int
   count: int  # votes
-  q: float  # their mean confidence
+  q: float  # mean confidence
   answer: np.ndarray | None  # uint8 [S]; None if votes came without answers
 
 
 class Ballot:
-  """Votes on any number of questions; keeps one example of each answer."""
+  """Votes on any number of questions."""
 
   def __init__(self):
     self._votes = [(np.zeros(0, int), np.zeros(0, np.uint64), np.zeros(0))]
@@ -120,14 +108,14 @@ class Ballot:
     q: np.ndarray,
     answers: np.ndarray | None = None,
   ):
-    """Adds votes; in how many parts they come makes no difference.
+    """Adds votes.
 
     Args:
-      questions: integers [M], the question that each vote answers.
-      keys: uint64 [M], of the answers.
-      q: float [M], confidences; a NaN counts as 0.
-      answers: uint8 [M, S], tokens mapped back to the original; or None,
-        where only scores are wanted.
+      questions: integers [M], the question of each vote.
+      keys: uint64 [M], the keys of the answers.
+      q: float [M], confidences; NaN counts as 0.
+      answers: uint8 [M, S], tokens mapped back to the original, of which one
+        per key is kept; None if only scores are needed.
     """
     q = np.nan_to_num(np.asarray(q, np.float64))
     self._votes.append((questions, keys, q))
@@ -139,13 +127,13 @@ class Ballot:
           self._answers[place] = np.asarray(answers[row], np.uint8).copy()
 
   def ranking(self, question: int) -> list[Candidate]:
-    """The answers given to a question, the best first."""
+    """The answers to a question, the best first."""
     if self._rankings is None:
       self._rankings = self._rank()
     return self._rankings.get(question, [])
 
   def place(self, question: int, key: int | None) -> float:
-    """How many candidates rank before an answer; infinite if nobody gave it."""
+    """The rank of an answer from 0; infinite if it has no vote."""
     keys = [candidate.key for candidate in self.ranking(question)]
     return keys.index(key) if key in keys else math.inf
 
@@ -168,24 +156,24 @@ class Pair:
 
   task: str
   question: int
-  label: int | None  # the key of its output, None if that is not known
+  label: int | None  # the key of the output, None if unknown
 
 
 def pass_at_k(
   ballot: Ballot, pairs: Sequence[Pair], ks: Sequence[int] = KS
 ) -> dict[int, float]:
-  """Scores a vote: are labels among the first k candidates?
+  """The score of a vote: are labels among the first k candidates?
 
   Args:
     ballot: the votes.
-    pairs: all test pairs. A task of which no label is known is not scored. Of
-      one with some labels, pairs without count as not solved, as they do in
-      the reference: the score is then a lower bound.
-    ks: how many candidates may be tried.
+    pairs: all test pairs. A task without any label is not scored. In one with
+      some labels, pairs without a label count as not solved, as in the
+      reference.
+    ks: numbers of candidates.
 
   Returns:
-    For each k the mean over the scored tasks of the fraction of their pairs
-    that are solved. Nothing if no label is known.
+    For each k, the mean over the scored tasks of the fraction of their pairs
+    that are solved. Empty if there is no label.
   """
   tasks = [
     members
@@ -205,13 +193,11 @@ def pass_at_k(
 def submission(
   ballot: Ballot, pairs: Sequence[Pair], task: Task, *, attempts: int = 2
 ) -> dict[str, list[dict[str, list[list[int]]]]]:
-  """The best candidates, in the form that the Kaggle competition asks for.
-
-  Where there are fewer than `attempts`, the best is repeated; where there are
-  none, the grid is `[[0]]`.
+  """The best candidates in the format of the Kaggle competition.
 
   Returns:
-    For each task, for each of its pairs, "attempt_1", "attempt_2" ...: grids.
+    For each task, for each of its pairs, grids "attempt_1", "attempt_2" ...
+    Missing candidates are the best one, or `[[0]]` if there is none.
   """
 
   def grids_of(pair: Pair) -> dict[str, list[list[int]]]:
@@ -236,33 +222,31 @@ def _by_task(pairs):
 def questions_of(split: Split, task: Task) -> tuple[np.ndarray, list[Pair]]:
   """Numbers the questions of a test split.
 
-  Args:
-    split: groups are tasks, puzzles are their copies with the original first,
-      and examples are test pairs; a label that is all 0 is not known.
-    task: maps copies back.
+  Groups of the split are tasks, puzzles are their copies with the original
+  first, and examples are test pairs; a label of zeros is unknown.
 
   Returns:
-    int32 [M], which question each row of `split.rows` asks.
-    The pairs of each group's first puzzle, in their order.
+    int32 [M], the question of each row of `split.rows`.
+    The pairs of each group's first puzzle, in order.
   """
   examples, puzzles = split.rows
   names = split.names or tuple(map(str, range(len(split))))
   groups = np.repeat(np.arange(len(split)), np.diff(split.first_puzzle))
   tasks = [names[group] for group in groups[puzzles].tolist()]
-  shown_by = None
+  symmetries = None
   if split.is_viewed and split.symmetries is not None:
-    shown_by = split.symmetries[puzzles]
-  keys = _keys(split.inputs, examples, shown_by, task)
+    symmetries = split.symmetries[puzzles]
+  keys = _keys(split.inputs, examples, symmetries, task)
   numbers: dict[tuple[str, int], int] = {}
   questions = [
-    numbers.setdefault(asked, len(numbers))
-    for asked in zip(tasks, keys.tolist(), strict=True)
+    numbers.setdefault(place, len(numbers))
+    for place in zip(tasks, keys.tolist(), strict=True)
   ]
   # The rows of the originals are the pairs, in the same order.
   rows = np.flatnonzero(np.isin(puzzles, split.first_puzzle[:-1]))
   labels = _keys(
     split.labels, examples[rows],
-    None if shown_by is None else shown_by[rows], task,
+    None if symmetries is None else symmetries[rows], task,
   )  # fmt: skip
   is_known = np.any(split.labels[examples[rows]], axis=-1)
   pairs = [
@@ -275,15 +259,15 @@ def questions_of(split: Split, task: Task) -> tuple[np.ndarray, list[Pair]]:
 
 
 def _keys(tokens, examples, symmetries, task):
-  """The keys of some rows of `tokens`, as their originals show them."""
-  if symmetries is None:  # then copies share few examples
+  """The keys of rows of `tokens`, mapped back to their originals."""
+  if symmetries is None:  # hash each example once
     used, places = np.unique(examples, return_inverse=True)
     return as_keys(fingerprints(tokens[used], np))[places]
   return unviewed(tokens[examples], symmetries, task)[1]
 
 
 def originals(tokens: jax.Array, symmetries: jax.Array, task: Task):
-  """Maps what copies show back to their originals, `[M, S]`; to be traced."""
+  """Maps tokens `[M, S]` of copies back to their originals; to be traced."""
   assert task.copies and task.copies.undo, "a task with copies"
   return jax.vmap(task.copies.undo)(symmetries, tokens)
 
@@ -291,12 +275,7 @@ def originals(tokens: jax.Array, symmetries: jax.Array, task: Task):
 def unviewed(
   tokens: np.ndarray, symmetries: np.ndarray, task: Task
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Maps tokens of copies, uint8 [M, S], back to their originals.
-
-  Returns:
-    uint8 [M, S], the tokens as the originals show them.
-    uint64 [M], their keys.
-  """
+  """Maps tokens of copies, uint8 [M, S], back; returns them and their keys."""
   shown, prints = np.zeros_like(tokens), np.zeros((len(tokens), 2), np.uint32)
   for first in range(0, len(tokens), _CHUNK):
     part = slice(first, first + _CHUNK)
