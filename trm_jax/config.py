@@ -202,10 +202,7 @@ class Experiment:
     return self.data.task
 
   def with_puzzle_ids(self, count: int) -> "Experiment":
-    """The experiment with a puzzle table for `count` ids.
-
-    Args:
-      count: number of puzzle ids of the data, the blank one included.
+    """The experiment with a puzzle table for `count` ids, the blank included.
 
     Raises:
       UserError: if the config sets a size other than 1 that is too small.
@@ -298,13 +295,9 @@ def read_section(
   values: Mapping[str, Any],
   fixed: Mapping[str, Any] = types.MappingProxyType({}),
 ):
-  """Makes the dataclass `cls` of one section.
+  """Makes the dataclass `cls` of a section.
 
-  Args:
-    cls: the dataclass.
-    section: the section's name, for messages.
-    values: values of its fields.
-    fixed: values of fields that the config cannot set.
+  The config sets `values`, and cannot set the fields in `fixed`.
 
   Raises:
     UserError: naming the field, its value and what was expected.

@@ -27,13 +27,9 @@ def read(
 ) -> tuple[dict[str, Any], bytes]:
   """Reads the card and the contents of a file that `write` wrote.
 
-  Args:
-    path: the file.
-    format: expected format.
-    limit: largest size, in bytes.
-
   Raises:
-    UserError: if a file is missing, damaged, too large or of another format.
+    UserError: if a file is missing, damaged, larger than `limit` bytes, or of
+      another format.
   """
   card_path = files.card_path(path)
   try:
@@ -99,10 +95,7 @@ def check_arrays(
 ):
   """Compares a file's arrays with those of its config.
 
-  Args:
-    path: the file.
-    found: name -> dtype and shape, as `checkpoint.described` returns.
-    expected: the same for the config.
+  Both are given as `checkpoint.described` returns them.
 
   Raises:
     UserError: naming the first array that differs.

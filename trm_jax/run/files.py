@@ -96,14 +96,9 @@ def read_json(
 ) -> Any:
   """The value in a JSON file; None if the file does not exist.
 
-  Args:
-    path: the file.
-    is_valid: whether a value has the expected form.
-    expected: the expected form in words, for messages.
-    cure: what to do about a damaged file, for messages.
-
   Raises:
-    UserError: if the file is damaged.
+    UserError: if the file is damaged or its value not valid; the message
+      contains the `expected` form and the `cure`.
   """
   try:
     value = json.loads(path.read_text())
@@ -123,8 +118,8 @@ def read_optional(path: pathlib.Path) -> dict[str, Any]:
     UserError: if the file is damaged.
   """
   cure = "delete it, or give the command that made it again"
-  is_object = lambda value: isinstance(value, dict)  # noqa: E731
-  return read_json(path, is_object, "an object", cure) or {}
+  value = read_json(path, lambda v: isinstance(v, dict), "an object", cure)
+  return value or {}
 
 
 @contextlib.contextmanager

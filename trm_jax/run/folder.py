@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import filelock
+from flax.traverse_util import flatten_dict
 
 from trm_jax.config import complete
 from trm_jax.errors import UserError
@@ -84,9 +85,9 @@ class RunFolder:
     try:
       if self._has_trained() and (self.path / "config.json").exists():
         self._refuse_other(config)
-        return
-      write_json(self.path / "overrides.json", overrides)
-      write_json(self.path / "config.json", config)
+      else:
+        write_json(self.path / "overrides.json", overrides)
+        write_json(self.path / "config.json", config)
     except UserError:
       self.release()
       raise
@@ -213,14 +214,9 @@ def differences(
   ]
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping):
-      flat.update(_flatten(value, f"{prefix}{name}."))
-    else:
-      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-  return flat
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+  flat = flatten_dict(dict(config), sep=".")
+  return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
 
 
 def computed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,19 +136,10 @@ def _from_folder(
 def restore_params(
   experiment: Experiment, folder: RunFolder, which: str, averaged: bool = True
 ) -> tuple[int, Params]:
-  """Loads only a checkpoint's model, sharded over the devices.
-
-  Args:
-    experiment: the run's experiment.
-    folder: the run's folder.
-    which: the checkpoint: "best", "last" or a step.
-    averaged: whether to load the moving average of the weights.
+  """Loads only the model of a checkpoint, sharded over the devices; see `load`.
 
   Returns:
     The checkpoint's step, and the model.
-
-  Raises:
-    UserError: if there is no such checkpoint, or it cannot be read.
   """
   if not folder.checkpoints.is_dir():
     raise UserError(f"{folder.path} holds no checkpoint yet: train first")

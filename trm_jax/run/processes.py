@@ -138,10 +138,7 @@ def leader_first(name: str) -> Iterator[None]:
 
 
 def agree(facts: Mapping[str, Any]):
-  """Compares `facts`, the code and the versions of all processes.
-
-  Args:
-    facts: plain values that must be equal in all processes.
+  """Compares `facts` (JSON values), the code and the versions of processes.
 
   Raises:
     UserError: in every process, naming what differs from process 0.

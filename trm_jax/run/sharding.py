@@ -87,13 +87,9 @@ def inference_mesh(model: int) -> Mesh:
 
 
 def check_batch(name: str, batch: int, mesh: Mesh, shared: bool = False):
-  """Raises a `UserError` if the devices do not divide a batch.
+  """Raises a `UserError` if devices do not divide a batch, by field `name`.
 
-  Args:
-    name: the config's field.
-    batch: its value.
-    mesh: the devices.
-    shared: whether the devices of all members split the batch, not of one.
+  With `shared`, the devices of all members split it, not those of one.
   """
   axes = _batch_axes(mesh) if shared else ("data",)
   count = math.prod(mesh.shape[name] for name in axes)
@@ -121,13 +117,9 @@ def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def shardings(tree: Any, mesh: Mesh, stacked: bool = False) -> Any:
-  """The `NamedSharding` of every array of a tree, by `RULES`.
+  """The `NamedSharding` of every array or shape of a tree, by `RULES`.
 
-  Args:
-    tree: arrays or `jax.ShapeDtypeStruct`s.
-    mesh: the devices.
-    stacked: whether arrays have a leading axis of members; `RULES` then apply
-      to the other axes.
+  If `stacked`, arrays have a leading axis of members.
   """
 
   def by_path(path, leaf):
@@ -225,15 +217,9 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def put_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
-  """Splits the rows of a host array over all devices.
+  """Splits the rows of a host array over all devices; pads them with zeros.
 
-  Args:
-    array: [N, ...]; may be memory-mapped: each process reads only the rows of
-      its own devices.
-    mesh: the devices.
-
-  Returns:
-    The array, padded with rows of zeros to a multiple of the devices.
+  The array may be memory-mapped: each process reads only its devices' rows.
   """
   rows = -(-len(array) // mesh.size) * mesh.size
 

@@ -57,9 +57,7 @@ def build(
 ) -> Program:
   """Makes an experiment's mesh and functions.
 
-  Args:
-    experiment: what to train.
-    seeds: the seed of each member, instead of the experiment's own.
+  If given, `seeds` are the members' seeds, instead of the experiment's own.
 
   Raises:
     UserError: if the devices do not suit the config.

@@ -200,14 +200,13 @@ def learn(
   recipe: Recipe,
   split_slots: sharding.SplitSlots = sharding.all_at_once,
 ) -> tuple[TrainState, Learned]:
-  """One optimizer step on given incoming puzzles.
+  """One optimizer step; does not move the cursor.
 
   Args:
-    state: the training state; its cursor does not change.
+    state: the training state.
     incoming: one puzzle a slot, taken by halted slots.
     recipe: static settings.
-    split_slots: splits over devices and microbatches, see
-      `sharding.split_slots`.
+    split_slots: splits over devices and microbatches.
   """
   params, model = state.params, recipe.model
   batch = state.carry.halted.shape[0]
