@@ -85,7 +85,7 @@ class TrainConfig:
     checks.require_multiple(self, "steps", "log_every", of="steps_per_dispatch")
 
   def microbatches(self, devices: int) -> int:
-    """Number of equal microbatches of each of `devices`."""
+    """Number of equal microbatches a device, with `devices` in all."""
     per_device = self.batch_size // devices
     fewest = -(-per_device // (self.microbatch or per_device))
     counts = range(fewest, per_device + 1)

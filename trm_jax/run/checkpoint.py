@@ -200,12 +200,9 @@ class Checkpoints:
     return state
 
   def _damaged(self, step: int, cause: str) -> UserError:
-    others = [s for s in self.steps if s != step]
-    advice = (
-      f"delete that folder to go back to step {max(others)}"
-      if others
-      else "there is no other one to go back to"
-    )
+    advice = "there is no other one to go back to"
+    if others := [other for other in self.steps if other != step]:
+      advice = f"delete that folder to go back to step {max(others)}"
     return UserError(
       f"checkpoint {self._directory / str(step)} is damaged; {advice}. "
       f"Cause: {cause}"
@@ -226,13 +223,11 @@ class Checkpoints:
 
 def abstract_state(tree: Any, shardings: Any) -> Any:
   """A tree of `jax.ShapeDtypeStruct`s with shardings, for `restore`."""
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    tree,
-    shardings,
-  )
+
+  def abstract(leaf, sharding):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree.map(abstract, tree, shardings)
 
 
 def without_empty(tree: Any) -> Any:
@@ -243,14 +238,13 @@ def without_empty(tree: Any) -> Any:
 def with_empty(stored: Any, abstract: Any) -> Any:
   """The inverse of `without_empty`, with the structure of `abstract`."""
   leaves = iter(jax.tree.leaves(stored))
-  return jax.tree.map(
-    lambda leaf: (
-      next(leaves)
-      if leaf.size
-      else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-    ),
-    abstract,
-  )
+
+  def fill(leaf):
+    if leaf.size:
+      return next(leaves)
+    return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+
+  return jax.tree.map(fill, abstract)
 
 
 def fingerprint(tree: Any) -> jax.Array:
@@ -265,13 +259,12 @@ def fingerprint(tree: Any) -> jax.Array:
     else:
       width = min(leaf.dtype.itemsize, 4) * 8
       bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}")
-    # Each value is hashed with its index, so that neither flipped bits nor
-    # swapped values cancel in the sum. The sum is modulo 2**32, so its order
-    # does not matter.
+    # Hash each value with its index, so that neither flipped bits nor swapped
+    # values cancel in the sum, whose order does not matter modulo 2**32.
     indices = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
     indexed = bits.astype(jnp.uint32) ^ (indices * jnp.uint32(0x9E3779B9))
-    # Fingerprints on disk lack the first step of `mix`; applying that step
-    # twice cancels it.
+    # Fingerprints on disk lack the first step of `mix`; doing it twice cancels
+    # it.
     hashed = mix(indexed ^ (indexed >> 16))
     total = total * 31 + jnp.sum(hashed, dtype=jnp.uint32)
   return total

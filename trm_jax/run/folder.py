@@ -33,7 +33,7 @@ from trm_jax.run.files import (
 
 # Fields that do not change the results: where and how a run computes. They may
 # change on resuming.
-_NOT_COMPUTED = (
+_WITHOUT_EFFECT = (
   ("mesh",),
   ("data", "cache_dir"),
   ("model", "attention", "query_block", "remat"),
@@ -222,7 +222,7 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 def computed(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config without the fields that do not change the results."""
   kept = {name: dict(section) for name, section in config.items()}
-  for section, *fields in _NOT_COMPUTED:
+  for section, *fields in _WITHOUT_EFFECT:
     if not fields:
       kept.pop(section, None)
     for field in fields:

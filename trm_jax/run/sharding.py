@@ -159,11 +159,9 @@ def split_slots(mesh: Mesh, microbatches: int) -> SplitSlots:
       return one_device
     # "model" is manual too if it has one device: the compiler refuses kernels
     # where any axis is automatic.
-    manual = {
-      name
-      for name in mesh.axis_names
-      if name != "model" or mesh.shape[name] == 1
-    }
+    manual = set(mesh.axis_names)
+    if mesh.shape["model"] > 1:
+      manual.remove("model")
 
     def reduced(shared, slots):
       sums, results = one_device(shared, slots)
