@@ -2,8 +2,8 @@
 
 Source: Jolicoeur-Martineau, "Less is More: Recursive Reasoning with Tiny
 Networks", arXiv 2510.04871, and the README of its code. Every task has 1000
-augmented copies, each with an embedding of its own; the copies of a test task
-vote for its answer. Trained on the training and ConceptARC tasks and on the
+augmented copies, each with its own embedding; the copies of a test task vote
+for its answer. Training data: the training and ConceptARC tasks, and the
 demonstrations of the evaluation tasks.
 
 | variant | latent steps n    | expected pass@2, %  | hardware    | hours  |
@@ -12,33 +12,31 @@ demonstrations of the evaluation tasks.
 | :readme | 4, as its command | 44.6 (paper)        | 4 H100      | ~72    |
 | :cpu    | 2                 | see README (ours)   | 2 CPU cores | 0.2    |
 
-The tasks are read from where `git clone` puts them below `data/`:
+Get the tasks, train, and evaluate with:
 
     git clone https://github.com/fchollet/ARC-AGI data/ARC-AGI
     git clone https://github.com/victorvikram/ConceptARC data/ConceptARC
     trm train --config=arc_agi_1 --workdir=runs/arc1
     trm evaluate --workdir=runs/arc1 --depth=16 --puzzles=0 --copies=0
 
-Other places, and files of Kaggle's contests, are named with
-`--config.data.train=A,B` (all of it is trained on) and `--config.data.test=C`
-(demonstrations trained on, tests voted on). While training, 32 tasks are
-scored with the votes of 32 copies; the whole test set is 16 supervision steps
-on 386,000 grids.
+`--config.data.train=A,B` and `--config.data.test=C` name other folders, or
+files of Kaggle's contests: A and B are only for training; C's demonstrations
+are for training, its tests for evaluation. Evaluation during training uses 32
+tasks with 32 copies each; the whole test set has 386,000 grids.
 
-`:cpu` learns the demonstrations of five tasks by heart, in eight copies each
-and on a canvas of 8x8 without translations, to see all of it work: files,
-copies, training, votes, submission.
+`:cpu` memorises the demonstrations of five tasks, with eight copies each on a
+canvas of 8x8 without translations. It shows that files, copies, training,
+votes and submission work.
 """
 
 from ml_collections import ConfigDict
 
-# Rotations and reflections of grids of at most 7x7.
+# Tasks of rotations and reflections, with grids of at most 7x7.
 _SMALL_TASKS = "3c9b0459,67a3c6ac,68b16354,74dd1130,ed36ccf7"
 
 VARIANTS = {
   "paper": {},
   "readme": dict(model=dict(latent_steps=4)),
-  # five small tasks, a small model, two CPU cores
   "cpu": dict(
     data=dict(
       train="",
@@ -87,7 +85,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
       ),
       model=dict(mixer="attention", positions="rotary", query_block=256),
       optim=dict(weight_decay=0.1, puzzle_lr=1e-2, puzzle_weight_decay=0.1),
-      # 100,000 passes over one copy of each task, as in the reference
+      # 100,000 epochs over one copy of each task, as in the reference
       train=dict(steps=518_000, microbatch=8),
       eval=dict(every=10_000, puzzles=32, copies=32),
       checkpoint=dict(every=5_000),

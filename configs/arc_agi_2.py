@@ -1,4 +1,4 @@
-"""ARC-AGI-2 as in the TRM paper; all but the data is as for ARC-AGI-1.
+"""ARC-AGI-2 as in the TRM paper; only the data differs from ARC-AGI-1.
 
 Source: see `trm configs arc_agi_1`.
 
@@ -12,8 +12,8 @@ Source: see `trm configs arc_agi_1`.
     git clone https://github.com/victorvikram/ConceptARC data/ConceptARC
     trm train --config=arc_agi_2 --workdir=runs/arc2
 
-Most of ARC-AGI-1 is in the training set of ARC-AGI-2, 376 tasks of its
-evaluation set too: a model trained here must not be scored there.
+The training set of ARC-AGI-2 contains most of ARC-AGI-1, including 376 tasks of
+its evaluation set: do not evaluate a model trained here on ARC-AGI-1.
 """
 
 from ml_collections import ConfigDict
@@ -31,5 +31,5 @@ def get_config(variant: str = "paper") -> ConfigDict:
     return config
   config.data.train = "data/ARC-AGI-2/data/training,data/ConceptARC/corpus"
   config.data.test = "data/ARC-AGI-2/data/evaluation"
-  config.train.steps = 720_000  # 100,000 passes
+  config.train.steps = 720_000  # 100,000 epochs
   return config

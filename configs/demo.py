@@ -1,9 +1,8 @@
-"""A small TRM that learns 6x6 Sudoku on two CPU cores in some minutes.
+"""A small TRM that learns 6x6 Sudoku on two CPU cores in a few minutes.
 
-Source: our own; nothing is downloaded, the puzzles are generated. Expected:
-at least 99% of 500 held-out puzzles exactly right at depth 16, while depth 1
-is far behind. Hardware: 2 CPU cores, 0.1 hours. Command:
-`trm demo`, or `make demo` in a checkout.
+Source: this project; the puzzles are generated. Expected: at least 99% of 500
+held-out puzzles exact at depth 16, far fewer at depth 1. Hardware: 2 CPU cores,
+0.1 hours. Command: `trm demo`, or `make demo` in a checkout.
 """
 
 from ml_collections import ConfigDict

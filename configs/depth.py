@@ -1,10 +1,8 @@
-"""Depth against compute: recursive models beside those that do not recurse.
+"""Depth against compute: recursive and non-recursive models compared.
 
-Source: the question is that of "Less is More: Recursive Reasoning with Tiny
-Networks" (arXiv 2510.04871), section 4, and of its critics; the models are
-named in trm_jax/core/network.py. Every model may spend the same FLOPs on
-training, `study.training_flops` a seed, so that the comparison is one of equal
-cost.
+Source: "Less is More: Recursive Reasoning with Tiny Networks"
+(arXiv 2510.04871), section 4; the models are in trm_jax/core/families. Every
+model is trained with the same FLOPs, `study.training_flops` a seed.
 
 | variant | what                                       | hardware    | hours |
 |---------|--------------------------------------------|-------------|-------|
@@ -15,14 +13,14 @@ cost.
     trm depth_vs_compute --config=depth:cpu --workdir=runs/depth
 
 Expected: see the README for `:cpu`; the others have not been run to the end.
-The hours are those of `--dry_run --chip=h100`, at 30% of the chip's peak; parts
-of a grid can be trained on several machines and put together with --merge.
+The hours are from `--dry_run --chip=h100`, at 30% of the chip's peak. Parts of
+a grid can be trained on several machines and combined with --merge.
 """
 
 from ml_collections import ConfigDict
 
-# 42 layers are what one supervision step with T=3 and n=6 passes through, and
-# 30 with n=4; 8 with T=2 and n=3 and one layer, as in "cpu".
+# Feed-forward models are as deep as one supervision step, T (n + 1) passes of
+# `layers`: 42 layers for T=3, n=6; 30 for n=4; 8 for T=2, n=3, one layer.
 
 
 def _recursive(**model) -> dict:
@@ -30,14 +28,14 @@ def _recursive(**model) -> dict:
 
 
 def _feedforward(**model) -> dict:
-  """A stack of distinct layers: nothing to refine, so one step a puzzle."""
+  """A stack of distinct layers, with one supervision step a puzzle."""
   return dict(
     model=dict(family=("feedforward",), **model), halting=dict(max_steps=(1,))
   )
 
 
 def _decoder(**model) -> dict:
-  """A causal decoder, which needs attention and probabilities to write by."""
+  """A causal decoder, which needs attention and a softmax."""
   return dict(
     model=dict(
       family=("autoregressive",),
@@ -54,7 +52,6 @@ _MLP = dict(mixer=("mlp",), positions=("none",))
 _HRM = _recursive(family=("hrm",), layers=(4,), cycles=(2,), latent_steps=(2,))
 
 VARIANTS = {
-  # four families, shallow and deep, two seeds, within twenty minutes
   "cpu": dict(
     data=dict(
       task="sudoku",
@@ -76,7 +73,7 @@ VARIANTS = {
       latent_steps=3,
       dtype="float32",
     ),
-    # A small batch learns its puzzles by heart within 16 steps spent on each.
+    # With 16 steps a puzzle, a small batch would be memorised.
     halting=dict(max_steps=8),
     optim=dict(lr=2e-3, weight_decay=0.1, warmup_steps=50, ema=0.99),
     train=dict(steps=1000, batch_size=64, steps_per_dispatch=5, log_every=10),

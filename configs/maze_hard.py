@@ -11,25 +11,23 @@ Source: "Less is More: Recursive Reasoning with Tiny Networks"
 
     trm train --config=maze_hard --workdir=runs/maze
 
-The data set is downloaded from the Hugging Face hub. Offline, name csv files
-of its format (source,question,answer,rating; plain or gzip):
+The dataset is downloaded from the Hugging Face hub. Offline, use csv files of
+its format (source,question,answer,rating; plain or gzip):
 
     --config.data.train=train.csv --config.data.test=test.csv
 
-No maze of it has a single shortest path, and the labels mark one of often
-millions: *exact* counts answers that are the label, *valid* those that are any
-shortest path. `:unique` trains and tests on generated mazes of the same size
-and length in which the two are one. The reference's README announces eight
-augmented copies of each maze, though its command makes none; to train
-without, add
+Its mazes have several shortest paths, often millions, of which the label is
+one: *exact* counts answers equal to the label, *valid* those that are any
+shortest path. `:unique` uses generated mazes of the same size and path length
+with a single shortest path. The reference's README describes eight augmented
+copies of each maze, but its command makes none; to train without, add
 
     --config.train.augment=False
 
-On one L40S, says that README, --config.train.batch_size=128 is as good.
+On one L40S, that README says, --config.train.batch_size=128 is as good.
 
-`:cpu` is a model of 57,000 weights, with the mlp mixer, that learns generated
-mazes of 8x8, unique as well, while you watch: little for a thousand steps,
-then much at once.
+`:cpu` is a model of 57,000 weights with the mlp mixer for generated 8x8 mazes,
+unique too. It learns little in the first thousand steps.
 """
 
 from ml_collections import ConfigDict
@@ -39,7 +37,6 @@ _UNIQUE = dict(train="generate", test="generate", unique=True)
 VARIANTS = {
   "paper": {},
   "unique": dict(data=_UNIQUE),
-  # for two CPU cores and some minutes
   "cpu": dict(
     data=dict(size=8, num_train=5000, num_test=500, min_length=10, **_UNIQUE),
     model=dict(

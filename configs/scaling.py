@@ -1,8 +1,8 @@
-"""Wider and wider: TRM on Sudoku-Extreme from 7 to 400 million weights.
+"""TRM on Sudoku-Extreme with widths from 512 to 4096 (7M to 400M weights).
 
-Source: none yet. TRM's paper (arXiv 2510.04871, section 4) says that more
-layers overfit; what width does at a fixed depth of recursion, nobody has
-published. The learning rate falls as 1 / width, as in muP (arXiv 2203.03466).
+Source: none; the TRM paper (arXiv 2510.04871, section 4) reports that more
+layers overfit, but not the effect of width. The learning rate is proportional
+to 1 / width, as in muP (arXiv 2203.03466).
 
 | variant | weights | heads | mesh  | v5e:4x4, GiB of 15.75 | least ms a step |
 |---------|---------|-------|-------|-----------------------|-----------------|
@@ -13,10 +13,9 @@ published. The learning rate falls as 1 / width, as in muP (arXiv 2203.03466).
 
     trm train --config=scaling:2048 --workdir=runs/width_2048
 
-The last two columns are what the compiler needs and what the chip's peaks allow
-(docs/scaling.md); none of these was ever trained. `mesh.model=1` fits at 4096
-too, into 13.6 GiB, and sends less: set it where chips have 32 GB or more. What
-fits without turns and without rematerialisation is told there.
+The last two columns are the compiler's memory and the bound by the chip's peaks
+(docs/scaling.md); none was trained. At 4096 `mesh.model=1` needs 13.6 GiB and
+sends less: use it on chips with 32 GB or more.
 """
 
 from ml_collections import ConfigDict
@@ -30,17 +29,13 @@ def get_config(variant: str = "512") -> ConfigDict:
   """The experiment at one of the widths in `VARIANTS`."""
   config = sudoku_extreme.get_config("attention")
   width = int(variant)
-  times = width // 512
+  factor = width // 512
   config.update(
-    model=dict(
-      width=width,
-      heads=8 * times,
-      # The prefix keeps its 16 tokens, and the puzzle's vector fills one.
-      puzzle_emb_ndim=width,
-    ),
-    optim=dict(lr=1e-4 / times),
-    # as many numbers at once in the network of a device, whatever the width
-    train=dict(microbatch=96 // times),
+    # The puzzle embedding is one token; the prefix keeps its 16 tokens.
+    model=dict(width=width, heads=8 * factor, puzzle_emb_ndim=width),
+    optim=dict(lr=1e-4 / factor),
+    # keeps the activations of a microbatch the same size at every width
+    train=dict(microbatch=96 // factor),
     mesh=dict(model=4 if width >= 4096 else 1),
   )
   return config

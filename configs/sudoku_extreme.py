@@ -11,13 +11,13 @@ Source: "Less is More: Recursive Reasoning with Tiny Networks"
 
     trm train --config=sudoku_extreme --workdir=runs/sudoku
 
-The data set is downloaded from the Hugging Face hub. Offline, name csv files
-of its format (source,question,answer,rating; plain or gzip):
+The dataset is downloaded from the Hugging Face hub. Offline, use csv files of
+its format (source,question,answer,rating; plain or gzip):
 
     --config.data.train=train.csv --config.data.test=test.csv
 
-`:cpu` is a model of 0.2M weights, small enough to watch on a laptop. It shows
-that everything works and that depth helps; it does not reach the paper.
+`:cpu` is a model of 0.2M weights for a laptop. It shows that depth helps, but
+does not reach the paper's score.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,6 @@ from ml_collections import ConfigDict
 VARIANTS = {
   "mlp": {},
   "attention": dict(model=dict(mixer="attention", positions="rotary")),
-  # for two CPU cores and half an hour
   "cpu": dict(
     model=dict(
       width=128,
@@ -37,7 +36,7 @@ VARIANTS = {
       latent_steps=3,
       dtype="float32",
     ),
-    # A small batch learns its puzzles by heart in 16 steps spent on each.
+    # With 16 steps a puzzle, a small batch would be memorised.
     halting=dict(max_steps=6),
     optim=dict(
       lr=1e-3,
@@ -62,7 +61,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "mlp") -> ConfigDict:
-  """The experiment; the defaults of all fields are this paper's, for Sudoku."""
+  """The experiment, in one of `VARIANTS`; most fields have their defaults."""
   config = ConfigDict(
     dict(
       data=dict(task="sudoku", train="hub", test="hub", subsample=1000),

@@ -1,7 +1,7 @@
-"""From an experiment's ConfigDict to frozen, checked settings.
+"""Converts an experiment's ConfigDict to frozen, checked dataclasses.
 
-A `ConfigDict` ends here: everything below is given frozen dataclasses. Each
-section of a config is one dataclass, whose attributes document its fields.
+Each section of a config is one dataclass, whose attributes document its
+fields. No other module receives a `ConfigDict`.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from trm_jax.errors import UserError
 
 REFILLS = ("queue", "discard")
 
-# Large puzzle tables get a multiple of this many rows, so that any usual
-# number of devices can share them.
-_TABLE_ROWS = 512
+# The rows of a puzzle table are a multiple of this, so that any usual number
+# of devices divides them.
+_TABLE_ROWS_MULTIPLE = 512
 _DEFAULT_TASK = "sudoku"
 
 
@@ -34,26 +34,25 @@ class TrainConfig:
   """The training loop.
 
   Attributes:
-    steps: optimizer steps, which are supervision steps, in all.
+    steps: total optimizer steps; one is one supervision step.
     batch_size: global batch, over all devices and processes.
-    microbatch: at most so many puzzles go through the network of a device at
-      once, the rest of its share after them; gradients add up. 0 for all.
+    microbatch: largest number of puzzles that a device computes at once;
+      gradients of microbatches are added up. 0 for the whole batch.
     steps_per_dispatch: optimizer steps scanned into one call of the device.
-    refill: "queue" hands each halted slot the next puzzle and wastes none;
-      "discard" draws a full batch every step and throws away the rows of
-      running slots, as the reference does.
+    refill: "queue" gives each halted slot the next puzzle; "discard" draws a
+      full batch every step and drops the rows of running slots, as the
+      reference does.
     loss: token loss, "stablemax" or "softmax". A decoder needs "softmax",
-      whose probabilities it writes by.
+      because it generates by its probabilities.
     label_smoothing: the fraction of each label that is spread over all tokens
       (arXiv 1512.00567); 0 for none.
     supervision_decay: weight of each supervision step's token loss, as a
-      fraction of the one before (0.7 in CGAR, arXiv 2511.08653); 1 for equal
-      weights.
-    augment: whether puzzles are augmented, on the device. Grids of an ARC
-      folder in the reference's layout never are, for they were when it was
-      written.
+      fraction of the previous one's (0.7 in CGAR, arXiv 2511.08653); 1 for
+      equal weights.
+    augment: whether to augment puzzles, on the device. An ARC folder in the
+      reference's layout is not augmented again.
     log_every: optimizer steps between rows of metrics.
-    seed: seed of the weights, the order, the augmentation and the halting.
+    seed: seed of weights, order, augmentation and halting.
   """
 
   steps: int = 50_000
@@ -86,29 +85,24 @@ class TrainConfig:
     checks.require_multiple(self, "steps", "log_every", of="steps_per_dispatch")
 
   def microbatches(self, devices: int) -> int:
-    """Into how many equal microbatches a device's share of the batch is split.
-
-    Args:
-      devices: that share the batch, which they divide.
-    """
-    share = self.batch_size // devices
-    most = self.microbatch or share
-    fewest = -(-share // most)
-    return next(k for k in range(fewest, share + 1) if share % k == 0)
+    """Number of equal microbatches a device, with `devices` in all."""
+    per_device = self.batch_size // devices
+    fewest = -(-per_device // (self.microbatch or per_device))
+    counts = range(fewest, per_device + 1)
+    return next(count for count in counts if per_device % count == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """Evaluation on the moving average of the weights, at a fixed depth.
+  """Evaluation with the moving average of the weights, at a fixed depth.
 
   Attributes:
     every: optimizer steps between evaluations.
-    puzzles: how many test puzzles (in ARC: tasks), drawn with `seed`; 0
-      means all of them.
-    copies: how many augmented copies of each vote, the original first; 0
-      means all of them. Only ARC has copies.
-    depth: supervision steps given to each puzzle; a model that does not
-      recurse takes one.
+    puzzles: number of test puzzles (in ARC: tasks), drawn with `seed`; 0 for
+      all.
+    copies: number of augmented copies of each puzzle that vote, the original
+      included; 0 for all. Only ARC has copies.
+    depth: supervision steps a puzzle; a model that does not recurse takes one.
     batch_size: puzzles evaluated at once.
     seed: seed of the choice of puzzles.
   """
@@ -127,11 +121,11 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-  """What is kept of a run.
+  """Checkpoints of a run.
 
   Attributes:
     every: optimizer steps between checkpoints; each evaluation adds one.
-    keep: how many of the latest are kept, besides the best.
+    keep: number of latest checkpoints kept, besides the best.
   """
 
   every: int = 1_000
@@ -143,11 +137,11 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """How devices are laid out.
+  """Layout of the devices.
 
   Attributes:
-    data: devices that share the batch; -1 means all that `model` leaves.
-    model: devices that share each weight matrix.
+    data: devices that split the batch; -1 for all devices / `model`.
+    model: devices that split each weight matrix.
   """
 
   data: int = -1
@@ -159,21 +153,9 @@ class MeshConfig:
       raise ValueError(f"data={self.data}: must be positive, or -1 for 'rest'")
 
 
-_SECTIONS = {
-  "model": ModelConfig,
-  "halting": HaltingConfig,
-  "optim": OptimConfig,
-  "train": TrainConfig,
-  "eval": EvalConfig,
-  "checkpoint": CheckpointConfig,
-  "mesh": MeshConfig,
-  "depth": DepthConfig,
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A whole experiment: one attribute per section of its config."""
+  """An experiment: one attribute per section of its config."""
 
   data: Settings
   model: ModelConfig
@@ -216,19 +198,14 @@ class Experiment:
 
   @property
   def task(self) -> Task:
-    """The task family that the data belongs to."""
+    """The task of the data."""
     return self.data.task
 
   def with_puzzle_ids(self, count: int) -> "Experiment":
-    """The experiment with a puzzle table large enough for the data's ids.
-
-    A table of one row, which is the default, grows to what is needed.
-
-    Args:
-      count: how many ids the data has, the blank one included.
+    """The experiment with a puzzle table for `count` ids, the blank included.
 
     Raises:
-      UserError: if the config sets another size, and it is too small.
+      UserError: if the config sets a size other than 1 that is too small.
     """
     rows = self.model.num_puzzle_ids
     if count <= rows:
@@ -238,26 +215,26 @@ class Experiment:
         f"config.model.num_puzzle_ids={rows}: the data has {count} puzzle ids; "
         "set it to that or more, or leave it out"
       )
-    rows = -(-count // _TABLE_ROWS) * _TABLE_ROWS
+    rows = -(-count // _TABLE_ROWS_MULTIPLE) * _TABLE_ROWS_MULTIPLE
     model = dataclasses.replace(self.model, num_puzzle_ids=rows)
     return dataclasses.replace(self, model=model)
+
+
+_SECTIONS = typing.get_type_hints(Experiment)
+del _SECTIONS["data"]  # its class depends on the task
 
 
 def read(config: Mapping[str, Any]) -> Experiment:
   """Checks a config and freezes it.
 
   Args:
-    config: an experiment's config: a `ConfigDict`, or the nested dict read
-      back from a run's `config.json`. Sections may be missing; their
-      defaults then hold.
-
-  Returns:
-    The experiment.
+    config: a `ConfigDict`, or the nested dict of a run's `config.json`.
+      Missing sections and fields have their defaults.
 
   Raises:
     UserError: naming the field, its value and what was expected.
   """
-  # A ConfigDict is no Mapping by type.
+  # A ConfigDict is not an instance of Mapping.
   if not hasattr(config, "items"):
     raise UserError(f"the config is {config!r:.80}: it must have sections")
   for name, section in config.items():
@@ -287,7 +264,7 @@ def read(config: Mapping[str, Any]) -> Experiment:
 
 
 def sections(config: Mapping[str, Any]) -> dict[str, type]:
-  """The settings of each section; `data` is there if its task is known."""
+  """Each section's dataclass; without `data` if its task is not known."""
   data = config.get("data", {})
   task = data.get("task", _DEFAULT_TASK) if hasattr(data, "get") else ""
   if isinstance(task, str) and task in TASKS:
@@ -296,7 +273,7 @@ def sections(config: Mapping[str, Any]) -> dict[str, type]:
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config as plain values, and the defaults of what it leaves out."""
+  """A config as plain values, with the defaults of missing fields."""
   full = {
     name: {field.name: field.default for field in settable(cls)}
     for name, cls in sections(config).items()
@@ -307,7 +284,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settable(cls: type) -> list[dataclasses.Field]:
-  """The fields of a section that a config may set; the task sets the rest."""
+  """The fields of a section that a config may set; the task sets others."""
   fields = dataclasses.fields(cls)
   return [field for field in fields if field.default is not dataclasses.MISSING]
 
@@ -318,13 +295,9 @@ def read_section(
   values: Mapping[str, Any],
   fixed: Mapping[str, Any] = types.MappingProxyType({}),
 ):
-  """Makes one section's dataclass.
+  """Makes the dataclass `cls` of a section.
 
-  Args:
-    cls: the dataclass.
-    section: the section's name.
-    values: its fields.
-    fixed: fields that the config cannot set.
+  The config sets `values`, and cannot set the fields in `fixed`.
 
   Raises:
     UserError: naming the field, its value and what was expected.
@@ -345,8 +318,7 @@ def read_section(
 def _refuse_unknown(where: str, names, allowed: list[str]):
   for name in names:
     if name not in allowed:
-      close = difflib.get_close_matches(name, allowed, n=1)
-      hint = f"did you mean {close[0]!r}?" if close else (
-        f"it has {', '.join(sorted(allowed))}"
-      )  # fmt: skip
+      hint = f"it has {', '.join(sorted(allowed))}"
+      if close := difflib.get_close_matches(name, allowed, n=1):
+        hint = f"did you mean {close[0]!r}?"
       raise UserError(f"{where} has no field {name!r}: {hint}")

@@ -1,1 +1,1 @@
-"""A run on disk and on devices: folder, checkpoints, mesh, processes."""
+"""A run's folder, checkpoints, mesh and processes."""

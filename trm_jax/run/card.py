@@ -1,7 +1,7 @@
-"""Cards and fingerprints: what an exported file says of itself, checked.
+"""Cards of exported models, and checks of an exported file against its card.
 
-A card is a JSON object: `Pretrained.card` and what its format adds. Each format
-also has a fingerprint of its contents, compared before anything uses them.
+A card is a JSON object: `Pretrained.card`, the format's own fields, and a
+SHA-256 of the contents, which is checked before they are used.
 """
 
 import hashlib
@@ -17,11 +17,7 @@ from trm_jax.run import files
 
 
 def write(path: pathlib.Path, content: bytes, card: Mapping[str, Any]):
-  """Writes a file, and its card with a fingerprint beside it.
-
-  Raises:
-    UserError: if they cannot be written.
-  """
+  """Writes a file, and beside it its card with a fingerprint."""
   card = dict(card) | {"sha256": fingerprint(content)}
   files.write({path: content, files.card_path(path): files.to_json(card)})
 
@@ -29,29 +25,22 @@ def write(path: pathlib.Path, content: bytes, card: Mapping[str, Any]):
 def read(
   path: pathlib.Path, format: str, limit: int
 ) -> tuple[dict[str, Any], bytes]:
-  """Reads what `write` wrote.
-
-  Args:
-    path: the file.
-    format: what its card must say.
-    limit: bytes that such a file can have.
-
-  Returns:
-    The card, and the contents, which are those that were written.
+  """Reads the card and the contents of a file that `write` wrote.
 
   Raises:
-    UserError: if a file is missing, damaged, too large or of another format.
+    UserError: if a file is missing, damaged, larger than `limit` bytes, or of
+      another format.
   """
-  beside = files.card_path(path)
+  card_path = files.card_path(path)
   try:
-    card = json.loads(_read_bytes(beside, limit))
+    card = json.loads(_read_bytes(card_path, limit))
     if not isinstance(card, dict):
       raise ValueError("not an object")
   except (ValueError, RecursionError) as error:
     if isinstance(error, UserError):
       raise
-    raise UserError(f"{beside} is damaged: {error}") from error
-  check_format(beside, card.get("format"), format)
+    raise UserError(f"{card_path} is damaged: {error}") from error
+  check_format(card_path, card.get("format"), format)
   content = _read_bytes(path, limit)
   check_fingerprint(path, fingerprint(content), card.get("sha256"))
   return card, content
@@ -59,7 +48,7 @@ def read(
 
 def _read_bytes(path: pathlib.Path, limit: int) -> bytes:
   try:
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would block
       raise UserError(f"{path}: there is no such file")
     size = path.stat().st_size
     if size > limit:
@@ -84,11 +73,7 @@ def fingerprint(content: bytes | Mapping[str, np.ndarray]) -> str:
 
 
 def check_fingerprint(path: pathlib.Path, found: Any, expected: Any):
-  """Refuses contents that are not those that were written.
-
-  Raises:
-    UserError: naming the file.
-  """
+  """Raises a `UserError` if contents differ from those that were written."""
   if found != expected:
     raise UserError(
       f"{path} is damaged or was edited: its contents are not those of its "
@@ -97,11 +82,7 @@ def check_fingerprint(path: pathlib.Path, found: Any, expected: Any):
 
 
 def check_format(path: pathlib.Path, found: Any, expected: str):
-  """Refuses another format or version.
-
-  Raises:
-    UserError: naming both.
-  """
+  """Raises a `UserError` if a file has another format or version."""
   if found != expected:
     raise UserError(
       f"{path}: format is {found!r:.60}, expected {expected!r}; export the "
@@ -112,12 +93,9 @@ def check_format(path: pathlib.Path, found: Any, expected: str):
 def check_arrays(
   path: pathlib.Path, found: Mapping[str, str], expected: Mapping[str, str]
 ):
-  """Refuses arrays that are not those of a config.
+  """Compares a file's arrays with those of its config.
 
-  Args:
-    path: where they are.
-    found: name -> dtype and shape, as of `checkpoint.described`.
-    expected: the same by the config.
+  Both are given as `checkpoint.described` returns them.
 
   Raises:
     UserError: naming the first array that differs.

@@ -1,8 +1,8 @@
 """Checkpoints of any pytree, through Orbax: the latest few and the best.
 
-A checkpoint is written to a temporary folder and renamed when complete, so a
-process killed at any moment leaves either a whole checkpoint or none. Each
-carries a fingerprint of its bits, which detects storage errors.
+A checkpoint is written to a temporary folder and renamed when complete, so
+that it stays intact if the process is killed. Each has a fingerprint of its
+bits, which detects storage errors.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ class Checkpoints:
   """The checkpoints of one run; use it as a context manager.
 
   Args:
-    directory: where they live, one numbered folder each.
-    keep: how many of the latest are kept. `None` is for readers, who change
-      nothing: a half-written checkpoint may belong to a run still going on.
+    directory: folder of the numbered folders of checkpoints.
+    keep: number of latest checkpoints kept. None for readers, which change
+      nothing: a half-written checkpoint may belong to a run in progress.
     best_metric: the checkpoint with its largest value is kept as well.
 
   Raises:
@@ -63,12 +63,11 @@ class Checkpoints:
           Any,
           _policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
         ),
-        # What a killed process has left half-written.
-        cleanup_tmp_directories=keep is not None,
+        cleanup_tmp_directories=keep is not None,  # left by a killed process
       )
     except OSError as error:
       raise UserError(f"cannot use {directory}: {error.strerror}") from error
-    except ValueError as error:  # it reads the metadata of all of them
+    except ValueError as error:  # Orbax reads the metadata of all of them
       raise UserError(
         f"the metadata of a checkpoint in {directory} is damaged; delete that "
         f"checkpoint's folder. Cause: {first_line(error)}"
@@ -82,7 +81,7 @@ class Checkpoints:
       with self._writing():
         self._orbax.close()
     except UserError:
-      if kind is None:  # an error that is on its way already is not replaced
+      if kind is None:  # keep an exception raised in the block
         raise
 
   @property
@@ -97,7 +96,7 @@ class Checkpoints:
 
   @property
   def best(self) -> int | None:
-    """Step of the checkpoint with the best metric, the latest of equals."""
+    """Step of the checkpoint with the best metric; ties go to the latest."""
     scored = [
       (cast(Any, found.metrics)[self._best_metric], found.step)
       for found in self._orbax.checkpoints
@@ -106,17 +105,17 @@ class Checkpoints:
     return max(scored)[1] if scored else None
 
   def find(self, which: str) -> int:
-    """The step meant by "best", "last" or a number.
+    """The step of checkpoint `which`: "best", "last" or a number.
 
     Raises:
-      UserError: naming the checkpoints that there are.
+      UserError: if there is none, naming those that exist.
     """
     if not self.steps:
       raise UserError(f"{self._directory} holds no complete checkpoint")
     if which == "last":
       return self.steps[-1]
     if which == "best":
-      # A run too short to have been evaluated has only its last.
+      # Without an evaluation there is no best one.
       return self.steps[-1] if self.best is None else self.best
     if which not in map(str, self.steps):
       raise UserError(
@@ -131,12 +130,12 @@ class Checkpoints:
     """Starts saving in the background, after any save still under way.
 
     Args:
-      step: the checkpoint's number; one that exists already is left alone.
-      state: a tree of arrays. They may be donated once this returns.
-      metrics: scores of this state, by which the best is chosen.
+      step: the checkpoint's number; does nothing if it exists.
+      state: a tree of arrays, which may be donated once this returns.
+      metrics: scores of this state, which determine the best checkpoint.
 
     Raises:
-      UserError: if this or the save before it could not be written.
+      UserError: if this or the previous save could not be written.
     """
     if step in self.steps:
       return
@@ -150,47 +149,40 @@ class Checkpoints:
       )
 
   def wait(self):
-    """Waits until everything is written.
-
-    Raises:
-      UserError: if it could not be.
-    """
+    """Waits until everything is written; raises a `UserError` if it fails."""
     with self._writing():
       self._orbax.wait()
 
   def restore(self, step: int, abstract: Any, partial: bool = False) -> Any:
-    """Loads a checkpoint straight into its place on the devices.
+    """Loads a checkpoint directly onto the devices.
 
     Args:
-      step: which one.
-      abstract: the state as `jax.ShapeDtypeStruct`s with shardings, which need
-        not be those it was saved with.
-      partial: whether `abstract` may leave out arrays of the checkpoint, which
-        are then not read. Dicts may stand for dataclasses.
-
-    Returns:
-      The state.
+      step: the checkpoint's number.
+      abstract: the state as `jax.ShapeDtypeStruct`s with shardings, which may
+        differ from those it was saved with.
+      partial: whether `abstract` may omit arrays of the checkpoint, which are
+        then not read; dicts may replace dataclasses.
 
     Raises:
       UserError: if it is damaged or belongs to another model.
     """
-    # Shapes come first: an intact checkpoint of another model must not be
-    # called damaged, for the advice would be to delete it.
+    # Shapes are compared first, so that an intact checkpoint of another model
+    # is not reported as damaged, with the advice to delete it.
     storable = without_empty(abstract)
-    wanted = described(storable)
+    expected = described(storable)
     try:
       metadata = self._orbax.metadata(step)
-      there = described(metadata.metadata)
-      facts = cast(dict, metadata.custom_metadata or {})
-      expected = dict(facts.get("fingerprints", {}))
-    except Exception as error:  # Orbax and TensorStore raise many kinds
+      stored = described(metadata.metadata)
+      custom = cast(dict, metadata.custom_metadata or {})
+      saved_fingerprints = dict(custom.get("fingerprints", {}))
+    except Exception as error:  # Orbax and TensorStore raise many types
       raise self._damaged(step, first_line(error)) from error
-    if not wanted.keys() & there.keys():
+    if not expected.keys() & stored.keys():
       raise self._damaged(step, "its list of arrays cannot be read")
     if partial:
-      there = {name: there[name] for name in wanted if name in there}
-    if there != wanted:
-      found = differences(wanted, there)
+      stored = {name: stored[name] for name in expected if name in stored}
+    if stored != expected:
+      found = differences(expected, stored)
       more = [f"{len(found) - 3} more"] if found[3:] else []
       raise UserError(
         f"checkpoint {self._directory / str(step)} is of another model than "
@@ -203,17 +195,14 @@ class Checkpoints:
     except Exception as error:
       raise self._damaged(step, first_line(error)) from error
     for part, found in _fingerprints(state).items():
-      if expected.get(part, found) != found:
+      if saved_fingerprints.get(part, found) != found:
         raise self._damaged(step, f"bits of {part} are not those saved")
     return state
 
   def _damaged(self, step: int, cause: str) -> UserError:
-    others = [s for s in self.steps if s != step]
-    advice = (
-      f"delete that folder to go back to step {max(others)}"
-      if others
-      else "there is no other one to go back to"
-    )
+    advice = "there is no other one to go back to"
+    if others := [other for other in self.steps if other != step]:
+      advice = f"delete that folder to go back to step {max(others)}"
     return UserError(
       f"checkpoint {self._directory / str(step)} is damaged; {advice}. "
       f"Cause: {cause}"
@@ -233,42 +222,35 @@ class Checkpoints:
 
 
 def abstract_state(tree: Any, shardings: Any) -> Any:
-  """A tree of shapes, dtypes and shardings, to restore into."""
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    tree,
-    shardings,
-  )
+  """A tree of `jax.ShapeDtypeStruct`s with shardings, for `restore`."""
+
+  def abstract(leaf, sharding):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree.map(abstract, tree, shardings)
 
 
 def without_empty(tree: Any) -> Any:
-  """A tree without its empty arrays, which Orbax refuses to write."""
+  """A tree without its empty arrays, which Orbax cannot write."""
   return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
 
 
 def with_empty(stored: Any, abstract: Any) -> Any:
-  """A stored tree with its empty arrays put back."""
+  """The inverse of `without_empty`, with the structure of `abstract`."""
   leaves = iter(jax.tree.leaves(stored))
-  return jax.tree.map(
-    lambda leaf: (
-      next(leaves)
-      if leaf.size
-      else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-    ),
-    abstract,
-  )
+
+  def fill(leaf):
+    if leaf.size:
+      return next(leaves)
+    return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+
+  return jax.tree.map(fill, abstract)
 
 
 def fingerprint(tree: Any) -> jax.Array:
-  """A checksum of every bit of a tree, whatever devices it is spread over.
+  """A checksum of a tree's bits, uint32 []; independent of its sharding.
 
-  Args:
-    tree: arrays of any dtypes but typed keys.
-
-  Returns:
-    uint32 []: sums modulo 2**32 do not depend on their order.
+  Arrays may have any dtype but that of typed keys.
   """
   total = jnp.uint32(0)
   for leaf in jax.tree.leaves(tree):
@@ -277,33 +259,33 @@ def fingerprint(tree: Any) -> jax.Array:
     else:
       width = min(leaf.dtype.itemsize, 4) * 8
       bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}")
-    # Each value is mixed together with its place, so that neither flipped bits
-    # nor swapped values cancel in the sum.
-    places = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
-    placed = bits.astype(jnp.uint32) ^ (places * jnp.uint32(0x9E3779B9))
-    # Fingerprints on disk lack the first step of `mix`, which undoes itself.
-    mixed = mix(placed ^ (placed >> 16))
-    total = total * 31 + jnp.sum(mixed, dtype=jnp.uint32)
+    # Hash each value with its index, so that neither flipped bits nor swapped
+    # values cancel in the sum, whose order does not matter modulo 2**32.
+    indices = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
+    indexed = bits.astype(jnp.uint32) ^ (indices * jnp.uint32(0x9E3779B9))
+    # Fingerprints on disk lack the first step of `mix`; doing it twice cancels
+    # it.
+    hashed = mix(indexed ^ (indexed >> 16))
+    total = total * 31 + jnp.sum(hashed, dtype=jnp.uint32)
   return total
 
 
 def _fingerprints(tree: Any) -> dict[str, int]:
-  """The fingerprint of each part of a tree, as in "params/weights"."""
+  """The fingerprint of each part of a tree, such as "params/weights"."""
   parts: dict[str, list[jax.Array]] = {}
   for name, leaf in named_leaves(tree).items():
     part = "/".join(name.split("/")[:2])
     parts.setdefault(part, []).append(leaf)
-  return {name: int(value) for name, value in fingerprints(parts).items()}
+  return {name: int(value) for name, value in _fingerprint_each(parts).items()}
 
 
 @jax.jit
-def fingerprints(parts: dict[str, Any]) -> dict[str, jax.Array]:
-  """The fingerprint of every value of a dict."""
+def _fingerprint_each(parts: dict[str, Any]) -> dict[str, jax.Array]:
   return {name: fingerprint(part) for name, part in parts.items()}
 
 
 def _check_scores(directory: pathlib.Path):
-  """Refuses a damaged score by name: Orbax would not say whose it is."""
+  """Names a damaged score's file, which the error of Orbax does not."""
   for path in sorted(directory.glob("*/metrics/metrics")):
     try:
       json.loads(path.read_text())
@@ -315,7 +297,7 @@ def _check_scores(directory: pathlib.Path):
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-  """Every array of a tree, or its shape, by path: "weights/embed/tokens"."""
+  """Path -> array, or what describes it: "weights/embed/tokens"."""
   leaves = jax.tree_util.tree_leaves_with_path(
     tree, is_leaf=lambda node: hasattr(node, "shape")
   )
@@ -326,7 +308,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def described(tree: Any) -> dict[str, str]:
-  """Path of each array -> its dtype and shape, as in "float32[3, 4]"."""
+  """Path -> dtype and shape of each array, as in "float32[3, 4]"."""
   return {
     name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
     for name, leaf in named_leaves(tree).items()
@@ -334,10 +316,10 @@ def described(tree: Any) -> dict[str, str]:
 
 
 def first_line(error: BaseException) -> str:
-  """The first line of an error's first cause: Orbax wraps it in pages."""
+  """The first line of an error's root cause; Orbax wraps errors deeply."""
   while cause := error.__cause__ or error.__context__:
     error = cause
   text = str(error).strip() or type(error).__name__
   line = text.splitlines()[0]
-  # A long path is often in the middle, and the reason at the end.
+  # Cut the middle, which is often a long path; the reason is at the end.
   return line if len(line) < 200 else f"{line[:90]} ... {line[-100:]}"

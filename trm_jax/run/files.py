@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on a disk or in a bucket."""
+"""Atomic writes and JSON files, on a disk or in a bucket."""
 
 import contextlib
 import importlib.util
@@ -15,10 +15,10 @@ from trm_jax.errors import UserError
 
 
 def locate(path: str | os.PathLike) -> pathlib.Path:
-  """A path on a disk, or in a bucket, which works alike but is slower.
+  """The path object of a folder on a disk or of gs://BUCKET/FOLDER.
 
   Raises:
-    UserError: if it is in a bucket of a kind that cannot be used here.
+    UserError: for other buckets, or if gcsfs is not installed.
   """
   text = os.fspath(path)
   scheme, found, _ = text.partition("://")
@@ -28,7 +28,7 @@ def locate(path: str | os.PathLike) -> pathlib.Path:
     raise UserError(f"{text}: only gs://BUCKET/FOLDER, or a folder on a disk")
   if importlib.util.find_spec("gcsfs") is None:
     raise UserError(f"{text} needs gcsfs: pip install 'trm_jax[gcs]'")
-  # It has the methods of `pathlib.Path` without being one.
+  # Has the methods of `pathlib.Path` but is not a subclass.
   return cast(pathlib.Path, epath.Path(text))
 
 
@@ -38,26 +38,26 @@ def is_remote(path: pathlib.Path) -> bool:
 
 
 def write(contents: Mapping[pathlib.Path, bytes]):
-  """Writes some files that belong together, in place of any before them.
+  """Writes files that belong together, replacing existing ones.
 
-  On a disk all are complete before the first gets its name.
+  On a disk, all are written under temporary names before any is renamed.
 
   Raises:
-    UserError: if one cannot be written; on a disk then none is.
+    UserError: if one cannot be written; then no file on a disk is changed.
   """
   unfinished: dict[pathlib.Path, pathlib.Path] = {}
   path = None
   try:
     for path, content in contents.items():
       if is_remote(path):
-        path.write_bytes(content)  # objects are replaced whole
+        path.write_bytes(content)  # atomic in a bucket
         continue
       path.parent.mkdir(parents=True, exist_ok=True)
       unfinished[path] = path.with_name(path.name + ".tmp")
       unfinished[path].write_bytes(content)
     for path, complete in unfinished.items():
       complete.replace(path)
-  except Exception as error:  # gcsfs and what is below it raise many kinds
+  except Exception as error:  # gcsfs and its dependencies raise many types
     if path and is_remote(path):
       raise UserError(
         f"cannot write {path}: {str(error) or type(error).__name__}. See that "
@@ -74,40 +74,35 @@ def write(contents: Mapping[pathlib.Path, bytes]):
 
 
 def write_text(path: pathlib.Path, text: str):
-  """`write` of one text."""
+  """`write` for one text."""
   write({path: text.encode()})
 
 
 def write_json(path: pathlib.Path, value: Any):
-  """`write` of one value as JSON."""
+  """`write` for one value as JSON."""
   write({path: to_json(value)})
 
 
 def to_json(value: Any) -> bytes:
-  """JSON for people to read."""
+  """Indented JSON."""
   return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def read_json(
   path: pathlib.Path,
-  is_right: Callable[[Any], bool],
+  is_valid: Callable[[Any], bool],
   expected: str,
   cure: str,
 ) -> Any:
-  """A value from a JSON file; None if there is no file.
-
-  Args:
-    path: the file.
-    is_right: whether a value is of the right form.
-    expected: that form, for the message.
-    cure: what to do about a damaged file, for the message.
+  """The value in a JSON file; None if the file does not exist.
 
   Raises:
-    UserError: if the file is damaged.
+    UserError: if the file is damaged or its value not valid; the message
+      contains the `expected` form and the `cure`.
   """
   try:
     value = json.loads(path.read_text())
-    if not is_right(value):
+    if not is_valid(value):
       raise ValueError(f"not {expected}")
     return value
   except (FileNotFoundError, NotADirectoryError):
@@ -117,46 +112,38 @@ def read_json(
 
 
 def read_optional(path: pathlib.Path) -> dict[str, Any]:
-  """An object from a JSON file; an empty one if there is no file.
+  """The object in a JSON file; empty if the file does not exist.
 
   Raises:
     UserError: if the file is damaged.
   """
   cure = "delete it, or give the command that made it again"
-  is_object = lambda value: isinstance(value, dict)  # noqa: E731
-  return read_json(path, is_object, "an object", cure) or {}
+  value = read_json(path, lambda v: isinstance(v, dict), "an object", cure)
+  return value or {}
 
 
 @contextlib.contextmanager
 def written_locally(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Where to write a file with a library that can write to a disk alone.
+  """Yields a path on a disk to write to; copies the file to `path` afterwards.
 
-  Args:
-    path: where it shall be in the end.
-
-  Yields:
-    `path` itself, or one on this disk, that is copied into the bucket.
+  For libraries that cannot write to a bucket.
   """
   if not is_remote(path):
     yield path
     return
   with tempfile.TemporaryDirectory() as folder:
-    here = pathlib.Path(folder) / path.name
-    yield here
-    path.write_bytes(here.read_bytes())
+    local = pathlib.Path(folder) / path.name
+    yield local
+    path.write_bytes(local.read_bytes())
 
 
 def card_path(path: pathlib.Path) -> pathlib.Path:
-  """The file with the card of an exported model, if it is not inside it."""
+  """The file with an exported model's card, where it is a separate file."""
   return path.with_name(path.name + ".json")
 
 
 def refuse_existing(overwrite: bool, *paths: pathlib.Path):
-  """Refuses to write where something lies that must not be lost.
-
-  Raises:
-    UserError: if one of the paths exists and may not be overwritten.
-  """
+  """Raises a `UserError` if a path exists and `overwrite` is false."""
   for path in paths:
     if os.path.lexists(path) and not overwrite:
       raise UserError(

@@ -1,18 +1,15 @@
-"""A run's folder: what it was made with, what it measured, what it made.
-
-It holds
+"""A run's folder, on a disk or in a bucket (gs://BUCKET/FOLDER).
 
     config.json      the resolved config      metrics.jsonl   one row a record
-    overrides.json   what the command changed result.json     the last scores
-    checkpoints/     see checkpoint.py        plots/          pictures
-    identifiers.json the name of each puzzle id, where puzzles have names
-    submission.json  answers in the form of Kaggle's ARC contest
-    calibration.json of the halting head's confidence, where it was measured
+    overrides.json   flags of the command     result.json     the last scores
+    checkpoints/     see checkpoint.py        plots/          figures
+    identifiers.json the name of each puzzle id, if puzzles have names
+    submission.json  answers in the format of Kaggle's ARC contest
+    calibration.json calibration of the halting head's confidence, if measured
 
-It may be in a bucket, gs://BUCKET/FOLDER. Objects cannot be appended to, so
-metrics.jsonl is written whole with each checkpoint. Nor can they be locked so
-that a killed process releases them: the process that claimed the folder last
-has it, and the one before ends at its next checkpoint.
+On a disk a lock file keeps other processes out. A bucket has no locks that a
+killed process releases: the last process that claimed the folder owns it, and
+the previous one ends at its next checkpoint.
 """
 
 import json
@@ -22,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import filelock
+from flax.traverse_util import flatten_dict
 
 from trm_jax.config import complete
 from trm_jax.errors import UserError
@@ -33,9 +31,9 @@ from trm_jax.run.files import (
   write_text,
 )
 
-# Where a run happens and how, not what it computes: these may change on
-# resuming.
-_PLACES = (
+# Fields that do not change the results: where and how a run computes. They may
+# change on resuming.
+_WITHOUT_EFFECT = (
   ("mesh",),
   ("data", "cache_dir"),
   ("model", "attention", "query_block", "remat"),
@@ -44,14 +42,7 @@ _PLACES = (
 
 
 class RunFolder:
-  """One run's folder.
-
-  Args:
-    path: the folder, made by `claim`; or gs://BUCKET/FOLDER.
-
-  Raises:
-    UserError: if it cannot be such a folder.
-  """
+  """One run's folder at `path`, created by `claim`."""
 
   def __init__(self, path: str | os.PathLike):
     if not str(path):
@@ -72,48 +63,46 @@ class RunFolder:
   calibration = property(lambda self: self.path / "calibration.json")
 
   def claim(self, config: Mapping[str, Any], overrides: Mapping[str, Any]):
-    """Takes the folder for a run, new or resumed, until the process ends.
+    """Claims the folder for a new or resumed run, until the process ends.
 
-    A folder in which nothing was trained yet takes any config, so that a
-    command that failed early can be corrected.
+    The config may change until something was trained, so that a command that
+    failed early can be corrected.
 
     Args:
       config: the resolved config as plain values.
-      overrides: what the command line changed in it.
+      overrides: fields that the command line changed.
 
     Raises:
-      UserError: if the folder cannot be written, another process holds it, or
-        it was made with another config; then nothing in it is changed.
+      UserError: if the folder cannot be written, belongs to another process, or
+        was made with another config; then nothing in it is changed.
     """
     if self.is_remote:
       self._claim = uuid.uuid4().hex
       write_text(self.path / ".claim", self._claim)
     else:
       self._acquire()
-    config = json.loads(json.dumps(config))  # as it will be read back
+    config = json.loads(json.dumps(config))  # tuples become lists
     try:
       if self._has_trained() and (self.path / "config.json").exists():
         self._refuse_other(config)
-        return
-      write_json(self.path / "overrides.json", overrides)
-      write_json(self.path / "config.json", config)
+      else:
+        write_json(self.path / "overrides.json", overrides)
+        write_json(self.path / "config.json", config)
     except UserError:
       self.release()
       raise
 
   def check_claim(self):
-    """Makes sure, before something is kept, that the folder is still ours.
+    """Raises a `UserError` if another process has claimed the folder since.
 
-    Raises:
-      UserError: if another process has claimed a folder in a bucket since. On
-        a disk none can.
+    Can only happen in a bucket; called before each checkpoint.
     """
     if not self._claim:
       return
     try:
       found = (self.path / ".claim").read_text()
     except FileNotFoundError:
-      found = ""  # it was emptied, perhaps to begin anew
+      found = ""  # the folder was emptied
     if found != self._claim:
       raise UserError(
         f"{self.path}: another process has begun to train in this folder; it "
@@ -130,11 +119,11 @@ class RunFolder:
         "or choose another --workdir"
       ) from None
     except OSError as error:
-      told = f"cannot write to this folder ({error.strerror})"
+      cause = f"cannot write to this folder ({error.strerror})"
       if isinstance(error, (FileExistsError, NotADirectoryError)):
-        told = "a file is in the way of this folder"
+        cause = "a file is in the way of this folder"
       raise UserError(
-        f"{self.path}: {told}; choose another --workdir"
+        f"{self.path}: {cause}; choose another --workdir"
       ) from None
 
   def _has_trained(self) -> bool:
@@ -144,52 +133,43 @@ class RunFolder:
     return measured or saved
 
   def _refuse_other(self, config: Mapping[str, Any]):
-    """Refuses a config that would not go on with this folder's run."""
-    # A field that was left out had its default.
+    """Raises a `UserError` if a config computes something else than the run."""
     ours, theirs = map(complete, (config, self.read_config()))
-    found = differences(computed(ours), computed(theirs))
-    if found:
+    if found := differences(computed(ours), computed(theirs)):
       raise UserError(
         f"{self.path} was made with another config; use another --workdir, "
         "or the same settings. They differ in\n  " + "\n  ".join(found)
       )
 
   def keep_identifiers(self, names: list[str]):
-    """Writes the name of each puzzle id, which may never change in a run.
-
-    Args:
-      names: by id; nothing is written where there is but the blank one.
+    """Writes the name of each puzzle id, unless there is only the blank one.
 
     Raises:
-      UserError: if the puzzle table was trained under other names.
+      UserError: if the puzzle table was trained with other names.
     """
     if self._has_trained() and self.identifiers.exists():
       known = self.read_identifiers()
       if known != names:
         pairs = zip(known, names, strict=False)
         first = next((pair for pair in pairs if pair[0] != pair[1]), None)
-        told = f"{len(known):,} there, {len(names):,} in the data"
+        detail = f"{len(known):,} there, {len(names):,} in the data"
         if first:
-          told = f"the first is {first[0]!r} there, {first[1]!r} in the data"
+          detail = f"the first is {first[0]!r} there, {first[1]!r} in the data"
         raise UserError(
           f"{self.path}: the rows of its puzzle table have other names than "
-          f"the data's puzzles ({told}); use the data that it was trained on, "
-          "or another --workdir"
+          f"the data's puzzles ({detail}); use the data that it was trained "
+          "on, or another --workdir"
         )
     elif len(names) > 1:
       write_json(self.identifiers, names)
 
   def release(self):
-    """Lets others claim the folder."""
+    """Releases the lock on a disk."""
     if not self.is_remote:
       self._lock.release()
 
   def read_config(self) -> dict[str, Any]:
-    """The config that the run was made with.
-
-    Raises:
-      UserError: if there is none, or it is damaged.
-    """
+    """The run's config; raises a `UserError` if it is missing or damaged."""
     config = read_json(
       self.path / "config.json",
       lambda value: (
@@ -205,11 +185,7 @@ class RunFolder:
     return config
 
   def read_identifiers(self) -> list[str]:
-    """The name of each puzzle id of the run; `["<blank>"]` if none has one.
-
-    Raises:
-      UserError: if the file is damaged.
-    """
+    """The name of each puzzle id; `["<blank>"]` if puzzles have no names."""
     names = read_json(
       self.identifiers,
       lambda value: (
@@ -227,7 +203,7 @@ def differences(
   there: str = "there",
   here: str = "here",
 ) -> list[str]:
-  """Names the fields in which two nested configs differ, with both values."""
+  """The fields in which two nested configs differ, with both values."""
   ours, theirs = _flatten(ours), _flatten(theirs)
   missing = "(missing)"
   return [
@@ -238,20 +214,15 @@ def differences(
   ]
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping):
-      flat.update(_flatten(value, f"{prefix}{name}."))
-    else:
-      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-  return flat
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+  flat = flatten_dict(dict(config), sep=".")
+  return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
 
 
 def computed(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config without the fields that say where a run happens, and how."""
+  """A config without the fields that do not change the results."""
   kept = {name: dict(section) for name, section in config.items()}
-  for section, *fields in _PLACES:
+  for section, *fields in _WITHOUT_EFFECT:
     if not fields:
       kept.pop(section, None)
     for field in fields:

@@ -1,4 +1,4 @@
-"""Records of a run: rows of JSON, read from the device one dispatch late."""
+"""Metrics of a run: rows of JSON, read from the device one dispatch late."""
 
 import contextlib
 import io
@@ -21,10 +21,9 @@ class Writer:
   """Appends rows `{step, split, name: number}` to a file.
 
   Args:
-    path: the `.jsonl` file. In a bucket, to which nothing can be appended, it
-      is written whole by `flush` and `close`.
-    from_step: rows beyond this step, left by a run that went on after its
-      last checkpoint, are dropped first: they will be written anew.
+    path: the `.jsonl` file. In a bucket, where objects cannot be appended to,
+      `flush` and `close` write the whole file.
+    from_step: rows of later steps are deleted; a resumed run repeats them.
     tensorboard: a folder for TensorBoard files as well, or `None`.
 
   Raises:
@@ -41,8 +40,9 @@ class Writer:
     text = "".join(json.dumps(row) + "\n" for row in kept)
     write_text(path, text)
     self._path = path
-    self._buffer = io.StringIO() if is_remote(path) else None
-    if self._buffer:
+    self._buffer = None
+    if is_remote(path):
+      self._buffer = io.StringIO()
       self._buffer.write(text)
     try:
       self._file = self._buffer or path.open("a")
@@ -51,7 +51,7 @@ class Writer:
     self._board = _open_tensorboard(tensorboard) if tensorboard else None
 
   def write(self, step: int, split: str, values: dict[str, float]):
-    """Writes one row, visible to readers at once."""
+    """Writes one row and flushes it."""
     row = {"step": step, "split": split, **values}
     try:
       self._file.write(json.dumps(row) + "\n")
@@ -64,15 +64,14 @@ class Writer:
       self._board.flush()
 
   def flush(self):
-    """Makes sure that all rows outlast this process."""
+    """Writes rows that are only in memory."""
     if self._buffer:
       write_text(self._path, self._buffer.getvalue())
 
   def close(self):
     """Closes the files."""
     self.flush()
-    # Rows are flushed as they come, so only one whose writing has failed, and
-    # was reported, can fail here once more.
+    # Each row was flushed, so an error here was reported before.
     with contextlib.suppress(OSError):
       self._file.close()
     if self._board:
@@ -80,10 +79,9 @@ class Writer:
 
 
 def read(path: pathlib.Path) -> Iterator[Row]:
-  """Reads rows; an invalid last line, cut short by a kill, is left out.
+  """Yields the rows of a file; raises a `UserError` for an invalid line.
 
-  Raises:
-    UserError: for any other invalid line, with its number.
+  An invalid last line, left by a killed process, is ignored.
   """
   if not path.exists():
     return
@@ -110,11 +108,7 @@ def read(path: pathlib.Path) -> Iterator[Row]:
 
 
 def refuse_divergence(step: int, member: int, values: str):
-  """Ends a run of one seed at a value that is not finite.
-
-  Raises:
-    UserError: naming it, and what to try.
-  """
+  """Raises a `UserError` about values that are not finite."""
   del member
   raise UserError(
     f"training stopped: at step {step} {values}. Nothing was saved since; "
@@ -125,19 +119,19 @@ def refuse_divergence(step: int, member: int, values: str):
 
 
 class TrainingLog:
-  """Turns the metrics of dispatches into rows, one dispatch late.
+  """Converts the metrics of dispatches to rows, one dispatch late.
 
-  Metrics stay on the device until the next dispatch has been sent, so that
-  reading them never makes the device wait.
+  Metrics are read after the next dispatch has been sent, so that the device
+  never waits.
 
   Args:
     log_every: optimizer steps a row.
-    on_rows: called with (step, rows), one row for each member that has not
-      diverged, by its index.
+    on_rows: called with (step, member index -> row), without members that
+      have diverged.
     on_divergence: called with (step, member, values) at a member's first step
       with a value that is not finite.
-    diverged: member -> that step, as far as it is known; added to.
-    seconds: of training before this process.
+    diverged: member -> that step; updated.
+    seconds: training time of earlier processes.
   """
 
   def __init__(
@@ -160,27 +154,26 @@ class TrainingLog:
 
   @property
   def seconds(self) -> float:
-    """Time spent on training, without pauses."""
+    """Training time in seconds, without pauses."""
     return self._before + self._elapsed()
 
   def push(self, step: int, metrics: dict[str, jax.Array]):
     """Takes the metrics, [K] or [M, K], of the dispatch that ended at `step`.
 
-    Raises:
-      UserError: if the dispatch before this one was not finite.
+    Reads those of the previous dispatch, and may call `on_divergence`.
     """
     previous, self._pending = self._pending, (step, metrics)
     if previous:
       self._absorb(*previous)
 
   def flush(self):
-    """Reads what is pending; waits for the device."""
+    """Waits for the device and reads the last dispatch's metrics."""
     pending, self._pending = self._pending, None
     if pending:
       self._absorb(*pending)
 
   def pause(self, seconds: float):
-    """Leaves out time spent on something else than training."""
+    """Subtracts time that was not spent on training."""
     self._paused += seconds
 
   def _elapsed(self) -> float:
@@ -220,7 +213,7 @@ class TrainingLog:
 
 
 def _summarise(values: dict[str, np.ndarray], seconds: float) -> Row:
-  """Means over the optimizer steps, or over the puzzles that halted."""
+  """Means over optimizer steps, or over halted puzzles."""
   steps = len(values["loss"])
   count = float(values["count"].sum())
   row = {
@@ -229,7 +222,7 @@ def _summarise(values: dict[str, np.ndarray], seconds: float) -> Row:
     "halted": count / steps,
     "steps_per_second": steps / seconds,
   }
-  if count:  # nothing halted: nothing to say of accuracy
+  if count:
     for name in ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps"):
       row[name] = float(values[name].sum()) / count
   return row

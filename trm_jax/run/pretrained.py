@@ -1,4 +1,4 @@
-"""Trained models, wherever they lie: a run's folder or an exported file."""
+"""Loads trained models, from a run's folder or an exported file."""
 
 import dataclasses
 import os
@@ -26,14 +26,14 @@ class Pretrained:
 
   Attributes:
     params: the model.
-    experiment: what it was trained by.
-    config: the same as plain values.
-    names: the name of each puzzle id; `["<blank>"]` if none has one.
-    step: optimizer steps behind it.
-    scores: its evaluations at several depths, if there were any.
-    calibration: what makes its confidence honest, as
-      `calibration.Calibration.to_json` writes it; None if nobody measured.
-    averaged: whether the weights are averages over training, and not the last.
+    experiment: the experiment that trained it.
+    config: the experiment as plain values.
+    names: the name of each puzzle id; `["<blank>"]` if puzzles have no names.
+    step: number of optimizer steps.
+    scores: its evaluations at several depths; may be empty.
+    calibration: of its confidence, see `calibration.Calibration.to_json`; None
+      if not measured.
+    averaged: whether the weights are the moving average, not the last.
   """
 
   params: Params
@@ -46,7 +46,7 @@ class Pretrained:
   averaged: bool = True
 
   def facts(self) -> dict[str, Any]:
-    """All but arrays and config, as plain values that JSON can hold."""
+    """All but arrays and config, as JSON values."""
     task, model = self.experiment.task, self.experiment.model
     return {
       "task": task.name,
@@ -64,7 +64,7 @@ class Pretrained:
     }
 
   def card(self) -> dict[str, Any]:
-    """Facts and config together: what travels with exported weights."""
+    """The card of exported weights: format, facts and config."""
     return {
       "format": weights_file.FORMAT,
       **self.facts(),
@@ -75,28 +75,20 @@ class Pretrained:
 def load(
   path: str | os.PathLike, checkpoint: str = "best", averaged: bool = True
 ) -> Pretrained:
-  """Loads a model from a run's folder, or from exported safetensors.
+  """Loads a model from a run's folder or an exported `.safetensors` file.
 
   Args:
-    path: the folder, or the `.safetensors` file.
-    checkpoint: "best", "last" or a step; a file has but one.
-    averaged: whether to take a run's moving average of the weights, which
-      scores and calibration belong to, and not the last weights.
-
-  Returns:
-    The model.
+    path: the folder or the file.
+    checkpoint: of a run: "best", "last" or a step.
+    averaged: of a run: whether to load the moving average of the weights, to
+      which scores and calibration belong, or the last weights.
 
   Raises:
-    UserError: if there is nothing there, or it cannot be read.
+    UserError: if there is no model, or it cannot be read.
   """
   path = pathlib.Path(path)
   if path.is_dir():
-    model = _from_folder(RunFolder(path), checkpoint, averaged)
-    if averaged:
-      return model
-    return dataclasses.replace(
-      model, averaged=False, scores=[], calibration=None
-    )
+    return _from_folder(RunFolder(path), checkpoint, averaged)
   if not path.is_file():
     raise UserError(
       f"{path}: there is neither a run's folder nor a file; name one of the two"
@@ -126,41 +118,34 @@ def _from_folder(
   experiment = config_lib.read(config)
   step, params = restore_params(experiment, folder, checkpoint, averaged)
   calibration = read_optional(folder.calibration)
-  calibrated = calibration.get("checkpoint") == step
+  names = folder.read_identifiers()
+  scores = result.read(folder.result, step)
+  calibrated = averaged and calibration.get("checkpoint") == step
   return Pretrained(
     params=params,
     experiment=experiment,
     config=config,
-    names=folder.read_identifiers(),
+    names=names,
     step=step,
-    scores=result.read(folder.result, step),
+    scores=scores if averaged else [],
     calibration=calibration if calibrated else None,
+    averaged=averaged,
   )
 
 
 def restore_params(
   experiment: Experiment, folder: RunFolder, which: str, averaged: bool = True
 ) -> tuple[int, Params]:
-  """A run's model, laid out over the devices; nothing else is read.
-
-  Args:
-    experiment: what the run was made by.
-    folder: the run.
-    which: the checkpoint: "best", "last" or a step.
-    averaged: whether to read the moving average of the weights.
+  """Loads only the model of a checkpoint, sharded over the devices; see `load`.
 
   Returns:
-    The step, and the model.
-
-  Raises:
-    UserError: if there is no such checkpoint, or it cannot be read.
+    The checkpoint's step, and the model.
   """
   if not folder.checkpoints.is_dir():
     raise UserError(f"{folder.path} holds no checkpoint yet: train first")
   mesh = sharding.inference_mesh(experiment.mesh.model)
   shapes = network.shapes(experiment.model)
-  # As in the training state, of which this is a part.
-  part = {
+  part = {  # of a `TrainState`
     "params": {"puzzle_table": shapes.puzzle_table, "initial": shapes.initial}
   }
   if averaged:

@@ -1,8 +1,8 @@
-"""Several processes as one run: joining, agreeing, and ending together.
+"""Several processes as one run: joining, comparing settings, ending together.
 
 JAX's coordination service joins the processes, counts their heartbeats, and
-ends every process when one is lost; `supervisor.py` tells why. A process that
-fails in Python tells the others itself, so that none waits for it.
+ends all when one is lost; `supervisor.py` explains why. A Python error of one
+process is sent to the others through the key-value store, and ends them too.
 """
 
 import contextlib
@@ -23,36 +23,35 @@ import jax
 from jax._src import distributed  # the only way to the key-value store
 
 from trm_jax.errors import UserError
+from trm_jax.run import files, supervisor
 from trm_jax.run import folder as run_folder
-from trm_jax.run import supervisor
 
 LOST = supervisor.LOST
 
-_FAILED = "trm_jax/failed"
+_FAILURE_KEY = "trm_jax/failed"
 _FOREVER_MS = 2**31 - 1
-# How long a process that ends waits until the others know.
-_FAREWELL_MS = 5000
-# Folders on a network become visible late.
+# Timeout of the barrier after a failure.
+_FAILURE_WAIT_MS = 5000
+# Files on a network disk become visible with a delay.
 _VISIBLE_SECONDS = 10
 
-_visits: dict[str, int] = {}  # of barriers: each visit has a name of its own
-_failing = threading.Event()
+_barrier_counts: dict[str, int] = {}  # makes the names of barriers unique
+_has_failed = threading.Event()
 _heartbeat_seconds = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where the processes meet, and which of them this is.
+  """The address of the coordinator, and this process's number.
+
+  "" and None are detected from the cluster's environment.
 
   Attributes:
-    coordinator: "host:port" of process 0; "" to ask the cluster.
-    num_processes: in all; None to ask the cluster.
-    process_id: from 0; None to ask the cluster.
-    heartbeat_seconds: a process without a sign of life for so long is lost.
-    join_seconds: how long to wait for the others at the start.
-
-  Raises:
-    UserError: if these are impossible.
+    coordinator: "host:port" of process 0.
+    num_processes: number of processes.
+    process_id: number of this process, from 0.
+    heartbeat_seconds: a process without a heartbeat for so long is lost.
+    join_seconds: timeout for joining the others.
   """
 
   coordinator: str = ""
@@ -71,10 +70,10 @@ class Place:
 
 
 def join(place: Place):
-  """Joins the other processes; call it before any device is touched.
+  """Joins the other processes; must be called before any device is used.
 
-  Its caller goes on in a child process. Only process 0 keeps its standard
-  output.
+  Forks: the caller continues in a child process. All but process 0 lose their
+  standard output.
 
   Raises:
     UserError: if the processes cannot be joined.
@@ -100,39 +99,36 @@ def join(place: Place):
   if not is_leader():
     sys.stdout.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-  threading.Thread(target=_end_with_others, daemon=True).start()
+  threading.Thread(target=_exit_on_failure, daemon=True).start()
 
 
 def are_several() -> bool:
-  """Whether other processes were joined."""
+  """Whether there is more than one process."""
   return count() > 1
 
 
 def count() -> int:
-  """How many processes there are; touches no device."""
+  """The number of processes; uses no device."""
   return distributed.global_state.num_processes
 
 
 def is_leader() -> bool:
-  """Whether this is process 0, which alone writes and prints."""
+  """Whether this is process 0, the only one that writes and prints."""
   return distributed.global_state.process_id == 0
 
 
 def barrier(name: str):
-  """Waits for all processes, each of which must come here as often.
-
-  A process that is lost meanwhile ends this one.
-  """
+  """Waits for all processes; each must call it equally often with `name`."""
   if are_several():
-    number = _visits[name] = _visits.get(name, -1) + 1
+    number = _barrier_counts[name] = _barrier_counts.get(name, -1) + 1
     _client().wait_at_barrier(f"trm_jax/{name}/{number}", _FOREVER_MS)
 
 
 @contextlib.contextmanager
 def leader_first(name: str) -> Iterator[None]:
-  """Process 0 runs the block alone, then all others do, at once.
+  """Runs the block in process 0, and then in all others.
 
-  What it leaves on a disk that they share, they find there.
+  The others find the files that process 0 wrote to a shared disk.
   """
   if not is_leader():
     barrier(name)
@@ -142,11 +138,7 @@ def leader_first(name: str) -> Iterator[None]:
 
 
 def agree(facts: Mapping[str, Any]):
-  """Makes sure that all processes were started alike.
-
-  Args:
-    facts: what must be equal everywhere, as plain values; the program's code
-      and the number of processes are added.
+  """Compares `facts` (JSON values), the code and the versions of processes.
 
   Raises:
     UserError: in every process, naming what differs from process 0.
@@ -161,10 +153,8 @@ def agree(facts: Mapping[str, Any]):
   }
   first, *others = _exchange("facts", ours)
   for number, theirs in enumerate(others, start=1):
-    found = run_folder.differences(
-      first, theirs, f"in process {number}", "in process 0"
-    )
-    if found:
+    there = f"in process {number}"
+    if found := run_folder.differences(first, theirs, there, "in process 0"):
       raise UserError(
         f"process {number} was started otherwise than process 0; give all of "
         "them the same command and the same code. They differ in\n  "
@@ -173,10 +163,7 @@ def agree(facts: Mapping[str, Any]):
 
 
 def check_shared(folder: pathlib.Path):
-  """Makes sure that all processes see one folder, in which all will write.
-
-  Args:
-    folder: made already by process 0.
+  """Checks that all processes see the folder that process 0 has created.
 
   Raises:
     UserError: in every process, naming those that do not see it.
@@ -185,7 +172,7 @@ def check_shared(folder: pathlib.Path):
     return
   mark = folder / f".seen_by_all.{_exchange('mark', uuid.uuid4().hex)[0]}"
   if is_leader():
-    run_folder.write_text(mark, "")
+    files.write_text(mark, "")
   barrier("marked")
   until = time.monotonic() + _VISIBLE_SECONDS
   while not (seen := mark.exists()) and time.monotonic() < until:
@@ -202,28 +189,28 @@ def check_shared(folder: pathlib.Path):
 
 
 def tell_failure(message: str):
-  """Tells all other processes that this one fails, before it ends."""
+  """Sends the error message of this process, which fails, to all others."""
   if are_several():
-    _failing.set()
+    _has_failed.set()
     this = distributed.global_state.process_id
-    # Another may have failed first, or the coordinator be gone.
+    # Fails if another process failed first, or the coordinator has ended.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-      _client().key_value_set(_FAILED, json.dumps([this, message]))
-    _say_farewell()
+      _client().key_value_set(_FAILURE_KEY, json.dumps([this, message]))
+    _await_failure_known()
 
 
 def await_reason():
-  """Waits, after a failed computation, for the supervisor to explain it.
+  """Waits, after a failed computation, until a lost process is detected.
 
-  A broken connection is noticed by what computes over it before anybody is
-  known to be lost. Then this does not return, for the process is ended.
+  A computation notices a broken connection before the heartbeats do. If a
+  process was lost, JAX ends this one meanwhile, and the supervisor explains it.
   """
   if are_several():
-    time.sleep(_heartbeat_seconds + _FAREWELL_MS / 1000)
+    time.sleep(_heartbeat_seconds + _FAILURE_WAIT_MS / 1000)
 
 
 def leave():
-  """Ends the joint run: nobody leaves while another still works."""
+  """Waits until all processes have finished, and disconnects."""
   if are_several():
     barrier("end")
     jax.distributed.shutdown()
@@ -231,16 +218,16 @@ def leave():
 
 def _client() -> Any:
   client = distributed.global_state.client
-  assert client, "joined"
+  assert client, "`join` was not called"
   return client
 
 
 def _exchange(name: str, value: Any) -> list[Any]:
-  """The value of each process, in their order; all must come here."""
+  """The value of each process, by its number; all processes must call it."""
   this = distributed.global_state.process_id
   _client().key_value_set(f"trm_jax/{name}/{this}", json.dumps(value))
   barrier(name)
-  # JSON makes lists of tuples, so one's own value is read back as well.
+  # This process's value is read back too: JSON converts tuples to lists.
   return [
     json.loads(_client().blocking_key_value_get(f"trm_jax/{name}/{i}", 60_000))
     for i in range(count())
@@ -248,7 +235,7 @@ def _exchange(name: str, value: Any) -> list[Any]:
 
 
 def _digest_of_code() -> str:
-  """SHA-256 of the package's files: a host may have been left out of a pull."""
+  """SHA-256 of the package's files, which may differ between hosts."""
   root = pathlib.Path(__file__).parent.parent
   digest = hashlib.sha256()
   for path in sorted(root.rglob("*.py")):
@@ -257,23 +244,23 @@ def _digest_of_code() -> str:
   return digest.hexdigest()[:16]
 
 
-def _end_with_others():
-  """Ends this process when another says that it fails."""
+def _exit_on_failure():
+  """Ends this process when another one fails; runs in a thread."""
   try:
-    text = _client().blocking_key_value_get(_FAILED, _FOREVER_MS)
+    text = _client().blocking_key_value_get(_FAILURE_KEY, _FOREVER_MS)
   except jax.errors.JaxRuntimeError:
-    return  # the joint run is over
+    return  # disconnected
   number, message = json.loads(text)
-  if not _failing.is_set():  # else it says itself why
-    told = f"error: stopped, because process {number} failed: {message}\n"
-    os.write(sys.stderr.fileno(), told.encode())
-    _say_farewell()
+  if not _has_failed.is_set():  # otherwise it prints its own error
+    text = f"error: stopped, because process {number} failed: {message}\n"
+    os.write(sys.stderr.fileno(), text.encode())
+    _await_failure_known()
     os._exit(2)
 
 
-def _say_farewell():
-  """Waits until all know of a failure; process 0 leaves last."""
+def _await_failure_known():
+  """Waits until all processes know of a failure; process 0 ends last."""
   with contextlib.suppress(jax.errors.JaxRuntimeError):
-    _client().wait_at_barrier("trm_jax/farewell", _FAREWELL_MS)
-  if is_leader():  # JAX aborts whoever is left without it
+    _client().wait_at_barrier("trm_jax/farewell", _FAILURE_WAIT_MS)
+  if is_leader():  # JAX aborts processes that remain without it
     time.sleep(2)

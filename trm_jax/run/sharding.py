@@ -1,10 +1,9 @@
-"""Where arrays live: the mesh, and ordered rules from paths to shardings.
+"""The mesh, and ordered rules from paths of arrays to shardings.
 
-A mesh has two axes: "data" splits the batch, "model" splits weight matrices.
-Where several seeds are trained together, "member" before them splits those.
-The first rule whose pattern is found in an array's path holds. An axis that
-does not divide its dimension is dropped, so that the same rules serve a laptop
-and a pod.
+A mesh has axes "data", which splits the batch, and "model", which splits
+weight matrices; with several seeds, "member" comes first and splits those.
+The first rule whose pattern matches an array's path applies. An axis that does
+not divide its dimension is dropped, so that the rules suit any mesh.
 """
 
 import functools
@@ -47,18 +46,18 @@ def make_mesh(
   """Lays out all devices of all processes.
 
   Args:
-    data: devices that share the batch; -1 for all that `model` leaves.
-    model: devices that share each weight matrix.
-    members: seeds trained together, which the "data" devices divide among
-      them as evenly as goes before they share each member's batch.
-    devices: to lay out instead; they may be only described, for compiling.
+    data: devices that split the batch; -1 for all devices / `model`.
+    model: devices that split each weight matrix.
+    members: seeds trained together. Their axis has size gcd(members, data),
+      and splits the "data" devices.
+    devices: other devices, which may be only described, for compiling.
 
   Returns:
     A mesh with axes ("data", "model"), or for several members ("member",
     "data", "model").
 
   Raises:
-    UserError: if the numbers do not fit the devices there are.
+    UserError: if data x model is not the number of devices.
   """
   count = jax.device_count() if devices is None else len(devices)
   if data == -1 and count % model == 0:
@@ -71,9 +70,9 @@ def make_mesh(
     )
   shape = {"data": data, "model": model}
   if members > 1:
-    ways = math.gcd(members, data)
-    shape = {"member": ways, "data": data // ways, "model": model}
-  # On a slice of 16 x 16 chips no axis has 8: one of its sides is split.
+    size = math.gcd(members, data)
+    shape = {"member": size, "data": data // size, "model": model}
+  # An axis of 8 on a slice of 16 x 16 chips needs a split side.
   laid_out = mesh_utils.create_device_mesh(
     tuple(shape.values()),
     jax.devices() if devices is None else devices,
@@ -83,37 +82,33 @@ def make_mesh(
 
 
 def inference_mesh(model: int) -> Mesh:
-  """All devices, with a "model" axis of that size if it divides them."""
+  """All devices; the "model" axis has size `model` if that divides them."""
   return make_mesh(model=model if jax.device_count() % model == 0 else 1)
 
 
 def check_batch(name: str, batch: int, mesh: Mesh, shared: bool = False):
-  """Refuses a batch that its devices do not divide.
+  """Raises a `UserError` if devices do not divide a batch, by field `name`.
 
-  Args:
-    name: of the config's field.
-    batch: its value.
-    mesh: the devices.
-    shared: whether the devices of all members share it, not of one alone.
+  With `shared`, the devices of all members split it, not those of one.
   """
   axes = _batch_axes(mesh) if shared else ("data",)
-  ways = math.prod(mesh.shape[name] for name in axes)
-  if batch % ways:
-    below, above = batch // ways * ways, -(-batch // ways) * ways
+  count = math.prod(mesh.shape[name] for name in axes)
+  if batch % count:
+    below, above = batch // count * count, -(-batch // count) * count
     near = f"{below} or {above}" if below else f"{above}"
     raise UserError(
-      f"{name}={batch}: must be a multiple of the {ways} devices that share "
+      f"{name}={batch}: must be a multiple of the {count} devices that share "
       f"it; try {near}"
     )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """The whole array on every device."""
   return NamedSharding(mesh, P())
 
 
 def by_batch(mesh: Mesh) -> NamedSharding:
-  """The leading axis is split over all axes but "model"."""
+  """The leading axis split over all mesh axes but "model"."""
   return NamedSharding(mesh, P(_batch_axes(mesh)))
 
 
@@ -122,60 +117,51 @@ def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def shardings(tree: Any, mesh: Mesh, stacked: bool = False) -> Any:
-  """The sharding of every array of a tree, by `RULES`.
+  """The `NamedSharding` of every array or shape of a tree, by `RULES`.
 
-  Args:
-    tree: arrays or `jax.ShapeDtypeStruct`s.
-    mesh: the devices.
-    stacked: whether every array has a leading axis of members; the rules then
-      hold for the axes after it.
-
-  Returns:
-    The same tree of `NamedSharding`.
+  If `stacked`, arrays have a leading axis of members.
   """
 
-  def of(path, leaf):
+  def by_path(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
     if stacked:
       spec = P("member", *spec)
     return NamedSharding(mesh, _fit(spec, leaf.shape, mesh))
 
-  return jax.tree_util.tree_map_with_path(of, tree)
+  return jax.tree_util.tree_map_with_path(by_path, tree)
 
 
 def all_at_once(function: SlotFunction) -> SlotFunction:
-  """The `SplitSlots` of one device and one microbatch."""
+  """A `SplitSlots` that does not split: one device, one microbatch."""
   return function
 
 
 def split_slots(mesh: Mesh, microbatches: int) -> SplitSlots:
   """Splits a function of batch slots over devices and microbatches.
 
-  Each device of "data" computes slots of its own, and all sums are added up by
-  one reduction at the end. "model" is left to the compiler.
+  Each device of "data" computes some of the slots, and one reduction at the
+  end adds up all sums. The compiler splits over "model".
 
   Args:
     mesh: the devices.
-    microbatches: equal parts of a device's slots, computed one after another
-      to save memory.
+    microbatches: number of equal parts of a device's slots, computed one after
+      another to save memory.
 
   Returns:
-    A transformation of `(shared, slots) -> (sums, results)`, where leaves of
-    `slots` and `results` are [slots, ...], to one that computes the same.
+    A transformation of a function `(shared, slots) -> (sums, results)`, where
+    leaves of `slots` and `results` are [slots, ...].
   """
 
   def split(function: SlotFunction) -> SlotFunction:
     one_device = functools.partial(_accumulate, function, microbatches)
     if mesh.size == 1:
       return one_device
-    # An axis of one device is not left to the compiler either: it refuses
-    # kernels where there is anything that it might divide.
-    manual = {
-      name
-      for name in mesh.axis_names
-      if name != "model" or mesh.shape[name] == 1
-    }
+    # "model" is manual too if it has one device: the compiler refuses kernels
+    # where any axis is automatic.
+    manual = set(mesh.axis_names)
+    if mesh.shape["model"] > 1:
+      manual.remove("model")
 
     def reduced(shared, slots):
       sums, results = one_device(shared, slots)
@@ -186,8 +172,7 @@ def split_slots(mesh: Mesh, microbatches: int) -> SplitSlots:
       mesh=mesh,
       in_specs=(P(), P("data")),
       out_specs=(P(), P("data")),
-      # A population's members are a mapped axis of arrays in here.
-      axis_names=manual,
+      axis_names=manual,  # `vmap` over members adds "member" to the specs
       check_vma=False,
     )
 
@@ -197,7 +182,7 @@ def split_slots(mesh: Mesh, microbatches: int) -> SplitSlots:
 def _accumulate(
   function: SlotFunction, microbatches: int, shared: Any, slots: Any
 ):
-  """Scans a function over microbatches and adds up its sums."""
+  """Scans `function` over microbatches and adds up its sums."""
   if microbatches == 1:
     return function(shared, slots)
 
@@ -209,8 +194,8 @@ def _accumulate(
     lambda leaf: leaf.reshape(microbatches, -1, *leaf.shape[1:]), slots
   )
   first = jax.tree.map(lambda leaf: leaf[0], divided)
-  like, _ = jax.eval_shape(function, shared, first)
-  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+  shapes, _ = jax.eval_shape(function, shared, first)
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   sums, results = jax.lax.scan(body, zeros, divided)
   return sums, jax.tree.map(
     lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results
@@ -218,7 +203,7 @@ def _accumulate(
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-  """Host arrays onto devices; each process places only what is its own."""
+  """Puts host arrays on devices; each process puts only its own shards."""
 
   def place(array):
     array = np.asarray(array)
@@ -230,24 +215,17 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def put_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
-  """A host array whose rows are split over all devices.
+  """Splits the rows of a host array over all devices; pads them with zeros.
 
-  Args:
-    array: [N, ...]; may be memory-mapped, for each process reads only the
-      rows of its own devices.
-    mesh: the devices.
-
-  Returns:
-    The array with rows of zeros after its own, so that all devices have
-    equally many.
+  The array may be memory-mapped: each process reads only its devices' rows.
   """
   rows = -(-len(array) // mesh.size) * mesh.size
 
   def part(index):
-    own = array[index]
+    found = array[index]
     first, last, _ = index[0].indices(rows)
-    missing = (last - first) - len(own)
-    return np.pad(own, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+    missing = (last - first) - len(found)
+    return np.pad(found, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
 
   return jax.make_array_from_callback(
     (rows, *array.shape[1:]), NamedSharding(mesh, P(mesh.axis_names)), part
@@ -259,6 +237,6 @@ def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   kept = []
   for size, axes in zip(shape, spec, strict=False):
     names = (axes,) if isinstance(axes, str) else axes or ()
-    ways = np.prod([mesh.shape[name] for name in names], dtype=int)
-    kept.append(axes if size % ways == 0 else None)
+    devices = math.prod(mesh.shape[name] for name in names)
+    kept.append(axes if size % devices == 0 else None)
   return P(*kept)

@@ -1,10 +1,10 @@
 """A parent process that explains why JAX aborted its child.
 
-When a process is lost, JAX's coordination service aborts every other one from
-C++, with pages of text, and no Python code can catch it (a callback given to
-its client ends in std::bad_cast, jax 0.10). So each process of several forks
-once, before it touches a device: the child trains, the parent forwards its
-standard error, and replaces JAX's text by a line and its status by `LOST`.
+When a process is lost, JAX's coordination service aborts all others from C++,
+which Python cannot catch (a callback of its client ends in std::bad_cast, jax
+0.10). Therefore each process forks before it uses a device: the child trains,
+and the parent forwards its standard error, replacing JAX's text by one line and
+the status by `LOST`.
 """
 
 import os
@@ -16,10 +16,10 @@ import threading
 import time
 from typing import NoReturn
 
-# Exit status where another process was lost, or did not come: try again.
+# Exit status if another process was lost or did not join: try again.
 LOST = 75
 
-# Lines with which JAX begins to explain an abort.
+# First lines of JAX's explanation of an abort.
 _ABORT = re.compile(
   r"[EF]\d{4} .*(?:Polled an error from coordination service"
   r"|Use error polling to propagate|Terminating process because the JAX)"
@@ -27,12 +27,12 @@ _ABORT = re.compile(
 
 
 def supervise(process_id: int | None, join_seconds: int, heartbeat: int):
-  """Forks, and returns in the child alone.
+  """Forks, and returns only in the child; arguments are for messages.
 
   Args:
-    process_id: of this process; for messages, as are the others.
-    join_seconds: how long it waits for the others at the start.
-    heartbeat: seconds without a sign of life after which one is lost.
+    process_id: of this process.
+    join_seconds: timeout for joining the others.
+    heartbeat: seconds without a heartbeat after which a process is lost.
   """
   parent = os.getpid()
   read_end, write_end = os.pipe()
@@ -42,7 +42,8 @@ def supervise(process_id: int | None, join_seconds: int, heartbeat: int):
   if child:
     os.close(write_end)
     _watch(child, read_end, process_id, join_seconds, heartbeat)
-  # A group of its own: Ctrl-C reaches the parent, which forwards it once.
+  # A new process group, so that Ctrl-C reaches only the parent, which
+  # forwards it.
   os.setpgid(0, 0)
   os.dup2(write_end, sys.stderr.fileno())
   os.close(write_end)
@@ -60,13 +61,13 @@ def _watch(child: int, stderr: int, *facts) -> NoReturn:
   """Forwards signals and standard error until the child ends."""
   for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda number, _: os.kill(child, number))
-  held: list[str] = []
+  explanation: list[str] = []  # of JAX, for an abort
 
   def forward():
     with open(stderr, errors="replace") as lines:
       for line in lines:
-        if held or _ABORT.match(line):
-          held.append(line)
+        if explanation or _ABORT.match(line):
+          explanation.append(line)
         else:
           sys.stderr.write(line)
           sys.stderr.flush()
@@ -74,9 +75,9 @@ def _watch(child: int, stderr: int, *facts) -> NoReturn:
   reader = threading.Thread(target=forward, daemon=True)
   reader.start()
   status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-  reader.join(timeout=5)  # a process that the child started may hold the pipe
-  text = "".join(held)
-  if status == -signal.SIGABRT and held:
+  reader.join(timeout=5)  # a process started by the child may keep it open
+  text = "".join(explanation)
+  if status == -signal.SIGABRT and explanation:
     text, status = explain(text, *facts) + "\n", LOST
   elif status < 0:
     cause = " (out of memory?)" if -status == signal.SIGKILL else ""
@@ -91,14 +92,7 @@ def _watch(child: int, stderr: int, *facts) -> NoReturn:
 def explain(
   text: str, process_id: int | None, join_seconds: int, heartbeat: int
 ) -> str:
-  """What JAX's text means, in a line, and what to do.
-
-  Args:
-    text: what it wrote before it aborted.
-    process_id: as in `supervise`, like the others.
-    join_seconds: likewise.
-    heartbeat: likewise.
-  """
+  """One line on what JAX's `text` means and what to do; see `supervise`."""
   again = "start all of them again with the same command"
   found = re.search(r"absl::Status: (.*)", text)
   cause = found[1] if found else ""
@@ -107,27 +101,27 @@ def explain(
   )
   if "RegisterTask" in text:
     if "ALREADY_EXISTS" in text:
-      told = f"another process has joined with --process_id={process_id} too"
+      problem = f"another process has joined with --process_id={process_id} too"
     elif cause and "DEADLINE" not in cause:
-      told = f"the processes cannot be joined: {cause}"
+      problem = f"the processes cannot be joined: {cause}"
     else:
-      told = (
+      problem = (
         f"the processes were not all there in {join_seconds} s; see that each "
         "was started, with the same --num_processes and --coordinator, which "
         "is the address of process 0, and that no firewall closes its port"
       )
-    return f"error: {told}; {again}"
+    return f"error: {problem}; {again}"
   if lost:
     names = ", ".join(lost[1].split())
-    told = f"lost process {names}: no sign of life within {heartbeat} s"
+    problem = f"lost process {names}: no sign of life within {heartbeat} s"
   elif "UNAVAILABLE" in text or "DEADLINE_EXCEEDED" in text:
-    told = (
+    problem = (
       "lost process 0, the coordinator: it ended, or cannot be reached; see "
       "what it said"
     )
   else:
-    told = f"lost another process ({cause})"
+    problem = f"lost another process ({cause})"
   return (
-    f"error: {told}. Nothing since the last checkpoint is kept; {again} to go "
-    f"on from there: {shlex.join(sys.orig_argv)}"
+    f"error: {problem}. Nothing since the last checkpoint is kept; {again} to "
+    f"go on from there: {shlex.join(sys.orig_argv)}"
   )

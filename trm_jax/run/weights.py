@@ -1,4 +1,4 @@
-"""Weights as safetensors: a flat set of arrays, with the config inside."""
+"""Saves and loads models as safetensors files, which include the config."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from trm_jax.run.checkpoint import described, named_leaves
 
 FORMAT = "trm_jax/1"
 
-# What safetensors calls a dtype -> what numpy does.
+# Names of dtypes in safetensors -> in numpy.
 _DTYPES = {
   "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64",
 }  # fmt: skip
@@ -34,15 +34,13 @@ def save_weights(
   config: Mapping[str, Any],
   facts: Mapping[str, Any],
 ):
-  """Writes a model with all that is needed to use it.
-
-  The file appears whole or not at all.
+  """Writes a model's weights, config and facts, atomically.
 
   Args:
     path: the `.safetensors` file.
     params: the model.
     config: the experiment's config as plain values.
-    facts: step, scores and the like, as plain values.
+    facts: see `Pretrained.facts`.
 
   Raises:
     UserError: if it cannot be written.
@@ -60,7 +58,7 @@ def save_weights(
   try:
     content = save(arrays, metadata)
   except safetensors.SafetensorError as error:
-    # Names of a million puzzles come near the longest header there may be.
+    # The names of a million puzzles may exceed the longest header allowed.
     raise UserError(f"cannot write {path}: {error}") from error
   files.write({path: content})
 
@@ -68,18 +66,17 @@ def save_weights(
 def load_weights(
   path: pathlib.Path,
 ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
-  """Reads what `save_weights` wrote.
+  """Reads a file that `save_weights` wrote.
 
-  What the config describes is compared with what the file declares, and that
-  with its size, before memory is allocated for any of it.
+  The config is compared with the arrays that the file declares before memory
+  is allocated for them.
 
   Returns:
     The parameters, and config and facts as plain values.
 
   Raises:
-    UserError: if the file is missing, damaged, of another format or version,
-      does not hold exactly the arrays that its config describes, or other
-      values than were written, or holds numbers that are not finite.
+    UserError: if the file is missing, damaged or of another format, does not
+      match its config, or contains values that are not finite.
   """
   with opened(path) as file:
     metadata, names = file.metadata() or {}, list(file.keys())
@@ -87,8 +84,8 @@ def load_weights(
     config = _parse(path, metadata, "config")
     facts = _parse(path, metadata, "facts")
     expected = _expected(path, config, len(names))
-    there = {name: _declared(file.get_slice(name)) for name in names}
-    card.check_arrays(path, there, described(expected))
+    declared = {name: _declared(file.get_slice(name)) for name in names}
+    card.check_arrays(path, declared, described(expected))
     arrays = {name: file.get_tensor(name) for name in names}
   for name, array in arrays.items():
     check_finite(path, name, array)
@@ -102,14 +99,13 @@ def load_weights(
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[Any]:
-  """A safetensors file, opened for reading.
+  """Opens a safetensors file for reading.
 
   Raises:
-    UserError: if there is no such file, or it is damaged. safetensors itself
-      checks that the header fits in the file, and that the arrays fill exactly
-      what is left.
+    UserError: if there is no such file, or it is damaged. safetensors checks
+      that the header and the arrays together fill the file exactly.
   """
-  if not path.is_file():  # a pipe would be waited for
+  if not path.is_file():  # reading a pipe would block
     kind = "a folder" if path.is_dir() else "not a file"
     raise UserError(
       f"{path} cannot be read: it is {kind}; name a .safetensors file"
@@ -122,11 +118,7 @@ def opened(path: pathlib.Path) -> Iterator[Any]:
 
 
 def check_finite(path: pathlib.Path, name: str, array: np.ndarray):
-  """Refuses an array with an infinity or a NaN in it.
-
-  Raises:
-    UserError: naming it.
-  """
+  """Raises a `UserError` if an array contains an infinity or a NaN."""
   if not np.isfinite(array).all():
     raise UserError(
       f"{path}: array {name!r} holds values that are not finite: the file is "
@@ -152,7 +144,7 @@ def _check_format(path: pathlib.Path, metadata: Mapping[str, str]):
 def _parse(
   path: pathlib.Path, metadata: Mapping[str, str], name: str
 ) -> dict[str, Any]:
-  """An object of JSON in the metadata."""
+  """A JSON object in the metadata."""
   try:
     value = json.loads(metadata.get(name, "null"))
     if not isinstance(value, dict):
@@ -165,10 +157,10 @@ def _parse(
 def _expected(
   path: pathlib.Path, config: Mapping[str, Any], arrays: int
 ) -> Params:
-  """Shapes of the model that a config describes.
+  """Shapes of the config's model.
 
-  A config that no file of this size can satisfy is refused first: the arrays
-  of such a model could not even be listed before memory or time run out.
+  A config too large for the file is refused first, because even listing the
+  arrays of such a model could take too much memory or time.
   """
   size = path.stat().st_size
   try:
@@ -191,9 +183,8 @@ def _expected(
 
 
 def _described(model: ModelConfig) -> Params:
-  """`network.shapes`, in no more time for many layers than for one."""
-  short = dataclasses.replace(model, layers=1, answer_layers=0)
-  one = network.shapes(short)
+  """`network.shapes`, in constant time for any number of layers."""
+  one = network.shapes(dataclasses.replace(model, layers=1, answer_layers=0))
   stacks = {
     name: {f"block_{i}": one.weights[name]["block_0"] for i in range(count)}
     for name, count in model.kind.stacks(model).items()
@@ -202,6 +193,6 @@ def _described(model: ModelConfig) -> Params:
 
 
 def _declared(array: Any) -> str:
-  """What a file says of an array, without reading it."""
+  """An array's dtype and shape by the file's header, see `described`."""
   dtype = array.get_dtype()
   return f"{_DTYPES.get(dtype, dtype)}{list(array.get_shape())}"

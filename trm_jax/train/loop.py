@@ -1,4 +1,4 @@
-"""The training loop: restore, then step, log, evaluate and save until done."""
+"""The training loop: restores, then steps, logs, evaluates and saves."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ class Progress(Protocol):
   """Progress callbacks."""
 
   def say(self, message: str) -> None:
-    """Shows a message, on a line of its own."""
+    """Shows a message as one line."""
     ...
 
   def advance(self, step: int, row: metrics.Row) -> None:
@@ -34,12 +34,12 @@ class Progress(Protocol):
     ...
 
 
-class Stopped(Exception):  # noqa: N818 - no error: the run was asked to stop
-  """The run was asked to stop, and has saved.
+class Stopped(Exception):  # noqa: N818 - not an error
+  """A signal stopped the run, after a checkpoint.
 
   Attributes:
-    step: where it stopped.
-    signal: the signal that asked for it.
+    step: of the checkpoint.
+    signal: number of the signal.
   """
 
   def __init__(self, step: int, signal_number: int):
@@ -56,9 +56,9 @@ class Member:
     seed: the seed.
     params: the averaged model after the last step.
     diverged_at: the first step with a value that is not finite, or None.
-    learning: one record for each evaluation during training, at the deepest
-      depth, with its `step`.
-    records: the last evaluation, one record a depth; empty if there was none.
+    learning: one record an evaluation during training, at the deepest depth,
+      with its `step`.
+    records: the last evaluation, one record a depth; empty without evaluation.
   """
 
   seed: int
@@ -78,27 +78,27 @@ def fit(
   seeds: Sequence[int] | None = None,
   tensorboard: bool = False,
 ) -> tuple[list[Member], float]:
-  """Trains to the end, from wherever the folder's last checkpoint stands.
+  """Trains to the end, from the folder's last checkpoint if there is one.
 
-  The best checkpoint is the one with the best score, of several seeds the best
-  mean over those that have not diverged.
+  The best checkpoint has the best score, or the best mean over several seeds,
+  without those that have diverged.
 
   Args:
-    experiment: what to do.
-    folder: where to keep it; claimed by the caller.
+    experiment: the experiment.
+    folder: the run's folder, claimed by the caller.
     training: training puzzles.
     held_out: puzzles for evaluation, or `None` for no evaluation.
-    progress: told of progress; only the first process should show it.
-    seeds: trained together in place of the experiment's own. A seed that
-      diverges is then marked, and the others go on. Rows of metrics have the
-      split "train/seed0", "test/seed0" and so on.
+    progress: callbacks, called in every process.
+    seeds: trained together instead of the experiment's own. If a seed
+      diverges, the others continue. The splits in metrics are "train/seed0",
+      "test/seed0" and so on.
     tensorboard: whether to write TensorBoard files as well.
 
   Returns:
     The members in the order of `seeds`, and the seconds spent on training.
 
   Raises:
-    Stopped: after a signal, once everything is saved.
+    Stopped: after a signal and a checkpoint.
     UserError: if the experiment's own seed diverged, or a checkpoint cannot be
       read or written.
   """
@@ -118,9 +118,9 @@ def fit(
     closing.callback(history.close)
 
     def on_rows(step: int, rows: dict[int, metrics.Row]):
-      spent = program.recipe.training_flops(step)
+      flops = program.recipe.training_flops(step)
       for member, row in rows.items():
-        history.write(step, "train", member, row | {"training_flops": spent})
+        history.write(step, "train", member, row | {"training_flops": flops})
       if rows:
         progress.advance(step, _mean(list(rows.values())))
 
@@ -139,7 +139,7 @@ def fit(
     stop_requested = closing.enter_context(stop_signals())
 
     def evaluate_members(step: int, held_out: Split):
-      """Evaluates those that have not diverged; member -> a record a depth."""
+      """Evaluates members that have not diverged; member -> records."""
       found: dict[int, list[evaluate.Record]] = {}
       for i in range(len(program.seeds)):
         if i in history.diverged:
@@ -160,9 +160,8 @@ def fit(
         history.write(step, "test", i, found[i][-1] | {"seconds": seconds})
       if found:
         mean = _mean([records[-1] for records in found.values()])
-        told = describe(step, mean)
-        count = len(found)
-        progress.say(told if count == 1 else f"{told}, mean of {count} seeds")
+        suffix = f", mean of {len(found)} seeds" if len(found) > 1 else ""
+        progress.say(describe(step, mean) + suffix)
       return found
 
     records: dict[int, list[evaluate.Record]] = {}
@@ -175,11 +174,11 @@ def fit(
       log.push(step, dispatched)
       scores = None
       if held_out and (step % experiment.eval.every == 0 or step == last):
-        log.flush()  # stops here, before anything is kept, if not finite
+        log.flush()  # raises, before a checkpoint, if not finite
         records = evaluate_members(step, held_out)
         scores = _mean([found[-1] for found in records.values()])
         if experiment.task.best_metric not in scores:
-          scores = None  # nothing in the split has a label
+          scores = None  # the split has no labels
       stop = stop_requested(step)
       due = step == last or step % experiment.checkpoint.every == 0
       if due or scores or stop:
@@ -192,7 +191,7 @@ def fit(
         checkpoints.wait()
         raise Stopped(step, stop)
     checkpoints.wait()
-    if held_out and not records:  # resumed after its last step
+    if held_out and not records:  # resumed after the last step
       records = evaluate_members(step, held_out)
     members = [
       Member(
@@ -208,18 +207,12 @@ def fit(
 
 
 class _History:
-  """What was measured of each member, written and read back on resuming.
-
-  Args:
-    folder: whose rows up to `step` are kept.
-    seeds: one a member; None for the experiment's own.
-    step: from which training goes on.
-    tensorboard: whether to write TensorBoard files as well.
+  """The measurements of each member: reads rows up to `step`, adds new ones.
 
   Attributes:
     diverged: member -> the first step that was not finite.
-    learning: of each member, its evaluations.
-    seconds: of training.
+    learning: the evaluations of each member.
+    seconds: training time.
   """
 
   def __init__(
@@ -250,13 +243,13 @@ class _History:
       self._writer = metrics.Writer(folder.metrics, step, board)
 
   def write(self, step: int, kind: str, member: int, row: metrics.Row):
-    """Adds a row of "train" or "test"."""
+    """Adds a row; `kind` is "train" or "test"."""
     is_new = self._remember(kind, member, {"step": step, **row})
     if self._writer and is_new:
       self._writer.write(step, kind + self._suffixes[member], row)
 
   def flush(self, folder: RunFolder, step: int, seconds: float):
-    """Makes sure that all rows outlast this process, before a checkpoint."""
+    """Saves all rows before a checkpoint."""
     if self._writer:
       folder.check_claim()
       if self._suffixes != [""]:
@@ -269,7 +262,7 @@ class _History:
       self._writer.close()
 
   def _remember(self, kind: str, member: int, row: dict[str, Any]) -> bool:
-    """Returns False for an evaluation that is repeated after the end."""
+    """Returns False for an evaluation repeated after the last step."""
     if "diverged" in row:
       self.diverged.setdefault(member, row["step"])
     elif kind == "test":
@@ -283,7 +276,7 @@ class _History:
 def restore_or_init(
   program: Program, checkpoints: checkpoint.Checkpoints, progress: Progress
 ) -> train.TrainState:
-  """The state of the latest checkpoint, or a fresh one."""
+  """The state of the latest checkpoint, or an initial one."""
   if checkpoints.latest is None:
     return program.init()
   state = checkpoints.restore(checkpoints.latest, program.abstract)
@@ -292,7 +285,7 @@ def restore_or_init(
 
 
 def _mean(rows: Sequence[metrics.Row]) -> metrics.Row:
-  """The mean over members of every fraction and amount that all have."""
+  """The mean over rows of every float that all rows have."""
   if len(rows) < 2:
     return rows[0] if rows else {}
   means = {
@@ -304,9 +297,9 @@ def _mean(rows: Sequence[metrics.Row]) -> metrics.Row:
 
 
 def describe(step: int, record: evaluate.Record) -> str:
-  """One evaluation in a line."""
+  """One evaluation as one line."""
   parts = []
-  for name, words in (
+  for name, label in (
     ("pass@1", "pass@1"),
     ("pass@2", "pass@2"),
     ("exact_accuracy", "exact"),
@@ -316,8 +309,8 @@ def describe(step: int, record: evaluate.Record) -> str:
   ):
     if name in record:
       error = record.get(f"{name}_se")
-      spread = f" ± {error:.1%}" if error is not None else ""
-      parts.append(f"{words} {record[name]:.1%}{spread}")
+      error_text = "" if error is None else f" ± {error:.1%}"
+      parts.append(f"{label} {record[name]:.1%}{error_text}")
   if "mean_steps" in record:
     parts.append(f"mean steps {record['mean_steps']:.1f}")
   return (
@@ -328,10 +321,10 @@ def describe(step: int, record: evaluate.Record) -> str:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[int], int | None]]:
-  """Turns SIGTERM and Ctrl-C into a question asked between dispatches.
+  """Yields a function that returns the signal to stop by, or None.
 
-  Several processes must stop at the same step: there JAX's coordination
-  service, which listens to SIGTERM by itself, agrees on one.
+  It is called between dispatches. With several processes, which must stop at
+  the same step, JAX's coordination service handles SIGTERM and chooses it.
   """
   several = processes.are_several()
   received: list[int] = []
@@ -339,7 +332,7 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
   def on_signal(number, frame):
     del frame
     received.append(number)
-    if len(received) > 1:  # asked twice: stop without saving
+    if len(received) > 1:  # the second time: stop without saving
       raise KeyboardInterrupt
     if several:
       os.kill(os.getpid(), signal.SIGTERM)
@@ -348,11 +341,11 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
     del step
     if not several:
       return received[0] if received else None
-    number = next(_QUESTIONS)
+    number = next(_sync_points)
     reached = multihost_utils.reached_preemption_sync_point(number)
     return signal.SIGTERM if reached else None
 
-  # JAX has a handler of its own for SIGTERM where there are several.
+  # With several processes JAX handles SIGTERM.
   caught = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
   previous = {number: signal.signal(number, on_signal) for number in caught}
   try:
@@ -362,6 +355,5 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
       signal.signal(number, handler)
 
 
-# How often it was asked whether to stop, over all that a process trains. The
-# service agrees on one of these numbers: none may be left out or come twice.
-_QUESTIONS = itertools.count(1)
+# Numbers of JAX's sync points, consecutive over all runs of a process.
+_sync_points = itertools.count(1)

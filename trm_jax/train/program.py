@@ -1,8 +1,8 @@
-"""The compiled parts of training, for one seed or for many together.
+"""The compiled functions of training, for one seed or several.
 
-With several seeds, the state of every member is stacked along a leading axis,
-the training step is vmapped over it, and devices share the members, which
-differ in their seed alone. One seed has neither the axis nor the vmap.
+The states of several seeds ("members") are stacked along a leading axis, which
+is split over devices, and the training step is vmapped over it. With one seed
+there is neither the axis nor the vmap.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ from trm_jax.errors import UserError
 from trm_jax.run import checkpoint, sharding
 from trm_jax.train import step as train
 
-# Bytes of examples, above which devices share them.
+# Bytes of a split above which it is sharded over devices, not replicated.
 _SHARED_FROM = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A run's compiled functions, and where their arrays live.
+  """A run's compiled functions and the layout of their arrays.
 
   Attributes:
     mesh: the devices, with an axis "member" if there are several seeds.
-    recipe: what a step does.
-    seeds: one a member.
+    recipe: static settings of the training step.
+    seeds: the seed of each member.
     abstract: the state's shapes, dtypes and shardings.
-    init: makes a fresh state, already sharded.
+    init: makes an initial state, already sharded.
     dispatch: `(state, table, choices) -> (state, metrics)`; donates the state.
       Metrics are [K], or [M, K] for several members.
-    averaged: `(state, i) -> Params`, the averaged model of a member; of
-      several, on every device.
+    averaged: `(state, i) -> Params`, the averaged model of member i; replicated
+      if there are several members.
   """
 
   mesh: Mesh
@@ -55,11 +55,9 @@ class Program:
 def build(
   experiment: Experiment, seeds: Sequence[int] | None = None
 ) -> Program:
-  """Lays the experiment out over the devices and prepares its functions.
+  """Makes an experiment's mesh and functions.
 
-  Args:
-    experiment: what to train.
-    seeds: one a member, in place of the experiment's own.
+  If given, `seeds` are the members' seeds, instead of the experiment's own.
 
   Raises:
     UserError: if the devices do not suit the config.
@@ -68,27 +66,23 @@ def build(
     experiment.mesh.data, experiment.mesh.model, len(seeds or [0])
   )
   check_batches(experiment, mesh)
-  model, here = experiment.model, mesh.devices.flat[0].platform
-  if model.kernel_platform not in (None, here):
+  model, platform = experiment.model, mesh.devices.flat[0].platform
+  if model.kernel_platform not in (None, platform):
     raise UserError(
       f"config.model.attention={model.attention!r}: is a kernel of the "
       f"platform {model.kernel_platform!r}, but these devices are "
-      f"{here!r}; set config.model.attention='blocks', which runs anywhere and "
-      "computes the same; a run may change it when it resumes"
+      f"{platform!r}; set config.model.attention='blocks', which runs anywhere "
+      "and computes the same; a run may change it when it resumes"
     )
   return lay_out(experiment, mesh, seeds)
 
 
 def check_batches(experiment: Experiment, mesh: Mesh):
-  """Refuses batches that the devices do not divide.
-
-  Raises:
-    UserError: naming the field.
-  """
+  """Raises a `UserError` if the devices do not divide a batch."""
   sharding.check_batch(
     "config.train.batch_size", experiment.train.batch_size, mesh
   )
-  # Members take turns in evaluation, each on all devices.
+  # Each member is evaluated on all devices, one after another.
   sharding.check_batch(
     "config.eval.batch_size", experiment.eval.batch_size, mesh, shared=True
   )
@@ -97,13 +91,13 @@ def check_batches(experiment: Experiment, mesh: Mesh):
 def lay_out(
   experiment: Experiment, mesh: Mesh, seeds: Sequence[int] | None = None
 ) -> Program:
-  """`build` for a given mesh, whose devices may be only described."""
+  """`build` for a given mesh, whose devices may be descriptions."""
   recipe = train.Recipe.of(experiment)
   seeds = tuple(seeds or [recipe.train.seed])
   several = len(seeds) > 1
   if several and (mesh.shape["model"] > 1 or recipe.model.attention == "cudnn"):
-    # Below a map over members, JAX cannot give a kernel's heads to "model",
-    # nor differentiate cuDNN's.
+    # Below a vmap, JAX can neither split a kernel's heads over "model" nor
+    # differentiate the kernel of cuDNN.
     model = network.portable(recipe.model)
     recipe = dataclasses.replace(recipe, model=model)
   split_slots = sharding.split_slots(
@@ -128,17 +122,19 @@ def lay_out(
     return jax.tree.map(lambda leaf: leaf[i], state.averaged_params)
 
   shapes = jax.eval_shape(init)
-  placed = sharding.shardings(shapes, mesh, stacked=several)
-  whole = sharding.replicated(mesh)
+  state_sharding = sharding.shardings(shapes, mesh, stacked=several)
+  replicated = sharding.replicated(mesh)
   return Program(
     mesh=mesh,
     recipe=recipe,
     seeds=seeds,
-    abstract=checkpoint.abstract_state(shapes, placed),
-    init=jax.jit(init, out_shardings=placed),
-    dispatch=jax.jit(dispatch, out_shardings=(placed, whole), donate_argnums=0),
+    abstract=checkpoint.abstract_state(shapes, state_sharding),
+    init=jax.jit(init, out_shardings=state_sharding),
+    dispatch=jax.jit(
+      dispatch, out_shardings=(state_sharding, replicated), donate_argnums=0
+    ),
     averaged=(
-      jax.jit(averaged, out_shardings=whole)
+      jax.jit(averaged, out_shardings=replicated)
       if several
       else lambda state, i: state.averaged_params
     ),
@@ -148,8 +144,8 @@ def lay_out(
 def stage(split: Split, mesh: Mesh) -> Table:
   """Puts a whole split onto the devices, as stored (uint8 tokens).
 
-  Every device gets all of it, unless it is large: then they share the
-  examples, and looking up a batch sends it, and no more, between them.
+  It is replicated, or if large sharded by examples; a lookup then sends only
+  the batch's rows between devices.
   """
   table = Table.of(split)
   if split.inputs.nbytes + split.labels.nbytes <= _SHARED_FROM:
@@ -162,16 +158,16 @@ def stage(split: Split, mesh: Mesh) -> Table:
 
 
 class Dispatch(NamedTuple):
-  """A compiled dispatch with its arguments on the devices, to be timed."""
+  """A compiled dispatch with its arguments on the devices, for timing."""
 
-  call: Callable[[], Any]  # goes on from the last call; returns the metrics
+  call: Callable[[], Any]  # continues from the last call; returns metrics
   compiled: Any  # jax.stages.Compiled
   compile_seconds: float
   steps: int  # optimizer steps of a call
 
 
 def prepare_dispatch(program: Program, split: Split) -> Dispatch:
-  """Puts data and a fresh state onto the devices, and compiles."""
+  """Puts data and an initial state onto the devices, and compiles."""
   table = stage(split, program.mesh)
   state = program.init()
   steps = program.recipe.train.steps_per_dispatch

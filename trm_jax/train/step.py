@@ -1,9 +1,8 @@
-"""Training: the state, one pure step, and several scanned into one dispatch.
+"""The training state and the pure training step.
 
-`train_step` is one optimizer step, which is one supervision step: halted
-slots take new puzzles, every slot recurses once, losses drive three update
-rules (AdamATan2, sign-SGD on the puzzle table, EMA), and slots may halt.
-It reads no files and knows no mesh; `loop.py` is the loop around it.
+`train_step` is one optimizer step, which is one supervision step: halted slots
+take new puzzles, every slot recurses once, the weights (AdamATan2), the puzzle
+table (sign-SGD) and the moving average are updated, and slots may halt.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ from trm_jax.run import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """All that fixes a training step besides arrays; hashable, so static."""
+  """The static settings of a training step; hashable."""
 
   model: ModelConfig
   halting: HaltingConfig
@@ -40,7 +39,7 @@ class Recipe:
 
   @classmethod
   def of(cls, experiment: Experiment) -> "Recipe":
-    """The part of an experiment that training steps depend on."""
+    """The settings of an experiment that training steps depend on."""
     names = (field.name for field in dataclasses.fields(cls))
     return cls(**{name: getattr(experiment, name) for name in names})
 
@@ -50,28 +49,27 @@ class Recipe:
     return self.depth.models(self.model)
 
   def choices(self, first: int, count: int) -> np.ndarray:
-    """Which of `models` the steps from `first` on train, int32 [count]."""
+    """The index in `models` at each of the next steps, int32 [count]."""
     return self.depth.choices(first, count, self.train.steps)
 
   def training_flops(self, steps: int) -> float:
-    """FLOPs of the first optimizer steps, over the whole batch."""
+    """FLOPs of the first `steps` optimizer steps, over the whole batch."""
     each = [flops.training_step(model) for model in self.models]
-    trained = np.bincount(self.choices(0, steps), minlength=len(each))
-    return float(np.dot(trained, each)) * self.train.batch_size
+    counts = np.bincount(self.choices(0, steps), minlength=len(each))
+    return float(np.dot(counts, each)) * self.train.batch_size
 
 
 class TrainState(struct.PyTreeNode):
-  """All that a run needs to go on, bit for bit.
+  """All arrays that a run needs to resume bit for bit.
 
   Attributes:
-    step: int32, optimizer steps made.
+    step: int32 [], number of optimizer steps.
     params: the model.
-    opt_state: moments of the weights' optimizer.
+    opt_state: state of the weights' optimizer.
     ema: moving average of `params.weights`.
-    carry: what the batch slots hold.
-    cursor: place in the endless stream of training puzzles.
-    seed: uint32 [], of the order, the augmentation and the halting. Constant:
-      every key is folded from it and the step.
+    carry: puzzles and latents of the batch slots.
+    cursor: position in the stream of training puzzles.
+    seed: uint32 [], constant; all keys derive from it and the step.
   """
 
   step: jax.Array
@@ -84,24 +82,24 @@ class TrainState(struct.PyTreeNode):
 
   @property
   def key(self) -> jax.Array:
-    """The run's base key, typed."""
+    """The run's base key."""
     return jax.random.fold_in(jax.random.key(self.seed), 1)
 
   @property
   def averaged_params(self) -> Params:
-    """The model with its averaged weights, which is what is evaluated."""
+    """The model with its averaged weights, used for evaluation."""
     return self.params.replace(weights=self.ema)
 
 
 class Learned(struct.PyTreeNode):
-  """By-products of a training step.
+  """Losses, outputs and gradients of a training step.
 
   Attributes:
     loss: scalar, summed over the batch.
     metrics: sums, see `losses.losses_and_metrics`.
-    outputs: what the step predicted.
-    gradients: of loss / batch size with respect to the weights.
-    row_gradients: the same of each slot's puzzle embedding, `[B, E]`.
+    outputs: predictions.
+    gradients: of loss / batch size, with respect to the weights.
+    row_gradients: the same for each slot's puzzle embedding, `[B, E]`.
   """
 
   loss: jax.Array
@@ -112,12 +110,7 @@ class Learned(struct.PyTreeNode):
 
 
 def init_state(recipe: Recipe, seed: ArrayLike | None = None) -> TrainState:
-  """A fresh state.
-
-  Args:
-    recipe: what to train.
-    seed: integer [], in place of the recipe's.
-  """
+  """An initial state; `seed`, integer [], replaces the recipe's."""
   seed = recipe.train.seed if seed is None else seed
   key = jax.random.fold_in(jax.random.key(seed), 0)
   return state_from_params(network.init(key, recipe.model), recipe, seed)
@@ -126,14 +119,14 @@ def init_state(recipe: Recipe, seed: ArrayLike | None = None) -> TrainState:
 def state_from_params(
   params: Params, recipe: Recipe, seed: ArrayLike | None = None
 ) -> TrainState:
-  """A fresh state around given parameters; see `init_state`."""
+  """An initial state with given parameters; see `init_state`."""
   seed = recipe.train.seed if seed is None else seed
   optimizer = optim.weights_optimizer(recipe.optim, recipe.train.steps)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=optimizer.init(params.weights),
-    # A copy: donation must not see one buffer twice.
+    # A copy, because a buffer cannot be donated twice.
     ema=jax.tree.map(jnp.copy, params.weights),
     carry=halting.initial_carry(recipe.train.batch_size, recipe.model),
     cursor=batches.start(),
@@ -144,13 +137,13 @@ def state_from_params(
 def draw_puzzles(
   state: TrainState, table: Table, recipe: Recipe
 ) -> tuple[Puzzles, batches.Cursor]:
-  """The puzzles that halted slots take next.
+  """Draws the puzzles that halted slots take next.
 
-  Example i of the stream, and its augmentation, are a function of (seed, i);
-  only how far the stream has moved depends on halting.
+  Example i of the stream and its augmentation are a function of (seed, i);
+  halting affects only the position in the stream.
 
   Returns:
-    One puzzle a slot, and the cursor after those that were taken.
+    One puzzle a slot, and the cursor after the puzzles taken.
   """
   halted = state.carry.halted
   if recipe.train.refill == "queue":
@@ -162,7 +155,7 @@ def draw_puzzles(
   drawn = batches.take(state.cursor, offsets, state.seed, table)
   inputs, labels = show(table, drawn.rows, drawn.puzzles, recipe.task)
   augmentation, copies = recipe.task.augmentation, recipe.task.copies
-  # Copies that are stored as shown were augmented when they were written.
+  # Viewed copies were augmented when their folder was written.
   if augmentation and recipe.train.augment and not (copies and table.is_viewed):
     base = jax.random.fold_in(state.key, 0)
 
@@ -189,10 +182,10 @@ class Slots(struct.PyTreeNode):
   """Inputs of the loss by batch slot; every leaf is `[B, ...]`.
 
   Attributes:
-    carry: refilled.
-    minimum_steps: int32, before which a slot may not halt.
+    carry: after the refill.
+    minimum_steps: int32, supervision steps before a slot may halt.
     puzzle_rows: `[B, E]`, rows of the puzzle table.
-    keys: typed PRNG keys for path noise; None for none.
+    keys: PRNG keys of the path noise, or None.
   """
 
   carry: Carry
@@ -207,13 +200,13 @@ def learn(
   recipe: Recipe,
   split_slots: sharding.SplitSlots = sharding.all_at_once,
 ) -> tuple[TrainState, Learned]:
-  """One optimizer step on given incoming puzzles.
+  """One optimizer step; does not move the cursor.
 
   Args:
-    state: the training state. Its cursor is not moved.
-    incoming: one puzzle per slot, taken by the halted ones.
-    recipe: what to do.
-    split_slots: over devices and microbatches, see `sharding.split_slots`.
+    state: the training state.
+    incoming: one puzzle a slot, taken by halted slots.
+    recipe: static settings.
+    split_slots: splits over devices and microbatches.
   """
   params, model = state.params, recipe.model
   batch = state.carry.halted.shape[0]
@@ -287,7 +280,7 @@ def _loss(
   recipe: Recipe,
   batch: int,
 ):
-  """Some slots' losses over the batch size, with (metrics, outputs, carry)."""
+  """Losses of slots / batch size, and auxiliary (metrics, outputs, carry)."""
   model, carry = recipe.model, slots.carry
   puzzles = carry.puzzles
   latents, outputs = halting.supervise(
@@ -304,7 +297,7 @@ def _loss(
       weights, puzzle_rows, latents, puzzles.inputs, last, model
     )
     outputs = outputs.replace(target_continue=target)
-  # A decoder must write padding too, for it reads what it has written.
+  # A decoder also learns to generate padding, which it reads afterwards.
   labelled = None
   if model.kind.learns_padding:
     labelled = jnp.ones_like(puzzles.labels, bool)
@@ -334,13 +327,13 @@ def train_step(
   choice: ArrayLike = 0,
   split_slots: sharding.SplitSlots = sharding.all_at_once,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Draws puzzles and learns from them.
+  """Draws puzzles and makes one optimizer step.
 
   Args:
     state: the training state.
     table: the whole training split, on the device.
-    recipe: what to do.
-    choice: int32 [], which of `recipe.models` to train.
+    recipe: static settings.
+    choice: int32 [], index in `recipe.models` of the model to train.
     split_slots: see `learn`.
 
   Returns:
@@ -349,11 +342,11 @@ def train_step(
   """
   incoming, cursor = draw_puzzles(state, table, recipe)
 
-  def learn_at(model: ModelConfig):
-    at_this_depth = dataclasses.replace(recipe, model=model)
+  def learn_with(model: ModelConfig):
+    recipe_of_model = dataclasses.replace(recipe, model=model)
 
     def branch(state, incoming):
-      state, learned = learn(state, incoming, at_this_depth, split_slots)
+      state, learned = learn(state, incoming, recipe_of_model, split_slots)
       return state, learned.metrics | {
         "loss": learned.loss / recipe.train.batch_size,
         "gradient_norm": optax.tree.norm(learned.gradients),
@@ -361,7 +354,7 @@ def train_step(
 
     return branch
 
-  branches = [learn_at(model) for model in recipe.models]
+  branches = [learn_with(model) for model in recipe.models]
   state, metrics = jax.lax.switch(choice, branches, state, incoming)
   return state.replace(cursor=cursor), metrics
 
@@ -373,10 +366,9 @@ def train_steps(
   choices: ArrayLike | None = None,
   split_slots: sharding.SplitSlots = sharding.all_at_once,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """`train_step` scanned `steps_per_dispatch` times; metrics are `[K]` each.
+  """`train_step` scanned `steps_per_dispatch` times; metrics are `[K]`.
 
-  `choices`, int32 `[K]`, are those of `Recipe.choices`; `None` where there is
-  only one model.
+  `choices`, int32 `[K]`, come from `Recipe.choices`; `None` for one model.
   """
   count = recipe.train.steps_per_dispatch
   if choices is None:
