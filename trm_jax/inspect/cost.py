@@ -1,13 +1,10 @@
-"""What a compiled program does, each instruction as often as it runs.
+"""FLOPs, memory traffic and collectives of a compiled program, with its loops.
 
-`Compiled.cost_analysis` cannot tell this: it counts the body of a loop once,
-takes the memory inside a TPU's core for main memory, and an array of which a
-row is read for read as a whole. So the operations of matrix products and the
-bytes of main memory are added up here, over the loops of the compiled module.
-
-Bytes include the padding of tiles. Arrays in other memory than the main one
-(a TPU's vector memory) cost nothing; of an array that is sliced, gathered from
-or updated in part, that part counts.
+`Compiled.cost_analysis` counts the body of a loop once, counts a TPU's vector
+memory as main memory, and counts an array as read whole where one row is read.
+Here each instruction counts as often as it runs. Bytes are those of main
+memory, with the padding of tiles; of an array that is sliced, gathered from or
+updated in part, only that part counts.
 """
 
 import dataclasses
@@ -22,18 +19,18 @@ import numpy as np
 from trm_jax.inspect import hlo
 from trm_jax.inspect.hlo import Computation, Module
 
-# Run another computation, some of them on the SparseCore.
+# Opcodes that run another computation, some of them on the SparseCore.
 _CALLS = {"call", "call-start", "async-start"}
-# Move nothing themselves.
+# Opcodes that move no bytes themselves.
 _FREE = _CALLS | {
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast",
   "after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency",
   "while", "conditional",
 }  # fmt: skip
-# Custom calls of the TPU's compiler that only name memory.
+# Custom calls of the TPU's compiler that move no bytes.
 _FREE_CALLS = {"ConcatBitcast", "AllocateBuffer", "SliceBitcast"}
 _SLICES = {"slice", "dynamic-slice", "gather"}
-# opcode -> which operand is written into the first.
+# opcode -> index of the operand that is written into the first one.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 _COLLECTIVES = {
   "all-reduce", "all-gather", "reduce-scatter", "all-to-all",
@@ -45,33 +42,33 @@ _COLLECTIVES = {
 class Loop:
   """A loop of a program."""
 
-  where: str  # the line of Python that it comes from
-  trips: int | None  # of its body each time; None, if data decide, counts once
-  recursive: bool  # whether it is one of the recursion's scans
+  where: str  # source line
+  trips: int | None  # None if they depend on data; then the body counts once
+  recursive: bool  # whether it is a scan of the recursion
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
   """A collective operation."""
 
-  kind: str  # as "all-reduce"
-  dtypes: tuple[str, ...]  # of what it moves
-  bytes: int  # of its value on one device; of a gather the whole
+  kind: str  # such as "all-reduce"
+  dtypes: tuple[str, ...]  # of the operands
+  bytes: int  # of the operands on one device; of an all-gather the result
   sent: float  # bytes that each device must send
-  groups: int  # of devices that exchange among themselves
+  groups: int  # number of groups of devices
   group_size: int  # devices in each
-  times: int  # how often a call of the program runs it
+  times: int  # runs in one call of the program
   recursive: bool  # whether it is inside a scan of the recursion
-  where: str  # the line of Python that it comes from, or JAX's name for it
+  where: str  # source line, or else JAX's name of the operation
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """What one call of a program does on one device."""
+  """The work of one call of a program on one device."""
 
   flops: float = 0.0  # multiplications and additions of matrix products
   bytes: float = 0.0  # of main memory, read and written
-  cycles: float = 0.0  # as the compiler estimates its work, as far as it says
+  cycles: float = 0.0  # the compiler's estimates, where it gives one
   collectives: tuple[Collective, ...] = ()
   loops: tuple[Loop, ...] = ()
 
@@ -80,7 +77,7 @@ class Counts:
     return Counts(**{name: ours[name] + theirs[name] for name in ours})
 
   def repeat(self, times: int, recursive: bool) -> "Counts":
-    """The counts of a loop's body that runs so often."""
+    """The counts of `times` runs of a loop's body."""
     collectives = tuple(
       dataclasses.replace(
         one, times=one.times * times, recursive=one.recursive or recursive
@@ -96,11 +93,11 @@ class Counts:
 def count(
   program: jax.stages.Compiled | Module, recursion: str = "core/recursion.py"
 ) -> Counts:
-  """Adds up what one call of a program does; of branches the costliest.
+  """Adds up the work of one call; of a conditional the costliest branch.
 
   Args:
     program: the program.
-    recursion: end of the path of the file whose loops are the recursion.
+    recursion: suffix of the path of the file whose loops are the recursion.
   """
   module = program if isinstance(program, Module) else Module.of(program)
 
@@ -141,13 +138,13 @@ def count(
 def products(
   module: Module, computation: Computation, one: Any
 ) -> Iterator[tuple[float, Any]]:
-  """The matrix products in an instruction: (FLOPs, instruction) of each."""
+  """Yields (FLOPs, instruction) of each matrix product in an instruction."""
   if one.opcode == "fusion":
     for fused in module.called(one):
       for inner in fused.instructions.values():
         yield from products(module, fused, inner)
     return
-  # A GPU's products are calls of a library, described in JSON.
+  # On a GPU, products are library calls, described in JSON.
   call = re.search(
     rb'"lhs_contracting_dimensions":\[([^\]]*)\]', one.backend_config
   )
@@ -156,7 +153,7 @@ def products(
   elif one.opcode == "custom-call" and call:
     summed = [int(axis) for axis in re.findall(rb"\d+", call[1])]
   else:
-    if one.opcode == "convolution":  # a TPU's products
+    if one.opcode == "convolution":  # matrix products on a TPU
       yield _convolution_flops(computation, one), one
     return
   left = computation.operands(one)[0].shape.dimensions
@@ -165,7 +162,7 @@ def products(
 
 
 def _convolution_flops(computation: Computation, one: Any) -> float:
-  """As XLA counts: places in the padding and between dilations are free."""
+  """Counts as XLA does: without positions in padding or dilation."""
   left, right = (i.shape.dimensions for i in computation.operands(one))
   axes, places = one.convolution, 1
   for window, source, target in zip(
@@ -185,7 +182,7 @@ def _convolution_flops(computation: Computation, one: Any) -> float:
 
 
 def traffic(module: Module, computation: Computation, one: Any) -> int:
-  """Bytes of main memory that one run of an instruction moves."""
+  """Bytes of main memory moved by one run of an instruction."""
   opcode, to = one.opcode, list(hlo.arrays(one.shape))
   if opcode in _FREE or opcode.endswith(("-done", "-update")):
     return 0
@@ -215,7 +212,7 @@ def traffic(module: Module, computation: Computation, one: Any) -> int:
 
 
 def _read(module: Module, fused: Computation, one: Any) -> int:
-  """Bytes that a fusion reads of one of its inputs."""
+  """Bytes that a fusion reads of its parameter `one`."""
   total, whole = 0, next(hlo.arrays(one.shape))
   for user, place in fused.users.get(one.id, []):
     if user.opcode in ("bitcast", "reshape", "get-tuple-element"):
@@ -255,17 +252,17 @@ def _written(
 
 
 def _moved(array: Any) -> int:
-  """Bytes of main memory that reading or writing an array moves."""
+  """Bytes of an array, if it is in main memory."""
   return _part(array, array)
 
 
 def _part(whole: Any, part: Any) -> int:
-  """Bytes of main memory that a part of an array takes there."""
+  """Bytes of a part of an array, if the array is in main memory."""
   return 0 if whole.layout.memory_space else hlo.padded_bytes(part)
 
 
 def _cycles(one: Any) -> int:
-  """The compiler's estimate; it writes the largest number for unknown."""
+  """The compiler's estimate; 0 if unknown, written as the largest number."""
   found = re.search(rb'"estimated_cycles":"(\d+)"', one.backend_config)
   cycles = int(found[1]) if found else 0
   return cycles if cycles < 2**62 else 0
@@ -305,7 +302,7 @@ def _collectives(
 
 
 def device_groups(one: Any, devices: int) -> tuple[int, int]:
-  """How many groups of devices a collective has, and how large they are."""
+  """The number of groups of a collective, and the devices in each."""
   if one.source_target_pairs:
     return len(one.source_target_pairs), 2
   mesh = [axis.size for axis in one.mesh_groups.mesh.axes]

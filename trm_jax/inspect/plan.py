@@ -1,8 +1,4 @@
-"""A config compiled for slices of TPUs: what to compile, and the tables of it.
-
-This is `trm compile`: does it fit, what limits it, and what passes between the
-devices.
-"""
+"""Compiles a config for slices of TPUs and prints tables: `trm compile`."""
 
 import dataclasses
 import sys
@@ -29,11 +25,11 @@ class Request:
   """What to compile."""
 
   what: str = "train"  # or "solve", or "depth_grid"
-  seeds: int = 8  # "depth_grid" of a config that is no study: members
+  seeds: int = 8  # "depth_grid" of a config without a grid: members
   slots: int = 256  # "solve": rollouts at once on one host
-  depth: int = 16  # "solve": supervision steps of a puzzle
-  rows: int = 0  # examples of the data; 0 for what the config tells
-  puzzle_ids: int = 0  # rows of the puzzle table; 0 likewise
+  depth: int = 16  # "solve": supervision steps per puzzle
+  rows: int = 0  # examples of the data; 0: from the config
+  puzzle_ids: int = 0  # rows of the puzzle table; 0: from the config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +44,15 @@ class Outcome:
 def plan(
   values: Mapping[str, Any], slices: Iterable[Topology], request: Request
 ) -> tuple[list[tuple[Workload, Topology]], DataSize]:
-  """What to compile, and the assumed size of the data.
+  """The programs to compile, and the assumed size of the data.
 
   Args:
-    values: the config; of a study, each of its settings is compiled.
+    values: the config; of a study, all settings are compiled.
     slices: the devices.
-    request: the rest.
+    request: the remaining options.
 
   Raises:
-    UserError: if the config is wrong, or does not suit the devices.
+    UserError: if the config is wrong, or does not fit the devices.
   """
   if request.what == "depth_grid" and "grid" in values:
     study, settings = grid.read(values)
@@ -95,7 +91,7 @@ def compile_all(todo: list[tuple[Workload, Topology]]) -> Iterator[Outcome]:
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
-  """All that is known of an outcome, as plain values."""
+  """An outcome as plain values."""
   work, one, found = outcome.work, outcome.topology, outcome.found
   row = {
     "program": work.name,
@@ -114,7 +110,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def show(outcomes: list[Outcome], size: DataSize, request: Request):
-  """Prints a table of figures for each program, and its collectives."""
+  """Prints a table of figures for each program, its collectives and loops."""
   console = Console(highlight=False, markup=False)
   if not console.is_terminal:
     console = Console(width=140, highlight=False, markup=False)
