@@ -1,4 +1,4 @@
-"""The formats that a trained model is exported to: a record each."""
+"""The export formats of trained models, one record per format."""
 
 import dataclasses
 import functools
@@ -16,12 +16,12 @@ class Format:
   """A format.
 
   Attributes:
-    suffixes: what names of its files end in; none for a folder.
+    suffixes: suffixes of its files; empty for a folder.
     export: `(model, path, overwrite=False)` writes it.
-    use: lines of code that use it; {path} and {tokens} stand for the file and
-      the tokens of a puzzle.
+    use: code that uses it, with {path} for the file and {tokens} for the
+      number of tokens of a puzzle.
     has_card: whether a card is written beside it.
-    precisions: how it can store weights; then `export` takes `precision`.
+    precisions: of stored weights; if any, `export` takes `precision`.
   """
 
   suffixes: tuple[str, ...]
@@ -31,11 +31,7 @@ class Format:
   precisions: tuple[str, ...] = ()
 
   def paths(self, path: pathlib.Path) -> list[pathlib.Path]:
-    """What `export` makes.
-
-    Raises:
-      UserError: if the name does not end as it must.
-    """
+    """The paths that `export` writes; a UserError for a wrong suffix."""
     if self.suffixes and path.suffix not in self.suffixes:
       raise UserError(
         f"{path}: the name of this format must end in "
@@ -96,7 +92,7 @@ FORMATS = {
 
 
 def get(name: str, precision: str | None = None) -> Format:
-  """A format, to be written in a certain precision.
+  """The format of that name, with `export` in that precision.
 
   Raises:
     UserError: if there is no such format, or it has no precisions.
