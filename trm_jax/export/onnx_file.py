@@ -7,8 +7,8 @@ a scale for each output: a quarter of the size. They are dequantized when a run
 starts, so memory and speed are those of float32.
 
 The file needs opset 18 (onnxruntime 1.14 or later). Its metadata contain the
-card; `load` needs the card `PATH.json` and checks its fingerprint first, because
-onnxruntime may crash on damaged files.
+card; `load` needs the card `PATH.json` and checks its fingerprint first,
+because onnxruntime may crash on damaged files.
 """
 
 import importlib.util

@@ -1,8 +1,8 @@
-"""The reference PyTorch implementation's names and layouts, both ways.
+"""Converts parameters from and to the reference PyTorch implementation.
 
-Linear weights are `[out, in]` there; here they are `[in, ...]` with the output
-split by meaning (q, k, v and heads; gate and up). One table, `layout`, says
-which array is which; both directions read it.
+Its linear weights are `[out, in]`; ours are `[in, ...]` with the output split
+by meaning (q, k, v and heads; gate and up). `layout` lists all arrays for both
+directions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,16 +43,12 @@ class Entry(NamedTuple):
 
   @property
   def is_transposed(self) -> bool:
-    """Whether it is a linear layer's matrix, `[out, in]` there."""
+    """Whether it is a linear layer's matrix, `[out, in]` in the reference."""
     return self.name.endswith(".weight")
 
 
 def names(config: ModelConfig) -> ReferenceNames:
-  """What the reference calls a model.
-
-  Raises:
-    UserError: for a family that the reference does not have.
-  """
+  """The reference's names; a UserError for a family that it does not have."""
   if config.kind.reference is None:
     known = [name for name, each in FAMILIES.items() if each.reference]
     raise UserError(
@@ -63,7 +59,7 @@ def names(config: ModelConfig) -> ReferenceNames:
 
 
 def layout(config: ModelConfig) -> Iterator[Entry]:
-  """Every array of a model, in the reference's order.
+  """Yields every array of a model, in the reference's order.
 
   Raises:
     UserError: for a family that the reference does not have.
@@ -112,14 +108,11 @@ def _swiglu(name: str, path: Path, width: int, inner: int) -> Iterator[Entry]:
 def mismatch(
   shapes: Mapping[str, tuple[int, ...]], config: ModelConfig
 ) -> str | None:
-  """The first array in which a set of shapes is not that of a model.
+  """A sentence about the first array that does not fit a model, or None.
 
   Args:
     shapes: name -> shape in the reference's layout.
     config: the model.
-
-  Returns:
-    The array's name with both shapes, as a sentence; None if all agree.
   """
   needed = {entry.name: entry.shape for entry in layout(config)}
   for name, shape in needed.items():
@@ -145,31 +138,26 @@ def mismatch(
 def params_from_reference(
   arrays: Mapping[str, np.ndarray], config: ModelConfig
 ) -> Params:
-  """Builds parameters from the reference's arrays.
+  """Builds parameters from the reference's arrays, in `config.param_dtype`.
 
   Args:
     arrays: name -> array in the reference's layout.
-    config: the model they belong to.
-
-  Returns:
-    `Params` in `config.param_dtype`.
+    config: the model.
 
   Raises:
-    UserError: naming an array that is missing, left over, or of another shape
-      than the model's.
+    UserError: naming an array that is missing, unexpected or of a wrong shape.
   """
-  # All is checked before memory is taken for any of it.
+  # Checks all shapes before allocating memory.
   shapes = {name: np.shape(array) for name, array in arrays.items()}
   if found := mismatch(shapes, config):
     raise UserError(found)
   params = jax.tree.map(
-    lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-    network.shapes(config),
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.shapes(config)
   )
   for entry in layout(config):
-    array, here = np.asarray(arrays[entry.name]), _lookup(params, entry.path)
+    array, ours = np.asarray(arrays[entry.name]), _lookup(params, entry.path)
     array = array.T if entry.is_transposed else array
-    here[...] = array.reshape(here.shape)
+    ours[...] = array.reshape(ours.shape)
   return jax.tree.map(jnp.asarray, params)
 
 
@@ -187,7 +175,7 @@ def params_to_reference(
 
 
 def _lookup(tree: Any, path: Path) -> Any:
-  """What is at a path of keys, attributes and indices."""
+  """The value at a path of keys, attributes and indices."""
   for key in path:
     is_attribute = isinstance(key, str) and not isinstance(tree, dict)
     tree = getattr(tree, key) if is_attribute else tree[key]
