@@ -13,22 +13,13 @@ from trm_jax.run.pretrained import Pretrained
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """A format.
+  """A format."""
 
-  Attributes:
-    suffixes: suffixes of its files; empty for a folder.
-    export: `(model, path, overwrite=False)` writes it.
-    use: code that uses it, with {path} for the file and {tokens} for the
-      number of tokens of a puzzle.
-    has_card: whether a card is written beside it.
-    precisions: of stored weights; if any, `export` takes `precision`.
-  """
-
-  suffixes: tuple[str, ...]
-  export: Callable[..., None]
-  use: str
-  has_card: bool = False
-  precisions: tuple[str, ...] = ()
+  suffixes: tuple[str, ...]  # of its files; empty for a folder
+  export: Callable[..., None]  # `(model, path, overwrite=False)` writes it
+  use: str  # code that uses it; {path}: the file, {tokens}: tokens of a puzzle
+  has_card: bool = False  # whether a card is written beside it
+  precisions: tuple[str, ...] = ()  # if any, `export` takes `precision`
 
   def paths(self, path: pathlib.Path) -> list[pathlib.Path]:
     """The paths that `export` writes; a UserError for a wrong suffix."""

@@ -29,17 +29,11 @@ LAYER_FIELDS = {"blocks": "layers", "answer_blocks": "answer_layers"}
 
 
 class Entry(NamedTuple):
-  """One array.
+  """One array."""
 
-  Attributes:
-    name: the reference's parameter name, without a checkpoint's prefix.
-    path: keys from `Params` down to the array; a number is an index into it.
-    shape: in the reference.
-  """
-
-  name: str
-  path: Path
-  shape: tuple[int, ...]
+  name: str  # the reference's parameter name, without a checkpoint's prefix
+  path: Path  # keys and indices from `Params` down to the array
+  shape: tuple[int, ...]  # in the reference
 
   @property
   def is_transposed(self) -> bool:

@@ -13,16 +13,11 @@ from trm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Solver:
-  """An exported model, ready to run.
-
-  Attributes:
-    card: the file's card.
-    model: its config.
-    call: `(inputs, puzzle_ids, depth, threshold) -> outputs`, as in the file.
-  """
+  """An exported model, ready to run."""
 
   card: Mapping[str, Any]
   model: ModelConfig
+  # `(inputs, puzzle_ids, depth, threshold) -> outputs`, as in the file.
   call: Callable[..., Mapping[str, Any]]
 
   def __call__(

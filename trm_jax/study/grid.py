@@ -64,19 +64,12 @@ class StudyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """A model and its training recipe, without a seed.
+  """A model and its training recipe, without a seed."""
 
-  Attributes:
-    key: digest of the fields that change results, 12 hex digits.
-    experiment: the checked config.
-    config: the config as plain values.
-    fields: name -> value of the fields that distinguish settings.
-  """
-
-  key: str
-  experiment: Experiment
-  config: dict[str, Any]
-  fields: dict[str, Any]
+  key: str  # digest of the fields that change results, 12 hex digits
+  experiment: Experiment  # the checked config
+  config: dict[str, Any]  # the config as plain values
+  fields: dict[str, Any]  # name -> value of fields that distinguish settings
 
   @property
   def setting(self) -> str:

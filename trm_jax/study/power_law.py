@@ -19,33 +19,19 @@ _LOWER, _UPPER = (0.0, 0.0, 0.01), (1.0, np.inf, 5.0)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
-  """A saturating power law: `top - drop * (x / scale) ** -exponent`.
+  """A saturating power law: `top - drop * (x / scale) ** -exponent`."""
 
-  Attributes:
-    family: whose points were fitted.
-    top: exact accuracy with unlimited compute.
-    drop: how much lower it is at `scale`.
-    scale: the smallest x of the points.
-    exponent: how fast the gap shrinks.
-    points: number of fitted points.
-    x: float [N], from the smallest to the largest x, even on a log axis.
-    mean: float [N], the curve, clipped to [0, 1].
-    low: float [N], lower edge of its 95% band.
-    high: float [N], upper edge.
-    words: a summary in words.
-  """
-
-  family: str
-  top: float
-  drop: float
-  scale: float
-  exponent: float
-  points: int
-  x: np.ndarray
-  mean: np.ndarray
-  low: np.ndarray
-  high: np.ndarray
-  words: str
+  family: str  # whose points were fitted
+  top: float  # exact accuracy with unlimited compute
+  drop: float  # how much lower it is at `scale`
+  scale: float  # the smallest x of the points
+  exponent: float  # how fast the gap shrinks
+  points: int  # number of fitted points
+  x: np.ndarray  # [N], from the smallest to the largest x, even on a log axis
+  mean: np.ndarray  # [N], the curve, clipped to [0, 1]
+  low: np.ndarray  # [N], lower edge of its 95% band
+  high: np.ndarray  # [N], upper edge
+  words: str  # a summary in words
 
 
 def fit_family(points: Sequence[Point], family: str) -> Fit | str:

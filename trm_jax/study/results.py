@@ -29,42 +29,27 @@ Scores = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """A trained and evaluated model.
+  """A trained and evaluated model."""
 
-  Attributes:
-    setting: digest of the setting, see `Setting.key`.
-    seed: the seed.
-    family: model family, a key of `FAMILIES`.
-    fields: name -> value of the fields that distinguish settings, such as
-      {"width": 64, "layers": 2, "cycles": 3, "latent_steps": 6}.
-    comparable: the sections `data` and `eval` of the config; trials are
-      compared only if these are equal.
-    weights: number of trained weights, without the puzzle table.
-    steps: optimizer steps made.
-    batch_size: puzzles per optimizer step.
-    training_flops: total, over the batch.
-    seconds: wall-clock time of training, of all seeds trained together.
-    hardware: description of the training devices.
-    diverged_at: the step at which a value became non-finite, or None.
-    learning: the scores of each evaluation during training, at one depth,
-      with `step` and `training_flops`.
-    depths: the scores at every test depth from 1 on; empty if it diverged.
-  """
-
-  setting: str
+  setting: str  # digest of the setting, see `Setting.key`
   seed: int
-  family: str
+  family: str  # a key of `FAMILIES`
+  # Name -> value of the fields that distinguish settings, such as
+  # {"width": 64, "layers": 2, "cycles": 3, "latent_steps": 6}.
   fields: dict[str, Any]
+  # The config's data and test; trials are compared only if these are equal.
   comparable: dict[str, Any]
-  weights: int
-  steps: int
-  batch_size: int
-  training_flops: float
-  seconds: float
-  hardware: str
-  diverged_at: int | None
+  weights: int  # number of trained weights, without the puzzle table
+  steps: int  # optimizer steps made
+  batch_size: int  # puzzles per optimizer step
+  training_flops: float  # total, over the batch
+  seconds: float  # of training, wall clock, of all seeds trained together
+  hardware: str  # description of the training devices
+  diverged_at: int | None  # the step at which a value became non-finite
+  # Scores of each evaluation during training, at one depth, with `step` and
+  # `training_flops`.
   learning: list[Scores]
-  depths: list[Scores]
+  depths: list[Scores]  # at every test depth from 1 on; empty if it diverged
 
   @property
   def file_name(self) -> str:

@@ -13,33 +13,19 @@ from trm_jax.study.results import Scores, Trial, labels, scores_at
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """Exact accuracy of one setting at one x, over its seeds.
+  """Exact accuracy of one setting at one x, over its seeds."""
 
-  Attributes:
-    setting: digest of the setting.
-    family: its model family.
-    label: its short name.
-    x: test depth, or FLOPs.
-    mean: mean of `values`.
-    low: lower end of the 95% interval, see `interval`.
-    high: upper end.
-    depth: supervision steps of the evaluation.
-    values: exact accuracy of each seed, in [0, 1].
-    weights: number of trained weights, without the puzzle table.
-    puzzles: number of test puzzles of each seed; 0 if unknown.
-  """
-
-  setting: str
+  setting: str  # digest of the setting
   family: str
-  label: str
-  x: float
-  mean: float
-  low: float
-  high: float
-  depth: int
-  values: tuple[float, ...]
-  weights: int
-  puzzles: int = 0
+  label: str  # the setting's short name
+  x: float  # test depth, or FLOPs
+  mean: float  # of `values`
+  low: float  # lower end of the 95% interval, see `interval`
+  high: float  # upper end
+  depth: int  # supervision steps of the evaluation
+  values: tuple[float, ...]  # exact accuracy of each seed, in [0, 1]
+  weights: int  # number of trained weights, without the puzzle table
+  puzzles: int = 0  # number of test puzzles of each seed; 0 if unknown
 
   @property
   def seeds(self) -> int:
@@ -53,27 +39,18 @@ class Halting:
 
   Each sequence has D entries, for at most 1, 2 ... D steps. Means are over the
   seeds.
-
-  Attributes:
-    setting: digest of the setting.
-    family: its model family.
-    fractions: of the puzzles that use exactly 1, 2 ... D steps, with D allowed;
-      the last includes those that do not halt. They sum to 1.
-    mean_steps: mean of the steps used.
-    accuracy: exact accuracy with halting.
-    low: lower ends of its 95% intervals, see `interval`.
-    high: upper ends.
-    fixed_accuracy: exact accuracy if every puzzle takes all steps.
   """
 
-  setting: str
+  setting: str  # digest of the setting
   family: str
+  # Of the puzzles that use exactly 1, 2 ... D steps, with D allowed; the last
+  # includes those that do not halt. They sum to 1.
   fractions: tuple[float, ...]
   mean_steps: tuple[float, ...]
-  accuracy: tuple[float, ...]
-  low: tuple[float, ...]
-  high: tuple[float, ...]
-  fixed_accuracy: tuple[float, ...]
+  accuracy: tuple[float, ...]  # exact accuracy with halting
+  low: tuple[float, ...]  # lower ends of its 95% intervals, see `interval`
+  high: tuple[float, ...]  # upper ends
+  fixed_accuracy: tuple[float, ...]  # if every puzzle takes all steps
 
 
 def interval(

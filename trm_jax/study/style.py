@@ -24,17 +24,11 @@ from trm_jax.study.statistics import Halting, Point
 
 @dataclasses.dataclass(frozen=True)
 class SettingStyle(Style):
-  """The style of a setting.
+  """The style of a setting."""
 
-  Attributes:
-    width: of the line, in points.
-    face: RGB of the marker's inside.
-    label: in legends.
-  """
-
-  width: float
-  face: tuple[float, ...]
-  label: str
+  width: float  # of the line, in points
+  face: tuple[float, ...]  # RGB of the marker's inside
+  label: str  # in legends
 
   @property
   def of_line(self) -> dict:

@@ -184,13 +184,9 @@ def carry_out(
   """
   setting, experiment = work.setting, work.setting.experiment
   scratch = folder.unfinished(setting.key, work.seeds)
+  run = run_folder.RunFolder(scratch)
   members, seconds = fit.fit(
-    experiment,
-    run_folder.RunFolder(scratch),
-    training,
-    held_out,
-    progress,
-    seeds=work.seeds,
+    experiment, run, training, held_out, progress, seeds=work.seeds
   )
   recipe = train.Recipe.of(experiment)
   for member in members:
@@ -214,14 +210,11 @@ def carry_out(
       learning=member.learning,
       depths=[],
     )
-    if member.diverged_at is None and processes.is_leader():
-      weights.save_weights(
-        folder.weights(setting.key, member.seed),
-        member.params,
-        setting.config,
-        {"step": steps, "seed": member.seed},
-      )
     if member.diverged_at is None:
+      if processes.is_leader():
+        path = folder.weights(setting.key, member.seed)
+        facts = {"step": steps, "seed": member.seed}
+        weights.save_weights(path, member.params, setting.config, facts)
       trial = test(trial, member.params, setting, study, held_out)
       progress.say(fit.describe(steps, trial.depths[-1]))
     if processes.is_leader():
