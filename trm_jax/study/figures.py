@@ -218,9 +218,8 @@ def fits(points: Iterable[Point]) -> dict[str, Fit | str]:
   return {family: _fit(every, family) for family in families(every)}
 
 
-@functools.lru_cache(maxsize=64)  # a fit takes a second and is used often
-def _fit(points: tuple[Point, ...], family: str) -> Fit | str:
-  return power_law.fit_family(points, family)
+# A fit takes a second and is used several times.
+_fit = functools.lru_cache(maxsize=64)(power_law.fit_family)
 
 
 def as_flops(count: float) -> str:

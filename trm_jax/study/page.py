@@ -19,6 +19,8 @@ from trm_jax.study.figures import as_flops
 from trm_jax.study.results import Trial, labels
 from trm_jax.study.statistics import Point, families
 
+_percent = "{:.1%}".format
+
 
 @dataclasses.dataclass(frozen=True)
 class _Reach:
@@ -96,9 +98,8 @@ def verdict(
   diverged = f"{num_diverged} of {len(trials)} models diverged"
   inference = statistics.inference_points(trials, depths)
   if not inference:
-    reason = "no model was evaluated at these depths"
-    if num_diverged:
-      reason = diverged
+    missing = "no model was evaluated at these depths"
+    reason = diverged if num_diverged else missing
     return [f"Nothing can be said: {reason}."]
   best = max(inference, key=lambda point: (point.mean, -point.x))
   goal = f"{100 * target:g}% of the puzzles exactly right"
@@ -196,16 +197,12 @@ def _reach(points: Sequence[Point], family: str, target: float) -> _Reach:
   return _Reach(flops, words, best)
 
 
-def _percent(fraction: float) -> str:
-  return f"{fraction:.1%}"
-
-
 def _score(point: Point | None) -> str:
   """A mean, and its interval on a second line."""
   if point is None:
     return ""
-  low, high = f"{100 * point.low:.1f}", f"{100 * point.high:.1f}"
-  return f"{_percent(point.mean)}\n{low} to {high}"
+  ends = f"{100 * point.low:.1f} to {100 * point.high:.1f}"
+  return f"{_percent(point.mean)}\n{ends}"
 
 
 def _settings(
