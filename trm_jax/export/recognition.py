@@ -122,15 +122,15 @@ def _read_shapes(shapes: Shapes, config: ModelConfig) -> dict[str, Any]:
   found: dict[str, Any] = {"registers": 0}  # the reference has none
   if len(tokens) == 2:
     found["width"] = tokens[1]
-  called = reference.names(config)
-  for there, here in called.stacks:
-    if count := _count_layers(shapes, there):
-      found[reference.LAYER_FIELDS[here]] = count
+  theirs = reference.names(config)
+  for their_stack, stack in theirs.stacks:
+    if count := _count_layers(shapes, their_stack):
+      found[reference.LAYER_FIELDS[stack]] = count
   if found.get("answer_layers") == found.get("layers", config.layers):
     found["answer_layers"] = config.answer_layers and found["answer_layers"]
   if "latent_steps" in config.kind.tied:
     latents = sum(name.endswith("_init") for name in shapes)
-    others = len(called.latents(config)) - config.latent_steps
+    others = len(theirs.latents(config)) - config.latent_steps
     found["latent_steps"] = latents - others
   if reference.POSITIONS in shapes:
     found["positions"] = "learned"

@@ -58,9 +58,9 @@ def layout(config: ModelConfig) -> Iterator[Entry]:
   Raises:
     UserError: for a family that the reference does not have.
   """
-  called = names(config)
+  theirs = names(config)
   width, vocab, weights = config.width, config.vocab_size, ("weights",)
-  for name, path in called.latents(config):
+  for name, path in theirs.latents(config):
     yield Entry(f"inner.{name}_init", ("initial", *path), (width,))
   yield Entry(TOKENS, (*weights, "embed", "tokens"), (vocab, width))
   for head, outputs in (("lm_head", vocab), ("q_head", 2)):
@@ -74,23 +74,23 @@ def layout(config: ModelConfig) -> Iterator[Entry]:
     path = (*weights, "embed", "positions")
     yield Entry(POSITIONS, path, (config.length, width))
   layers = config.kind.stacks(config)
-  for there, here in called.stacks:
-    for i in range(layers[here]):
-      path = (*weights, here, f"block_{i}")
-      yield from _block(f"inner.{there}.layers.{i}", path, config)
+  for their_stack, stack in theirs.stacks:
+    for i in range(layers[stack]):
+      path = (*weights, stack, f"block_{i}")
+      yield from _block(f"inner.{their_stack}.layers.{i}", path, config)
 
 
-def _block(there: str, here: Path, config: ModelConfig) -> Iterator[Entry]:
-  width, mixer = config.width, (*here, "mixer")
+def _block(name: str, path: Path, config: ModelConfig) -> Iterator[Entry]:
+  width, mixer = config.width, (*path, "mixer")
   if config.mixer == "mlp":
     inner = config.token_inner
-    yield from _swiglu(f"{there}.mlp_t", mixer, config.length, inner)
+    yield from _swiglu(f"{name}.mlp_t", mixer, config.length, inner)
   else:
-    attention = f"{there}.self_attn"
+    attention = f"{name}.self_attn"
     qkv, out = (*mixer, "qkv"), (*mixer, "out")
     yield Entry(f"{attention}.qkv_proj.weight", qkv, (3 * width, width))
     yield Entry(f"{attention}.o_proj.weight", out, (width, width))
-  yield from _swiglu(f"{there}.mlp", (*here, "mlp"), width, config.mlp_inner)
+  yield from _swiglu(f"{name}.mlp", (*path, "mlp"), width, config.mlp_inner)
 
 
 def _swiglu(name: str, path: Path, width: int, inner: int) -> Iterator[Entry]:

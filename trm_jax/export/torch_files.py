@@ -99,7 +99,7 @@ def check(config: ModelConfig):
   Raises:
     UserError: naming the field and the reason.
   """
-  called = reference.names(config)
+  theirs = reference.names(config)
   widths = [(config.width, config.mlp_inner)]
   if config.mixer == "mlp":
     widths.append((config.length, config.token_inner))
@@ -107,7 +107,7 @@ def check(config: ModelConfig):
     layers.inner_width(config.expansion, width, _INNER_MULTIPLE) == inner
     for width, inner in widths
   )
-  lacking = called.lacks(config)
+  lacking = theirs.lacks(config)
   if config.registers:
     lacking = "registers", "it has no registers"
   elif config.initial_std:
