@@ -80,9 +80,9 @@ class Counts:
     """The counts of `times` runs of a loop's body."""
     collectives = tuple(
       dataclasses.replace(
-        one, times=one.times * times, recursive=one.recursive or recursive
+        each, times=each.times * times, recursive=each.recursive or recursive
       )
-      for one in self.collectives
+      for each in self.collectives
     )
     return Counts(
       self.flops * times, self.bytes * times, self.cycles * times,
@@ -103,100 +103,100 @@ def count(
 
   def run(computation: Computation) -> Counts:
     return sum(
-      (step(computation, one) for one in computation.instructions.values()),
+      (step(computation, op) for op in computation.instructions.values()),
       Counts(),
     )
 
-  def step(computation: Computation, one: Any) -> Counts:
-    called = module.called(one)
-    if one.opcode == "while":
+  def step(computation: Computation, op: Any) -> Counts:
+    called = module.called(op)
+    if op.opcode == "while":
       body, condition = called
-      trips = module.trips(computation, one)
+      trips = module.trips(computation, op)
       times = 1 if trips is None else trips
-      files = [file for file, *_ in module.stack(one)]
+      files = [file for file, *_ in module.stack(op)]
       recursive = any(file.endswith(recursion) for file in files)
-      loop = Loop(module.where(one) or one.name, trips, recursive)
+      loop = Loop(module.where(op) or op.name, trips, recursive)
       return (
         Counts(loops=(loop,))
         + run(body).repeat(times, recursive)
         + run(condition).repeat(times + 1, recursive)
       )
-    if one.opcode == "conditional":
+    if op.opcode == "conditional":
       return max(map(run, called), key=lambda found: (found.flops, found.bytes))
-    if one.opcode in _CALLS:
+    if op.opcode in _CALLS:
       return sum(map(run, called), Counts())
     return Counts(
-      sum(flops for flops, _ in products(module, computation, one)),
-      traffic(module, computation, one),
-      _cycles(one),
-      tuple(_collectives(module, computation, one)),
+      sum(flops for flops, _ in products(module, computation, op)),
+      traffic(module, computation, op),
+      _cycles(op),
+      tuple(_collectives(module, computation, op)),
     )
 
   return run(module.entry)
 
 
 def products(
-  module: Module, computation: Computation, one: Any
+  module: Module, computation: Computation, op: Any
 ) -> Iterator[tuple[float, Any]]:
   """Yields (FLOPs, instruction) of each matrix product in an instruction."""
-  if one.opcode == "fusion":
-    for fused in module.called(one):
+  if op.opcode == "fusion":
+    for fused in module.called(op):
       for inner in fused.instructions.values():
         yield from products(module, fused, inner)
     return
   # On a GPU, products are library calls, described in JSON.
   call = re.search(
-    rb'"lhs_contracting_dimensions":\[([^\]]*)\]', one.backend_config
+    rb'"lhs_contracting_dimensions":\[([^\]]*)\]', op.backend_config
   )
-  if one.opcode == "dot":
-    summed = list(one.dot.lhs_contracting)
-  elif one.opcode == "custom-call" and call:
+  if op.opcode == "dot":
+    summed = list(op.dot.lhs_contracting)
+  elif op.opcode == "custom-call" and call:
     summed = [int(axis) for axis in re.findall(rb"\d+", call[1])]
   else:
-    if one.opcode == "convolution":  # matrix products on a TPU
-      yield _convolution_flops(computation, one), one
+    if op.opcode == "convolution":  # matrix products on a TPU
+      yield _convolution_flops(computation, op), op
     return
-  left = computation.operands(one)[0].shape.dimensions
-  out = next(hlo.arrays(one.shape)).dimensions
-  yield 2.0 * math.prod(out) * math.prod(left[i] for i in summed), one
+  left = computation.operands(op)[0].shape.dimensions
+  out = next(hlo.arrays(op.shape)).dimensions
+  yield 2.0 * math.prod(out) * math.prod(left[i] for i in summed), op
 
 
-def _convolution_flops(computation: Computation, one: Any) -> float:
+def _convolution_flops(computation: Computation, op: Any) -> float:
   """Counts as XLA does: without positions in padding or dilation."""
-  left, right = (i.shape.dimensions for i in computation.operands(one))
-  axes, places = one.convolution, 1
+  left, right = (i.shape.dimensions for i in computation.operands(op))
+  axes, places = op.convolution, 1
   for window, source, target in zip(
-    one.window.dimensions, axes.input_spatial, axes.output_spatial, strict=True
+    op.window.dimensions, axes.input_spatial, axes.output_spatial, strict=True
   ):
     gap = window.base_dilation
     at = (
-      np.arange(one.shape.dimensions[target])[:, None] * window.stride
+      np.arange(op.shape.dimensions[target])[:, None] * window.stride
       + np.arange(window.size) * window.window_dilation
       - window.padding_low
     )
     inside = (at >= 0) & (at <= (left[source] - 1) * gap) & (at % gap == 0)
     places *= int(inside.sum())
-  batch = left[axes.input_batch] // max(one.batch_group_count, 1)
+  batch = left[axes.input_batch] // max(op.batch_group_count, 1)
   summed = right[axes.kernel_input_feature]
   return 2.0 * batch * right[axes.kernel_output_feature] * summed * places
 
 
-def traffic(module: Module, computation: Computation, one: Any) -> int:
+def traffic(module: Module, computation: Computation, op: Any) -> int:
   """Bytes of main memory moved by one run of an instruction."""
-  opcode, to = one.opcode, list(hlo.arrays(one.shape))
+  opcode, to = op.opcode, list(hlo.arrays(op.shape))
   if opcode in _FREE or opcode.endswith(("-done", "-update")):
     return 0
-  if opcode == "custom-call" and one.custom_call_target in _FREE_CALLS:
+  if opcode == "custom-call" and op.custom_call_target in _FREE_CALLS:
     return 0
   if opcode == "fusion":
-    (fused,) = module.called(one)
+    (fused,) = module.called(op)
     read = sum(
       min(_read(module, fused, parameter), _moved(array))
       for parameter in fused.parameters
       for array in [*hlo.arrays(parameter.shape)][:1]
     )
     return read + _written(module, fused, fused.root, to)
-  sources = computation.inputs(one)
+  sources = computation.inputs(op)
   if opcode in _SLICES:
     return _part(sources[0], to[0]) + _moved(to[0])
   if opcode in ("copy-start", "slice-start"):
@@ -211,10 +211,10 @@ def traffic(module: Module, computation: Computation, one: Any) -> int:
   return sum(map(_moved, sources + to))
 
 
-def _read(module: Module, fused: Computation, one: Any) -> int:
-  """Bytes that a fusion reads of its parameter `one`."""
-  total, whole = 0, next(hlo.arrays(one.shape))
-  for user, place in fused.users.get(one.id, []):
+def _read(module: Module, fused: Computation, op: Any) -> int:
+  """Bytes that a fusion reads of its parameter `op`."""
+  total, whole = 0, next(hlo.arrays(op.shape))
+  for user, place in fused.users.get(op.id, []):
     if user.opcode in ("bitcast", "reshape", "get-tuple-element"):
       total += _read(module, fused, user)
     elif user.opcode in _SLICES and place == 0:
@@ -261,25 +261,25 @@ def _part(whole: Any, part: Any) -> int:
   return 0 if whole.layout.memory_space else hlo.padded_bytes(part)
 
 
-def _cycles(one: Any) -> int:
+def _cycles(op: Any) -> int:
   """The compiler's estimate; 0 if unknown, written as the largest number."""
-  found = re.search(rb'"estimated_cycles":"(\d+)"', one.backend_config)
+  found = re.search(rb'"estimated_cycles":"(\d+)"', op.backend_config)
   cycles = int(found[1]) if found else 0
   return cycles if cycles < 2**62 else 0
 
 
 def _collectives(
-  module: Module, computation: Computation, one: Any
+  module: Module, computation: Computation, op: Any
 ) -> Iterator[Collective]:
-  kind = one.opcode.removesuffix("-start")
-  if one.opcode == "fusion":
-    for fused in module.called(one):
+  kind = op.opcode.removesuffix("-start")
+  if op.opcode == "fusion":
+    for fused in module.called(op):
       for part in fused.instructions.values():
         yield from _collectives(module, fused, part)
   if kind not in _COLLECTIVES:
     return
-  given = computation.inputs(one)
-  groups, size = device_groups(one, module.devices)
+  given = computation.inputs(op)
+  groups, size = device_groups(op, module.devices)
   whole = sum(map(hlo.data_bytes, given))
   sent = whole * (size - 1) / size
   if kind == "all-reduce":
@@ -297,23 +297,23 @@ def _collectives(
     group_size=size,
     times=1,
     recursive=False,
-    where=module.where(one) or one.metadata.op_name,
+    where=module.where(op) or op.metadata.op_name,
   )
 
 
-def device_groups(one: Any, devices: int) -> tuple[int, int]:
+def device_groups(op: Any, devices: int) -> tuple[int, int]:
   """The number of groups of a collective, and the devices in each."""
-  if one.source_target_pairs:
-    return len(one.source_target_pairs), 2
-  mesh = [axis.size for axis in one.mesh_groups.mesh.axes]
+  if op.source_target_pairs:
+    return len(op.source_target_pairs), 2
+  mesh = [axis.size for axis in op.mesh_groups.mesh.axes]
   if mesh:
     size = math.prod(
-      ref.part.size or mesh[ref.index] for ref in one.mesh_groups.axes
+      ref.part.size or mesh[ref.index] for ref in op.mesh_groups.axes
     )
     return math.prod(mesh) // size, size
-  if one.iota_groups.count:
-    return one.iota_groups.count, one.iota_groups.size
-  groups = [*one.device_list.groups, *one.replica_groups]
+  if op.iota_groups.count:
+    return op.iota_groups.count, op.iota_groups.size
+  groups = [*op.device_list.groups, *op.replica_groups]
   if groups and groups[0].values:
     return len(groups), len(groups[0].values)
   return 1, devices

@@ -126,11 +126,12 @@ def message(name: str) -> Any:
       label = field_type.LABEL_OPTIONAL
       if isinstance(kind, list):
         label, (kind,) = field_type.LABEL_REPEATED, kind
-      one = added.field.add(name=field, number=number, label=label)
+      entry = added.field.add(name=field, number=number, label=label)
       if isinstance(kind, str):
-        one.type, one.type_name = field_type.TYPE_MESSAGE, f".trm_jax.{kind}"
+        entry.type = field_type.TYPE_MESSAGE
+        entry.type_name = f".trm_jax.{kind}"
       else:
-        one.type = types[kind]
+        entry.type = types[kind]
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
   return message_factory.GetMessageClass(
@@ -140,32 +141,32 @@ def message(name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Computation:
-  """Instructions by id, in order; the root gives the result."""
+  """Instructions (`op` below) by id, in order; the root is the result."""
 
   instructions: dict[int, Any]
   root: Any
 
-  def operands(self, one: Any) -> list[Any]:
+  def operands(self, op: Any) -> list[Any]:
     """The instructions whose results an instruction reads."""
-    return [self.instructions[i] for i in one.operand_ids]
+    return [self.instructions[i] for i in op.operand_ids]
 
-  def inputs(self, one: Any) -> list[Any]:
+  def inputs(self, op: Any) -> list[Any]:
     """The arrays that an instruction reads."""
-    return [a for o in self.operands(one) for a in arrays(o.shape)]
+    return [a for o in self.operands(op) for a in arrays(o.shape)]
 
   @functools.cached_property
   def parameters(self) -> list[Any]:
     """The parameters, in order."""
     found = [i for i in self.instructions.values() if i.opcode == "parameter"]
-    return sorted(found, key=lambda one: one.parameter_number)
+    return sorted(found, key=lambda op: op.parameter_number)
 
   @functools.cached_property
   def users(self) -> dict[int, list[tuple[Any, int]]]:
     """Instruction's id -> (user, index of the operand) of each use."""
     found: dict[int, list[tuple[Any, int]]] = {}
-    for one in self.instructions.values():
-      for index, operand in enumerate(one.operand_ids):
-        found.setdefault(operand, []).append((one, index))
+    for op in self.instructions.values():
+      for index, operand in enumerate(op.operand_ids):
+        found.setdefault(operand, []).append((op, index))
     return found
 
 
@@ -181,9 +182,9 @@ class Module:
     self.name = proto.name
     self.devices = devices
     self.computations: dict[int, Computation] = {}
-    for one in proto.computations:
-      found = {i.id: i for i in one.instructions}
-      self.computations[one.id] = Computation(found, found[one.root_id])
+    for each in proto.computations:
+      ops = {op.id: op for op in each.instructions}
+      self.computations[each.id] = Computation(ops, ops[each.root_id])
     self.entry = self.computations[proto.entry_computation_id]
     self._frames = proto.stack_frame_index
 
@@ -202,18 +203,18 @@ class Module:
   def places(self) -> dict[str, tuple[Computation, Any]]:
     """Instruction's name -> its computation, and the instruction."""
     return {
-      one.name: (computation, one)
+      op.name: (computation, op)
       for computation in self.computations.values()
-      for one in computation.instructions.values()
+      for op in computation.instructions.values()
     }
 
-  def called(self, one: Any) -> list[Computation]:
+  def called(self, op: Any) -> list[Computation]:
     """The computations that an instruction calls."""
-    return [self.computations[i] for i in one.called_computation_ids]
+    return [self.computations[i] for i in op.called_computation_ids]
 
-  def stack(self, one: Any) -> list[tuple[str, str, int]]:
+  def stack(self, op: Any) -> list[tuple[str, str, int]]:
     """Source (file, function, line) of an instruction, the innermost first."""
-    found, number, frames = [], one.metadata.stack_frame_id, self._frames
+    found, number, frames = [], op.metadata.stack_frame_id, self._frames
     while number:  # all ids start at 1
       frame = frames.stack_frames[number - 1]
       at = frames.file_locations[frame.file_location_id - 1]
@@ -223,9 +224,9 @@ class Module:
       number = frame.parent_frame_id
     return found
 
-  def where(self, one: Any) -> str:
+  def where(self, op: Any) -> str:
     """The innermost frame, as in "core/layers.py:143 SwiGLU.__call__"."""
-    for file, function, line in self.stack(one):
+    for file, function, line in self.stack(op):
       return f"{'/'.join(file.split('/')[-2:])}:{line} {function}"
     return ""
 
@@ -247,41 +248,39 @@ class Module:
       state = self._value(body, body.root, (state,))
     return None
 
-  def _value(self, scope: Computation, one: Any, arguments: tuple) -> Any:
+  def _value(self, scope: Computation, op: Any, arguments: tuple) -> Any:
     """An instruction's integer, list (of a tuple) or None (depends on data).
 
     Args:
       scope: the instruction's computation.
-      one: the instruction.
+      op: the instruction.
       arguments: values of the scope's parameters.
     """
-    if one.shape.element_type != _TUPLE and one.shape.dimensions:
+    if op.shape.element_type != _TUPLE and op.shape.dimensions:
       return None  # an array; also keeps the recursion short
-    operands = scope.operands(one)
+    operands = scope.operands(op)
 
     def value(index: int) -> Any:
       return self._value(scope, operands[index], arguments)
 
-    if one.opcode == "constant":
-      numbers = next(
-        (list(n) for _, n in one.literal.ListFields() if n), [None]
-      )
+    if op.opcode == "constant":
+      numbers = next((list(n) for _, n in op.literal.ListFields() if n), [None])
       return numbers[0]
-    if one.opcode == "parameter":
-      number = one.parameter_number
+    if op.opcode == "parameter":
+      number = op.parameter_number
       return arguments[number] if number < len(arguments) else None
-    if one.opcode == "tuple":
+    if op.opcode == "tuple":
       return [value(index) for index in range(len(operands))]
-    if one.opcode == "get-tuple-element":
+    if op.opcode == "get-tuple-element":
       whole = value(0)
-      return whole[one.tuple_index] if whole else None
-    if one.opcode in _SAME_VALUE:
+      return whole[op.tuple_index] if whole else None
+    if op.opcode in _SAME_VALUE:
       return value(0)
-    if one.opcode == "fusion":
-      (fused,) = self.called(one)
+    if op.opcode == "fusion":
+      (fused,) = self.called(op)
       inputs = tuple(value(index) for index in range(len(operands)))
       return self._value(fused, fused.root, inputs)
-    operation = _OPERATIONS.get(one.comparison_direction or one.opcode)
+    operation = _OPERATIONS.get(op.comparison_direction or op.opcode)
     if operation is None:
       return None
     left, right = value(0), value(1)

@@ -67,38 +67,40 @@ def plan(
   solve = SolveConfig(depth=request.depth)
   return [
     (
-      program.solving(experiment, one, size, request.slots, solve)
+      program.solving(experiment, topology, size, request.slots, solve)
       if request.what == "solve"
-      else program.training(experiment, one, size, seeds, name),
-      one,
+      else program.training(experiment, topology, size, seeds, name),
+      topology,
     )
-    for one in slices
+    for topology in slices
     for name, experiment, seeds in runs
   ], size
 
 
 def compile_all(todo: list[tuple[Workload, Topology]]) -> Iterator[Outcome]:
   """Compiles one after another, with progress on stderr."""
-  for number, (work, one) in enumerate(todo, start=1):
-    line = f"[{number} of {len(todo)}] compiling {work.name} for {one.name}"
+  for number, (work, topology) in enumerate(todo, start=1):
+    line = (
+      f"[{number} of {len(todo)}] compiling {work.name} for {topology.name}"
+    )
     print(line, file=sys.stderr, flush=True)
     started = time.perf_counter()
-    found = estimate(work, one)
+    found = estimate(work, topology)
     seconds = time.perf_counter() - started
     fits = "fits" if isinstance(found, Estimate) else "does not fit"
     print(f"{line}: {fits}, {seconds:.0f} s", file=sys.stderr, flush=True)
-    yield Outcome(work, one, found)
+    yield Outcome(work, topology, found)
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
   """An outcome as plain values."""
-  work, one, found = outcome.work, outcome.topology, outcome.found
+  work, topology, found = outcome.work, outcome.topology, outcome.found
   row = {
     "program": work.name,
-    "topology": one.name,
-    "chips": one.chips,
-    "devices": len(one.devices),
-    "hosts": one.hosts,
+    "topology": topology.name,
+    "chips": topology.chips,
+    "devices": len(topology.devices),
+    "hosts": topology.hosts,
     "fits": isinstance(found, Estimate),
   } | dataclasses.asdict(found)
   if isinstance(found, Estimate):
@@ -139,17 +141,17 @@ def show(outcomes: list[Outcome], size: DataSize, request: Request):
 
 def _figures(outcome: Outcome, request: Request) -> dict[str, str]:
   """One column of the table: label -> figure."""
-  one, found = outcome.topology, outcome.found
+  topology, found = outcome.topology, outcome.found
   row = {
     "chips, devices of JAX, hosts": (
-      f"{one.chips}, {len(one.devices)}, {one.hosts}"
+      f"{topology.chips}, {len(topology.devices)}, {topology.hosts}"
     )
   }
   if isinstance(found, TooLarge):
     needs = f"{found.needed / _GIB:.2f}" if found.needed else "more"
     return row | {"fits": f"no: needs {needs} of {found.usable / _GIB:.2f} GiB"}
   memory, times = found.memory, found.times
-  per_chip = found.flops * one.chip.devices / outcome.work.devices
+  per_chip = found.flops * topology.chip.devices / outcome.work.devices
   runs = sum(c.times for c in found.collectives) / found.steps
   inside = sum(c.times for c in found.collectives if c.recursive) / found.steps
   row |= {

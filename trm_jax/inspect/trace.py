@@ -117,7 +117,9 @@ def read(path: pathlib.Path) -> Trace:
   """
   content = path.read_bytes()
   found = add_up(ProfileData.from_serialized_xspace(content))
-  programs = sorted(_programs(content), key=lambda one: -len(one.places))
+  programs = sorted(
+    _programs(content), key=lambda program: -len(program.places)
+  )
   return dataclasses.replace(found, programs=tuple(programs))
 
 
@@ -154,19 +156,19 @@ def add_up(data: Any) -> Trace:
 
 def read_source(program: Module, name: str) -> Source:
   """The source of an instruction of a program."""
-  home, one = program.places[name]
-  products = list(cost.products(program, home, one))
-  _, named = max(products, key=lambda pair: pair[0], default=(0.0, one))
+  home, op = program.places[name]
+  products = list(cost.products(program, home, op))
+  _, named = max(products, key=lambda pair: pair[0], default=(0.0, op))
   stack, scope = program.stack(named), named.metadata.op_name
   path = _path(scope)
   around = {part for _, name, _ in stack for part in name.split(".")}
   return Source(
-    part=_part(one.opcode, around | set(path)),
+    part=_part(op.opcode, around | set(path)),
     backward="transpose(" in scope,
     path="/".join(path),
     lines=tuple((file, line) for file, _, line in stack),
     flops=sum(flops for flops, _ in products),
-    bytes=cost.traffic(program, home, one),
+    bytes=cost.traffic(program, home, op),
   )
 
 
