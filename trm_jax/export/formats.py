@@ -83,11 +83,7 @@ FORMATS = {
 
 
 def get(name: str, precision: str | None = None) -> Format:
-  """The format of that name, with `export` in that precision.
-
-  Raises:
-    UserError: if there is no such format, or it has no precisions.
-  """
+  """The format of that name, with `export` in that precision."""
   if name not in FORMATS:
     raise UserError(f"--format={name}: must be one of {', '.join(FORMATS)}")
   found = FORMATS[name]

@@ -64,11 +64,7 @@ def read_arrays(path: pathlib.Path) -> Arrays:
 
 
 def read_names(path: pathlib.Path) -> list[str]:
-  """Reads `identifiers.json` of a dataset: the name of each puzzle id.
-
-  Raises:
-    UserError: if it is missing or not a list of distinct names.
-  """
+  """Reads the distinct names of puzzle ids, `identifiers.json` of a dataset."""
   try:
     if path.stat().st_size > _MAX_NAME_BYTES:
       raise ValueError(f"it is larger than {_MAX_NAME_BYTES:,} bytes")

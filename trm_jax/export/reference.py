@@ -53,11 +53,7 @@ def names(config: ModelConfig) -> ReferenceNames:
 
 
 def layout(config: ModelConfig) -> Iterator[Entry]:
-  """Yields every array of a model, in the reference's order.
-
-  Raises:
-    UserError: for a family that the reference does not have.
-  """
+  """Yields every array of a model, in the reference's order."""
   theirs = names(config)
   width, vocab, weights = config.width, config.vocab_size, ("weights",)
   for name, path in theirs.latents(config):

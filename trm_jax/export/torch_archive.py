@@ -16,11 +16,7 @@ from trm_jax.errors import UserError
 
 
 def save(arrays: Mapping[str, np.ndarray]) -> bytes:
-  """A state dict in the format of `torch.save`.
-
-  Raises:
-    UserError: if PyTorch is not installed.
-  """
+  """A state dict in the format of `torch.save`, which needs PyTorch."""
   torch = _torch("a .pt file is written by PyTorch", "name the file")
 
   def tensor(array: np.ndarray) -> Any:
@@ -93,14 +89,7 @@ def _torch(need: str, way_out: str) -> Any:
 
 
 def _check_archive(path: pathlib.Path) -> int:
-  """Checks that reading takes no more memory than the file has bytes.
-
-  Returns:
-    Its size in bytes.
-
-  Raises:
-    UserError: if it is not an archive of `torch.save`.
-  """
+  """Checks that a file is an uncompressed archive and returns its bytes."""
   if not path.is_file():  # reading a pipe would block
     kind = "a folder" if path.is_dir() else "missing, or not a file"
     raise UserError(f"{path} cannot be read: it is {kind}")

@@ -68,19 +68,11 @@ def export(
 
 
 def state_dict(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
-  """A model's arrays under the names of the reference's checkpoints.
+  """Name -> array of the reference's checkpoints, in its layouts and dtypes.
 
-  Args:
-    params: the model.
-    config: its config.
-
-  Returns:
-    Name -> array, in the reference's layouts and dtypes. Weights are exact
-    (float64 stays float64); initial latents are rounded to `config.dtype`, as
-    both implementations read them.
-
-  Raises:
-    UserError: naming what the reference does not have.
+  Weights are exact (float64 stays float64); initial latents are rounded to
+  `config.dtype`, as both implementations read them. As `check`, it refuses
+  models that the reference does not have.
   """
   check(config)
   arrays = reference.params_to_reference(jax.device_get(params), config)
@@ -94,11 +86,7 @@ def state_dict(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def check(config: ModelConfig):
-  """Refuses models that the reference cannot load, or would compute otherwise.
-
-  Raises:
-    UserError: naming the field and the reason.
-  """
+  """Refuses models that the reference cannot load or computes differently."""
   theirs = reference.names(config)
   widths = [(config.width, config.mlp_inner)]
   if config.mixer == "mlp":

@@ -129,15 +129,7 @@ def estimate(work: Workload, topology: Topology) -> Estimate | TooLarge:
 def bound(
   chip: chips.Chip, dtype: str, flops: float, moved: float, sent: float
 ) -> Times:
-  """The least times of the work of one device, in seconds.
-
-  Args:
-    chip: the chip; its rates are divided by its devices.
-    dtype: of the matrix products.
-    flops: of the matrix products.
-    moved: bytes read and written in main memory.
-    sent: bytes to other devices.
-  """
+  """Least times of one device for FLOPs in `dtype`, bytes moved and sent."""
   devices = chip.devices
   return Times(
     compute=chips.estimate_seconds(flops, chip.name, dtype, 1.0) * devices,

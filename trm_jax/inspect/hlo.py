@@ -251,10 +251,7 @@ class Module:
   def _value(self, scope: Computation, op: Any, arguments: tuple) -> Any:
     """An instruction's integer, list (of a tuple) or None (depends on data).
 
-    Args:
-      scope: the instruction's computation.
-      op: the instruction.
-      arguments: values of the scope's parameters.
+    `arguments` are the values of the parameters of its computation, `scope`.
     """
     if op.shape.element_type != _TUPLE and op.shape.dimensions:
       return None  # an array; also keeps the recursion short

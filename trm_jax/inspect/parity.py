@@ -111,11 +111,8 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
     )
   family = kinds[kind]
   assert family.reference
-  # "H_level" or "L_level" -> the field that counts its blocks.
-  layers = {
-    {"blocks": "layers", "answer_blocks": "answer_layers"}[ours]: get(
-      f"{theirs[0]}_layers"
-    )
+  layers = {  # "H_layers" counts the blocks of "H_level"
+    reference.LAYER_FIELDS[ours]: get(f"{theirs[0]}_layers")
     for theirs, ours in family.reference.stacks
   }
   if layers.get("answer_layers") == layers["layers"]:

@@ -84,11 +84,7 @@ def training(
   seeds: Sequence[int] = (),
   name: str = "train",
 ) -> Workload:
-  """A dispatch of the training loop, for one run or a population.
-
-  Raises:
-    UserError: if the devices do not fit the config.
-  """
+  """A dispatch of the training loop, for one run or a population."""
   experiment = experiment.with_puzzle_ids(size.puzzle_ids)
   mesh = sharding.make_mesh(
     experiment.mesh.data,
@@ -127,9 +123,6 @@ def solving(
   """A call of the inference engine on the devices of one host.
 
   Its number of supervision steps depends on data; one is counted.
-
-  Raises:
-    UserError: if the settings do not fit the model or the task.
   """
   model = experiment.with_puzzle_ids(size.puzzle_ids).model
   solver = Solver(

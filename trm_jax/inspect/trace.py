@@ -110,11 +110,7 @@ class _Event(NamedTuple):
 
 
 def read(path: pathlib.Path) -> Trace:
-  """Reads an `.xplane.pb` file of the profiler.
-
-  Raises:
-    UserError: if it has no operation of a device.
-  """
+  """Reads an `.xplane.pb` file with operations of a device."""
   content = path.read_bytes()
   found = add_up(ProfileData.from_serialized_xspace(content))
   programs = sorted(

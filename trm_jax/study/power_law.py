@@ -38,8 +38,7 @@ def fit_family(points: Sequence[Point], family: str) -> Fit | str:
   """Fits a saturating power law to the best setting of one family.
 
   The best setting is the one with the highest accuracy; a law through all
-  settings would describe none of them. The law is fitted to the means of that
-  setting's points, with equal weights.
+  settings would describe none of them. Its means have equal weights.
 
   The band is a bootstrap over seeds and puzzles: each draw resamples the seeds,
   adds a binomial error to the accuracy of each, and fits again. All points

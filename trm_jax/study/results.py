@@ -237,9 +237,6 @@ def write_csv(
 
   A trial without scores at these depths has one row without scores. A field
   with the name of another column gets the column `fields.<name>`.
-
-  Raises:
-    UserError: if it cannot be written.
   """
   depths = set(depths)
   label_of = labels(trials)

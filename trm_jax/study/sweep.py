@@ -91,11 +91,7 @@ class Folder:
 
 
 def check_comparable(trials: Sequence[Trial], settings: Sequence[Setting]):
-  """Refuses trials or settings with different data or test.
-
-  Raises:
-    UserError: naming the fields that differ.
-  """
+  """Refuses trials or settings with different data or test."""
   ours = settings[0].comparable
   for trial in trials:
     found = run_folder.differences(ours, trial.comparable)
@@ -120,12 +116,7 @@ def finished(
   others: Sequence[str],
   say: Callable[[str], None],
 ) -> list[Trial]:
-  """The finished trials of this grid, and all trials of other folders.
-
-  Raises:
-    UserError: for a file that is not a trial, a folder without trials, and
-      trials that cannot be compared.
-  """
+  """The comparable trials of this grid and of other, non-empty folders."""
   own = results.load_trials(folder.trials)
   check_comparable(own, settings)
   keys = {setting.key for setting in settings}
@@ -231,11 +222,7 @@ def deepen(
   held_out: Split,
   say: Callable[[str], None],
 ):
-  """Tests the trials of `find_shallow` at the study's depths.
-
-  Raises:
-    UserError: if saved weights cannot be read.
-  """
+  """Tests the trials of `find_shallow` at the study's depths."""
   for trial, setting in shallow:
     say(f"testing {trial.setting}, seed {trial.seed}, at depth {study.depths}")
     path = folder.weights(trial.setting, trial.seed)

@@ -160,12 +160,7 @@ class Graph:
     return structure.unflatten(outputs)
 
   def model(self, doc: str, metadata: dict[str, str]) -> onnx.ModelProto:
-    """The finished model, unchecked: onnx's checker would copy all weights.
-
-    Args:
-      doc: its description.
-      metadata: its metadata properties.
-    """
+    """The finished model, unchecked: onnx's checker would copy all weights."""
     graph = helper.make_graph(
       self._nodes[0],
       "trm_jax",

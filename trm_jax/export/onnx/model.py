@@ -63,16 +63,9 @@ def refine(
 ) -> tuple[Value, Value]:  # fmt: skip
   """Makes supervision steps until every puzzle has halted, at most `depth`.
 
-  Args:
-    weights: result of `store`.
-    initial: `Params.initial`, arrays.
-    x: embedded questions, `[B, L, D]`.
-    depth: int64 [].
-    threshold: float32 [], a puzzle halts when its margin exceeds it.
-    config: the model.
-
-  Returns:
-    `y` after each puzzle's last step, `[B, L, D]`; steps taken, int32 `[B]`.
+  From embedded questions x `[B, L, D]`, depth int64 [] and threshold float32 []
+  it computes `y` after each puzzle's last step, `[B, L, D]`, and the steps
+  taken, int32 `[B]`.
   """
   graph = x.graph
   table = rotary(graph, config)
