@@ -10,7 +10,6 @@ without puzzle embeddings), which Orbax cannot write.
 
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Mapping
 from typing import Any, cast
@@ -60,20 +59,16 @@ def export(
     "format": FORMAT,
     "fingerprint": int(fingerprint(tree)),
   }
-  scratch = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(
-      tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
-    )
-    complete = scratch / "new"
-    ocp.save(str(complete.absolute()), tree, custom_metadata={"card": card})
-    _put(complete, path, aside=scratch / "old")
+    with tempfile.TemporaryDirectory(
+      prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True
+    ) as scratch:
+      complete = pathlib.Path(scratch, "new")
+      ocp.save(str(complete.absolute()), tree, custom_metadata={"card": card})
+      _put(complete, path, aside=pathlib.Path(scratch, "old"))
   except Exception as error:  # Orbax and TensorStore raise many kinds
     raise UserError(f"cannot write {path}: {first_line(error)}") from error
-  finally:
-    if scratch:
-      shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load(
