@@ -63,8 +63,8 @@ def solve(
     params: the model.
     inputs: int32 `[B, S]`.
     puzzle_ids: int32 `[B]`; ids out of range are replaced by 0, the blank one.
-    depth: int32 [], maximum supervision steps, at least 1. Ignored by families
-      that do not recur.
+    depth: int32 [], maximum supervision steps; below 1 counts as 1. Ignored by
+      families that do not recur.
     threshold: float32 [], infinite for a fixed depth.
     config: the model's.
 

@@ -89,7 +89,7 @@ def _torch(need: str, way_out: str) -> Any:
 
 
 def _check_archive(path: pathlib.Path) -> int:
-  """Checks that a file is an uncompressed archive and returns its bytes."""
+  """Checks that a file is an uncompressed archive and returns its size."""
   if not path.is_file():  # reading a pipe would block
     kind = "a folder" if path.is_dir() else "missing, or not a file"
     raise UserError(f"{path} cannot be read: it is {kind}")
