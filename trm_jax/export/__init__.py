@@ -1,1 +1,1 @@
-"""Trained models as files, and the layout of the reference implementation."""
+"""Export formats, and the arrays of the reference implementation."""

@@ -1,4 +1,4 @@
-"""The formats that a trained model is exported to: a record each."""
+"""The export formats of trained models, one record per format."""
 
 import dataclasses
 import functools
@@ -13,29 +13,16 @@ from trm_jax.run.pretrained import Pretrained
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """A format.
+  """A format."""
 
-  Attributes:
-    suffixes: what names of its files end in; none for a folder.
-    export: `(model, path, overwrite=False)` writes it.
-    use: lines of code that use it; {path} and {tokens} stand for the file and
-      the tokens of a puzzle.
-    has_card: whether a card is written beside it.
-    precisions: how it can store weights; then `export` takes `precision`.
-  """
-
-  suffixes: tuple[str, ...]
-  export: Callable[..., None]
-  use: str
-  has_card: bool = False
-  precisions: tuple[str, ...] = ()
+  suffixes: tuple[str, ...]  # of its files; empty for a folder
+  export: Callable[..., None]  # `(model, path, overwrite=False)` writes it
+  use: str  # code that uses it; {path}: the file, {tokens}: tokens of a puzzle
+  has_card: bool = False  # whether a card is written beside it
+  precisions: tuple[str, ...] = ()  # if any, `export` takes `precision`
 
   def paths(self, path: pathlib.Path) -> list[pathlib.Path]:
-    """What `export` makes.
-
-    Raises:
-      UserError: if the name does not end as it must.
-    """
+    """The paths that `export` writes; a UserError for a wrong suffix."""
     if self.suffixes and path.suffix not in self.suffixes:
       raise UserError(
         f"{path}: the name of this format must end in "
@@ -96,11 +83,7 @@ FORMATS = {
 
 
 def get(name: str, precision: str | None = None) -> Format:
-  """A format, to be written in a certain precision.
-
-  Raises:
-    UserError: if there is no such format, or it has no precisions.
-  """
+  """The format of that name, with `export` in that precision."""
   if name not in FORMATS:
     raise UserError(f"--format={name}: must be one of {', '.join(FORMATS)}")
   found = FORMATS[name]

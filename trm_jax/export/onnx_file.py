@@ -1,17 +1,14 @@
-"""A model as one ONNX file, for devices that have onnxruntime and no JAX.
+"""A model as one ONNX file, for onnxruntime without JAX.
 
-Inputs and outputs are those of `export.stablehlo`, by name; `depth` is int64.
-The loop ends when all puzzles of a batch have halted.
+Inputs and outputs are those of `export.stablehlo`, except that `depth` is
+int64. Arithmetic is float32, so answers of a bfloat16 model may differ in rare
+ties. In precision "int8" all matrices except the heads are stored as int8 with
+a scale for each output: a quarter of the size. They are dequantized when a run
+starts, so memory and speed are those of float32.
 
-Arithmetic is float32 whatever the model was trained in, so that answers of a
-bfloat16 model may differ in rare ties. As "int8" each matrix but those of the
-heads is stored in bytes, with a scale for every output: a quarter of the size.
-They are multiplied out when a run begins; memory and speed stay those of
-float32.
-
-The file needs opset 18 (onnxruntime 1.14 or later) and no other file; its
-metadata hold the card too. `load` wants the card beside it, `PATH.json`, whose
-fingerprint it checks first: onnxruntime may crash on damaged files.
+The file needs opset 18 (onnxruntime 1.14 or later). Its metadata contain the
+card; `load` needs the card `PATH.json` and checks its fingerprint first,
+because onnxruntime may crash on damaged files.
 """
 
 import importlib.util
@@ -35,9 +32,8 @@ if TYPE_CHECKING:
 
 FORMAT = "trm_jax.onnx/2"
 PRECISIONS = ("float32", "int8")
-# Protocol buffers can be no larger.
-_MAX_BYTES = 2**31 - 1
-_GRAPH_BYTES = 2**20  # more than nodes and names take
+_MAX_BYTES = 2**31 - 1  # of a protocol buffer
+_GRAPH_BYTES = 2**20  # upper bound of nodes and names
 
 
 def export(
@@ -51,12 +47,12 @@ def export(
   Args:
     pretrained: the model, of a family with the standard cycle.
     path: the `.onnx` file; the card is `PATH.json`.
-    precision: how matrices are stored, "float32" or "int8".
-    overwrite: whether files that are there are replaced.
+    precision: of stored matrices, "float32" or "int8".
+    overwrite: whether existing files are replaced.
 
   Raises:
-    UserError: if `onnx` is not installed, ONNX cannot express the model or it
-      is larger than such a file can be, or the files cannot be written.
+    UserError: if `onnx` is not installed, ONNX cannot express the model, it is
+      too large, or the files cannot be written.
   """
   path = pathlib.Path(path)
   _require("onnx")
@@ -70,9 +66,9 @@ def export(
     )
   files.refuse_existing(overwrite, path, files.card_path(path))
   facts = pretrained.card() | {"format": FORMAT, "precision": precision}
-  written = json.dumps(facts)
+  card_json = json.dumps(facts)
   graph = onnx_model.build(pretrained.params, config, precision)
-  size = graph.stored_bytes + len(written) + _GRAPH_BYTES
+  size = graph.stored_bytes + len(card_json) + _GRAPH_BYTES
   if size > _MAX_BYTES:
     raise UserError(
       f"{path}: the model takes {size / 1e9:.1f} GB, but an ONNX file holds "
@@ -82,16 +78,13 @@ def export(
     f"{config.family} ({config.mixer} mixer) for {facts['task']}, weights "
     f"stored as {precision}, after {facts['step']} training steps. Its "
     "vocabulary is in the metadata, under 'card'.",
-    {"card": written},
+    {"card": card_json},
   )
   card.write(path, model.SerializeToString(deterministic=True), facts)
 
 
 def load(path: str | os.PathLike) -> Solver:
-  """Opens a file that `export` wrote.
-
-  Returns:
-    The model on onnxruntime's CPU provider.
+  """Opens a file of `export` on onnxruntime's CPU provider.
 
   Raises:
     UserError: if `onnxruntime` is not installed; if a file is missing, damaged,
@@ -117,13 +110,13 @@ def load(path: str | os.PathLike) -> Solver:
       )
   del model  # as large as the file
   options = onnxruntime.SessionOptions()
-  options.log_severity_level = 4  # what fails raises
+  options.log_severity_level = 4  # errors are raised anyway
   try:
-    # The bytes that were checked, not the path, which may have changed.
+    # The checked bytes: the file may have changed.
     session = onnxruntime.InferenceSession(
       content, options, providers=["CPUExecutionProvider"]
     )
-  except Exception as error:  # onnxruntime's errors share no base of their own
+  except Exception as error:  # onnxruntime's errors have no common base
     raise UserError(
       f"{path}: onnxruntime {onnxruntime.__version__} refuses it: {error}"
     ) from error
@@ -161,7 +154,7 @@ def _refuse_unsupported(config: ModelConfig):
 
 
 def _tensors(message: Any) -> Iterator["onnx.TensorProto"]:
-  """Every tensor in a message, however deep."""
+  """Yields every tensor in a message, at any depth."""
   import onnx
   from google.protobuf.message import Message
 

@@ -4,14 +4,12 @@
     params = ocp.load(folder)                    # nested dicts of numpy arrays
     card = ocp.metadata(folder).custom_metadata  # config, task, scores ...
 
-The tree is that of `Params`: `weights`, `puzzle_table` and `initial`. Empty
-arrays (the puzzle table of a model without puzzle embeddings) are left out:
-Orbax refuses to write them.
+The tree is that of `Params`, without empty arrays (the puzzle table of a model
+without puzzle embeddings), which Orbax cannot write.
 """
 
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Mapping
 from typing import Any, cast
@@ -41,62 +39,58 @@ FORMAT = "trm_jax.orbax/1"
 def export(
   pretrained: Pretrained, path: str | os.PathLike, overwrite: bool = False
 ):
-  """Writes a model as a folder, whole or not at all.
+  """Writes a model as a folder, atomically.
 
   Args:
     pretrained: the model.
-    path: the folder to make.
-    overwrite: whether an exported model that is there is replaced.
+    path: the folder.
+    overwrite: whether an existing exported model is replaced.
 
   Raises:
-    UserError: if it cannot be written, or something is in the way; then
-      nothing is changed.
+    UserError: if it cannot be written or the path exists; then nothing is
+      changed.
   """
   path = pathlib.Path(path)
   files.refuse_existing(overwrite, path)
   if os.path.lexists(path):
-    _read_card(path)  # no other folder is replaced
+    _read_card(path)  # replaces only an exported model
   tree = without_empty(jax.device_get(pretrained.params))
   card = pretrained.card() | {
     "format": FORMAT,
     "fingerprint": int(fingerprint(tree)),
   }
-  scratch = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(
-      tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
-    )
-    complete = scratch / "new"
-    ocp.save(str(complete.absolute()), tree, custom_metadata={"card": card})
-    _put(complete, path, aside=scratch / "old")
+    with tempfile.TemporaryDirectory(
+      prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True
+    ) as scratch:
+      complete = pathlib.Path(scratch, "new")
+      ocp.save(str(complete.absolute()), tree, custom_metadata={"card": card})
+      _put(complete, path, aside=pathlib.Path(scratch, "old"))
   except Exception as error:  # Orbax and TensorStore raise many kinds
     raise UserError(f"cannot write {path}: {first_line(error)}") from error
-  finally:
-    if scratch:
-      shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load(
   path: str | os.PathLike,
 ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
-  """Reads what `export` wrote.
+  """Reads a folder of `export`.
 
   Returns:
-    The parameters on the default device; the config, and the other facts of
-    the card, as plain values.
+    The parameters on the default device; the config and the other facts of the
+    card as plain values.
 
   Raises:
-    UserError: if the folder is missing, damaged, of another format, or does
-      not hold exactly the arrays that its config describes.
+    UserError: if the folder is missing, damaged, of another format, or its
+      arrays are not those of its config.
   """
   path = pathlib.Path(path)
-  card, there = _read_card(path)
+  card, arrays = _read_card(path)
   config = card.pop("config", {})
-  expected = _expected(path, config, len(there))
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  abstract = abstract_state(expected, jax.tree.map(lambda _: here, expected))
-  cards.check_arrays(path, there, described(without_empty(abstract)))
+  expected = _expected(path, config, len(arrays))
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  abstract = abstract_state(expected, jax.tree.map(lambda _: device, expected))
+  cards.check_arrays(path, arrays, described(without_empty(abstract)))
   try:
     tree = ocp.load(str(path.absolute()), without_empty(abstract))
   except Exception as error:  # Orbax and TensorStore raise many kinds
@@ -107,7 +101,7 @@ def load(
 
 
 def _put(folder: pathlib.Path, path: pathlib.Path, aside: pathlib.Path):
-  """Moves a folder to its place; what was there goes aside, or stays."""
+  """Moves a folder to `path` and an existing one to `aside`, or neither."""
   replaced = path.exists()
   if replaced:
     path.replace(aside)
@@ -120,18 +114,18 @@ def _put(folder: pathlib.Path, path: pathlib.Path, aside: pathlib.Path):
 
 
 def _read_card(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
-  """The card of an exported folder, and its arrays: path -> dtype, shape."""
+  """The card of an exported folder, and its arrays: path -> dtype and shape."""
   if not path.is_dir():
     raise UserError(f"{path}: there is no such folder")
   try:
     metadata = ocp.metadata(str(path.absolute()))
     card = cast(Mapping, metadata.custom_metadata or {}).get("card")
-    there = described(metadata.metadata)
+    arrays = described(metadata.metadata)
   except Exception as error:  # Orbax and TensorStore raise many kinds
     raise _damaged(path, error) from error
   card = dict(card) if isinstance(card, dict) else {}
   cards.check_format(path, card.get("format"), FORMAT)
-  return card, there
+  return card, arrays
 
 
 def _expected(
@@ -140,7 +134,7 @@ def _expected(
   """Shapes of the parameters that a config describes."""
   try:
     model = config_lib.read(config).model
-    # Each block has arrays of its own; describing one takes time.
+    # Every block has arrays; a huge number of layers would take long below.
     layers = sum(model.kind.stacks(model).values())
     if layers > arrays:
       raise ValueError(f"{layers} layers, and {arrays} arrays")

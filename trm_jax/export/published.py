@@ -1,7 +1,7 @@
-"""Published PyTorch checkpoints, and the runs made from them.
+"""Imports published PyTorch checkpoints as runs.
 
-The reference saves the state dict of its compiled model with averaged weights:
-no config, no optimizer, no names of puzzles.
+The reference saves only the state dict of its compiled model with averaged
+weights: no config, optimizer or names of puzzles.
 """
 
 import json
@@ -29,24 +29,23 @@ from trm_jax.train.program import build
 
 _BLANK = "<blank>"
 
-# More than the names of some million puzzles take, in bytes.
-_LONGEST_NAMES = 2**28
+_MAX_NAME_BYTES = 2**28  # of a file of names; enough for some million puzzles
 
 Arrays = dict[str, np.ndarray]
 
 
 def read_arrays(path: pathlib.Path) -> Arrays:
-  """Reads the learned arrays of a checkpoint. Nothing in it is run.
+  """Reads the learned arrays of a checkpoint, without running code in it.
 
   Args:
-    path: `.safetensors`; under any other name, what `torch.save` wrote.
+    path: `.safetensors`, or a file of `torch.save` with any other suffix.
 
   Returns:
     Plain name, see `recognition.plain_names` -> array.
 
   Raises:
-    UserError: if the file is missing, damaged or something else, PyTorch is
-      needed and not there, or an array does not hold finite numbers.
+    UserError: if the file is missing, damaged or of another kind, PyTorch is
+      needed but missing, or an array has non-finite numbers.
   """
   if path.suffix == ".safetensors":
     with weights.opened(path) as file:
@@ -65,14 +64,10 @@ def read_arrays(path: pathlib.Path) -> Arrays:
 
 
 def read_names(path: pathlib.Path) -> list[str]:
-  """Reads the name of each puzzle id: the `identifiers.json` of a dataset.
-
-  Raises:
-    UserError: if it is missing or not a list of different names.
-  """
+  """Reads the distinct names of puzzle ids, `identifiers.json` of a dataset."""
   try:
-    if path.stat().st_size > _LONGEST_NAMES:
-      raise ValueError(f"it is larger than {_LONGEST_NAMES:,} bytes")
+    if path.stat().st_size > _MAX_NAME_BYTES:
+      raise ValueError(f"it is larger than {_MAX_NAME_BYTES:,} bytes")
     names = json.loads(path.read_text())
     if not isinstance(names, list) or not names:
       raise ValueError("not a list")
@@ -95,11 +90,11 @@ def complete_config(
 
   Args:
     config: as plain values.
-    arrays: what `read_arrays` returns.
-    given: fields of the model that were set by hand, for these arrays.
+    arrays: result of `read_arrays`.
+    given: fields of the model that the user set for these arrays.
 
   Returns:
-    The config, and a sentence for each field that was changed.
+    The config, and a sentence for each changed field.
 
   Raises:
     UserError: as `recognition.recognise`, or if the config is invalid.
@@ -126,13 +121,13 @@ def names_of_data(
   """The name of each puzzle id of the data.
 
   Args:
-    experiment: says which data.
+    experiment: the config.
     choice: as for `arrange_table`.
     say: called with a sentence before work that may take a minute.
 
   Returns:
-    The names. None if they are not known without preparing a dataset whose
-    tasks each have an id, and `choice` does not need them.
+    The names. None if the dataset must be prepared first to know them, and
+    `choice` does not need them.
   """
   data = experiment.data
   if not (data.path and os.path.isdir(os.path.expanduser(data.path))):
@@ -152,24 +147,24 @@ def arrange_table(
   names: list[str] | None,
   data_names: list[str] | None,
 ) -> tuple[Arrays, dict[str, Any], list[str]]:
-  """Brings the puzzle table to the size that the run needs.
+  """Converts the puzzle table to the size that the run needs.
 
   Args:
-    arrays: what `read_arrays` returns.
-    config: what `complete_config` returns.
-    choice: "keep" the table as it is, one row for all puzzles (or for each id
-      of the data) with the "mean" of its rows, or "drop" it for zeros, one row
-      for each id of the data. None is for a table that fits.
-    names: the name of each puzzle id of the file, if known. Rows without a
-      name must be zero, as those that fill a table up are.
+    arrays: result of `read_arrays`.
+    config: result of `complete_config`.
+    choice: "keep" the table, replace it by the "mean" of its rows (one row, or
+      one for each id of the data), or "drop" it for zeros (one row for each id
+      of the data). None for a table that fits.
+    names: the name of each puzzle id of the file, if known. Rows beyond the
+      names are padding and must be zero.
     data_names: the name of each puzzle id of the data, if known.
 
   Returns:
-    The arrays with their new table, the config with its size, and the name of
-    each puzzle id of the run: `["<blank>"]` where one row serves all.
+    The arrays with the new table, the config with its size, and the name of
+    each puzzle id of the run: `["<blank>"]` if all puzzles share one row.
 
   Raises:
-    UserError: if the table does not fit, naming what can be done.
+    UserError: if the table does not fit, naming the choices.
   """
   if TABLE in arrays:
     table, run_names = _choose_rows(arrays[TABLE], choice, names, data_names)
@@ -196,7 +191,7 @@ def _choose_rows(
   names: list[str] | None,
   data_names: list[str] | None,
 ) -> tuple[np.ndarray, list[str]]:
-  """A table, and the name of each id in it."""
+  """The new table, and the name of each id in it."""
   rows, used = len(table), _used(table)
   if names and choice != "drop" and not used <= len(names) <= rows:
     raise UserError(
@@ -240,7 +235,7 @@ def _choose_rows(
 
 
 def _used(table: np.ndarray) -> int:
-  """Rows up to the last that is not zero; the blank one counts always."""
+  """The number of rows up to the last nonzero one, at least 1."""
   return int(np.max(np.flatnonzero(table.any(axis=1)), initial=0)) + 1
 
 
@@ -251,24 +246,28 @@ def write_run(
   params: Params,
   names: list[str],
 ):
-  """Makes a run's folder with one checkpoint, of step 0.
+  """Makes a run's folder with one checkpoint, of step 0, atomically.
 
-  The average starts as a copy of the weights; optimizer and slots are new. The
-  folder appears whole or not at all.
+  The average starts as a copy of the weights; optimizer and slots are new.
 
   Args:
-    path: the folder to make.
+    path: the folder.
     config: as plain values.
-    overrides: what the command line changed in it.
+    overrides: fields changed on the command line.
     params: the model.
     names: the name of each puzzle id.
 
   Raises:
-    UserError: if there is something already, it cannot be written, or the
-      devices do not suit the config.
+    UserError: if the path exists, it cannot be written, or the devices do not
+      fit the config.
   """
   check_new(path)
-  state = _initial_state(config_lib.read(config), params)
+  program = build(config_lib.read(config))
+  begin = jax.jit(
+    lambda params: train.state_from_params(params, program.recipe),
+    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, program.abstract),
+  )
+  state = begin(params)
   unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     folder = RunFolder(unfinished)
@@ -287,21 +286,6 @@ def write_run(
 
 
 def check_new(path: pathlib.Path):
-  """Refuses a path where something is already.
-
-  Raises:
-    UserError: naming it.
-  """
+  """Refuses a path that exists, with a UserError."""
   if path.is_symlink() or path.exists():
     raise UserError(f"{path} exists already; name another folder")
-
-
-def _initial_state(experiment: Experiment, params: Params) -> train.TrainState:
-  """The training state of step 0, on its devices."""
-  program = build(experiment)
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
-  begin = jax.jit(
-    lambda params: train.state_from_params(params, program.recipe),
-    out_shardings=shardings,
-  )
-  return begin(params)

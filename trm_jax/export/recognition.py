@@ -1,8 +1,8 @@
 """Compares the arrays of a checkpoint with the model that a config describes.
 
-The names are those of the reference implementation, see `reference.layout`.
-Width, number of layers and puzzle embedding are taken from the file. All else
-must be as configured, for heads, cycles and the like leave no trace in shapes.
+Names are those of the reference implementation, see `reference.layout`. Width,
+number of layers and puzzle embedding are read from the shapes; all else, such
+as heads and cycles, comes from the config.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from trm_jax.export import reference
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What the reference computes or overwrites before it reads it.
+# Buffers that the reference recomputes.
 _BUFFERS = {
   "inner.rotary_emb.cos_cached",
   "inner.rotary_emb.sin_cached",
@@ -26,15 +26,13 @@ _BUFFERS = {
   "inner.puzzle_emb.local_ids",
 }
 
-# What wrappers put before a name: torch.compile, the loss head, and training
-# on several devices.
+# Prefixes of torch.compile, distributed training and the loss head.
 _PREFIX = re.compile(r"(?:_orig_mod\.|module\.|model\.)*")
 
-# More than any such model has. Describing one takes time for each.
-_MOST_LAYERS = 256
+_MAX_LAYERS = 256  # more than any published model has
 
-# Field -> others that go with it and that no shape tells.
-_UNTOLD = {
+# Field -> related fields that cannot be read from shapes.
+_RELATED = {
   "family": "cycles and latent_steps",
   "mixer": "heads and positions",
   "puzzle_emb_ndim": "puzzle_emb_len",
@@ -45,10 +43,10 @@ def plain_names(names: Collection[str]) -> dict[str, str]:
   """Strips the prefixes of wrappers, and leaves out buffers.
 
   Returns:
-    The name as in `reference.layout` -> the name as it was given.
+    The name in `reference.layout` -> the name in the file.
 
   Raises:
-    UserError: if two names would then be one, as in a file of two models.
+    UserError: if two names become equal, as in a file of two models.
   """
   plain: dict[str, str] = {}
   for name in sorted(names):
@@ -65,21 +63,21 @@ def plain_names(names: Collection[str]) -> dict[str, str]:
 def recognise(
   shapes: Shapes, config: ModelConfig, given: Collection[str] = ()
 ) -> dict[str, Any]:
-  """Checks that arrays are those of a model, of the size that they have.
+  """Checks that arrays are those of the configured model, at any size.
 
   Args:
     shapes: plain name -> shape in the reference's layout.
-    config: the model as configured, of the task that it was trained on.
-    given: fields that were set by hand for these arrays.
+    config: the model as configured for the task.
+    given: fields that the user set for these arrays.
 
   Returns:
-    Fields of `ModelConfig` in which the file differs, and their values there:
-    of `width`, `layers`, `answer_layers`, `positions`, `puzzle_emb_ndim`,
-    `registers`, and `latent_steps` where each has a latent of its own.
+    Field of `ModelConfig` -> its value in the file, where it differs: among
+    `width`, `layers`, `answer_layers`, `positions`, `puzzle_emb_ndim`,
+    `registers`, and `latent_steps` if each step has its own latent.
 
   Raises:
-    UserError: naming an array and both its shapes, and the field that explains
-      the difference, if one does.
+    UserError: naming an array, both its shapes, and single changes of the
+      config that explain the difference.
   """
   found = _read_shapes(shapes, config)
   try:
@@ -113,7 +111,7 @@ def recognise(
 
 
 def _read_shapes(shapes: Shapes, config: ModelConfig) -> dict[str, Any]:
-  """Fields that shapes tell without doubt, for a family as configured."""
+  """Reads the fields that are unambiguous for the configured family."""
   tokens = shapes.get(reference.TOKENS, ())
   if len(tokens) == 2 and tokens[0] != config.vocab_size:
     raise UserError(
@@ -124,20 +122,20 @@ def _read_shapes(shapes: Shapes, config: ModelConfig) -> dict[str, Any]:
   found: dict[str, Any] = {"registers": 0}  # the reference has none
   if len(tokens) == 2:
     found["width"] = tokens[1]
-  called = reference.names(config)
-  for there, here in called.stacks:
-    if count := _count_layers(shapes, there):
-      found[reference.LAYER_FIELDS[here]] = count
+  theirs = reference.names(config)
+  for their_stack, stack in theirs.stacks:
+    if count := _count_layers(shapes, their_stack):
+      found[reference.LAYER_FIELDS[stack]] = count
   if found.get("answer_layers") == found.get("layers", config.layers):
     found["answer_layers"] = config.answer_layers and found["answer_layers"]
   if "latent_steps" in config.kind.tied:
     latents = sum(name.endswith("_init") for name in shapes)
-    others = len(called.latents(config)) - config.latent_steps
+    others = len(theirs.latents(config)) - config.latent_steps
     found["latent_steps"] = latents - others
   if reference.POSITIONS in shapes:
     found["positions"] = "learned"
   table = shapes.get(reference.TABLE, (config.num_puzzle_ids, 0))
-  # How many tokens a prefix has, nothing tells to a config without one.
+  # A config without puzzle embedding lacks the length of the prefix.
   if len(table) == 2 and (config.puzzle_emb_ndim or not table[1]):
     found["num_puzzle_ids"], found["puzzle_emb_ndim"] = table
   return found
@@ -146,13 +144,13 @@ def _read_shapes(shapes: Shapes, config: ModelConfig) -> dict[str, Any]:
 def _count_layers(shapes: Shapes, stack: str) -> int:
   pattern = re.compile(rf"inner\.{stack}\.layers\.(\d{{1,9}})\.")
   seen = {int(match[1]) for name in shapes if (match := pattern.match(name))}
-  if len(seen) > _MOST_LAYERS:
-    raise UserError(f"{len(seen):,} layers; at most {_MOST_LAYERS} are read")
+  if len(seen) > _MAX_LAYERS:
+    raise UserError(f"{len(seen):,} layers; at most {_MAX_LAYERS} are read")
   return len(seen)
 
 
 def _length(shapes: Shapes) -> int | None:
-  """L, if any array has it in its shape."""
+  """L, if a shape contains it."""
   for name, shape in shapes.items():
     if name == reference.POSITIONS and shape:
       return shape[0]
@@ -164,7 +162,7 @@ def _length(shapes: Shapes) -> int | None:
 def _alternatives(
   shapes: Shapes, config: ModelConfig
 ) -> Iterator[dict[str, Any]]:
-  """Single changes of a config that may explain a difference."""
+  """Yields changes of the config that may explain a difference."""
   for family in FAMILIES.values():
     if family.reference:
       yield {"family": family.name}
@@ -187,7 +185,7 @@ def _alternatives(
 def _describes(
   shapes: Shapes, config: ModelConfig, changes: Mapping[str, Any]
 ) -> bool:
-  """Whether a changed config is that of the file."""
+  """Whether a changed config describes the file."""
   try:
     model = dataclasses.replace(config, **changes)
     model = dataclasses.replace(model, **_read_shapes(shapes, model))
@@ -198,6 +196,6 @@ def _describes(
 
 def _flags(changes: Mapping[str, Any]) -> str:
   flags = [f"--config.model.{name}={value}" for name, value in changes.items()]
-  untold = [_UNTOLD[name] for name in changes if name in _UNTOLD]
-  also = f" (check {', '.join(untold)} too)" if untold else ""
-  return " ".join(flags) + also
+  related = [_RELATED[name] for name in changes if name in _RELATED]
+  advice = f" (check {', '.join(related)} too)" if related else ""
+  return " ".join(flags) + advice

@@ -1,8 +1,8 @@
-"""The reference PyTorch implementation's names and layouts, both ways.
+"""Converts parameters from and to the reference PyTorch implementation.
 
-Linear weights are `[out, in]` there; here they are `[in, ...]` with the output
-split by meaning (q, k, v and heads; gate and up). One table, `layout`, says
-which array is which; both directions read it.
+Its linear weights are `[out, in]`; ours are `[in, ...]` with the output split
+by meaning (q, k, v and heads; gate and up). `layout` lists all arrays for both
+directions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,30 +29,20 @@ LAYER_FIELDS = {"blocks": "layers", "answer_blocks": "answer_layers"}
 
 
 class Entry(NamedTuple):
-  """One array.
+  """One array."""
 
-  Attributes:
-    name: the reference's parameter name, without a checkpoint's prefix.
-    path: keys from `Params` down to the array; a number is an index into it.
-    shape: in the reference.
-  """
-
-  name: str
-  path: Path
-  shape: tuple[int, ...]
+  name: str  # the reference's parameter name, without a checkpoint's prefix
+  path: Path  # keys and indices from `Params` down to the array
+  shape: tuple[int, ...]  # in the reference
 
   @property
   def is_transposed(self) -> bool:
-    """Whether it is a linear layer's matrix, `[out, in]` there."""
+    """Whether it is a linear layer's matrix, `[out, in]` in the reference."""
     return self.name.endswith(".weight")
 
 
 def names(config: ModelConfig) -> ReferenceNames:
-  """What the reference calls a model.
-
-  Raises:
-    UserError: for a family that the reference does not have.
-  """
+  """The reference's names; a UserError for a family that it does not have."""
   if config.kind.reference is None:
     known = [name for name, each in FAMILIES.items() if each.reference]
     raise UserError(
@@ -63,14 +53,10 @@ def names(config: ModelConfig) -> ReferenceNames:
 
 
 def layout(config: ModelConfig) -> Iterator[Entry]:
-  """Every array of a model, in the reference's order.
-
-  Raises:
-    UserError: for a family that the reference does not have.
-  """
-  called = names(config)
+  """Yields every array of a model, in the reference's order."""
+  theirs = names(config)
   width, vocab, weights = config.width, config.vocab_size, ("weights",)
-  for name, path in called.latents(config):
+  for name, path in theirs.latents(config):
     yield Entry(f"inner.{name}_init", ("initial", *path), (width,))
   yield Entry(TOKENS, (*weights, "embed", "tokens"), (vocab, width))
   for head, outputs in (("lm_head", vocab), ("q_head", 2)):
@@ -84,23 +70,23 @@ def layout(config: ModelConfig) -> Iterator[Entry]:
     path = (*weights, "embed", "positions")
     yield Entry(POSITIONS, path, (config.length, width))
   layers = config.kind.stacks(config)
-  for there, here in called.stacks:
-    for i in range(layers[here]):
-      path = (*weights, here, f"block_{i}")
-      yield from _block(f"inner.{there}.layers.{i}", path, config)
+  for their_stack, stack in theirs.stacks:
+    for i in range(layers[stack]):
+      path = (*weights, stack, f"block_{i}")
+      yield from _block(f"inner.{their_stack}.layers.{i}", path, config)
 
 
-def _block(there: str, here: Path, config: ModelConfig) -> Iterator[Entry]:
-  width, mixer = config.width, (*here, "mixer")
+def _block(name: str, path: Path, config: ModelConfig) -> Iterator[Entry]:
+  width, mixer = config.width, (*path, "mixer")
   if config.mixer == "mlp":
     inner = config.token_inner
-    yield from _swiglu(f"{there}.mlp_t", mixer, config.length, inner)
+    yield from _swiglu(f"{name}.mlp_t", mixer, config.length, inner)
   else:
-    attention = f"{there}.self_attn"
+    attention = f"{name}.self_attn"
     qkv, out = (*mixer, "qkv"), (*mixer, "out")
     yield Entry(f"{attention}.qkv_proj.weight", qkv, (3 * width, width))
     yield Entry(f"{attention}.o_proj.weight", out, (width, width))
-  yield from _swiglu(f"{there}.mlp", (*here, "mlp"), width, config.mlp_inner)
+  yield from _swiglu(f"{name}.mlp", (*path, "mlp"), width, config.mlp_inner)
 
 
 def _swiglu(name: str, path: Path, width: int, inner: int) -> Iterator[Entry]:
@@ -112,14 +98,11 @@ def _swiglu(name: str, path: Path, width: int, inner: int) -> Iterator[Entry]:
 def mismatch(
   shapes: Mapping[str, tuple[int, ...]], config: ModelConfig
 ) -> str | None:
-  """The first array in which a set of shapes is not that of a model.
+  """A sentence about the first array that does not fit a model, or None.
 
   Args:
     shapes: name -> shape in the reference's layout.
     config: the model.
-
-  Returns:
-    The array's name with both shapes, as a sentence; None if all agree.
   """
   needed = {entry.name: entry.shape for entry in layout(config)}
   for name, shape in needed.items():
@@ -145,31 +128,26 @@ def mismatch(
 def params_from_reference(
   arrays: Mapping[str, np.ndarray], config: ModelConfig
 ) -> Params:
-  """Builds parameters from the reference's arrays.
+  """Builds parameters from the reference's arrays, in `config.param_dtype`.
 
   Args:
     arrays: name -> array in the reference's layout.
-    config: the model they belong to.
-
-  Returns:
-    `Params` in `config.param_dtype`.
+    config: the model.
 
   Raises:
-    UserError: naming an array that is missing, left over, or of another shape
-      than the model's.
+    UserError: naming an array that is missing, unexpected or of a wrong shape.
   """
-  # All is checked before memory is taken for any of it.
+  # Checks all shapes before allocating memory.
   shapes = {name: np.shape(array) for name, array in arrays.items()}
   if found := mismatch(shapes, config):
     raise UserError(found)
   params = jax.tree.map(
-    lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-    network.shapes(config),
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.shapes(config)
   )
   for entry in layout(config):
-    array, here = np.asarray(arrays[entry.name]), _lookup(params, entry.path)
+    array, ours = np.asarray(arrays[entry.name]), _lookup(params, entry.path)
     array = array.T if entry.is_transposed else array
-    here[...] = array.reshape(here.shape)
+    ours[...] = array.reshape(ours.shape)
   return jax.tree.map(jnp.asarray, params)
 
 
@@ -187,7 +165,7 @@ def params_to_reference(
 
 
 def _lookup(tree: Any, path: Path) -> Any:
-  """What is at a path of keys, attributes and indices."""
+  """The value at a path of keys, attributes and indices."""
   for key in path:
     is_attribute = isinstance(key, str) and not isinstance(tree, dict)
     tree = getattr(tree, key) if is_attribute else tree[key]

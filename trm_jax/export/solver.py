@@ -1,4 +1,4 @@
-"""A solver read from an exported file: one interface for all formats."""
+"""The common interface of models loaded from exported files."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,16 +13,11 @@ from trm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Solver:
-  """An exported model, ready to run.
-
-  Attributes:
-    card: what the file says of the model.
-    model: its config.
-    call: `(inputs, puzzle_ids, depth, threshold) -> outputs`, as in the file.
-  """
+  """An exported model, ready to run."""
 
   card: Mapping[str, Any]
   model: ModelConfig
+  # `(inputs, puzzle_ids, depth, threshold) -> outputs`, as in the file.
   call: Callable[..., Mapping[str, Any]]
 
   def __call__(
@@ -37,16 +32,16 @@ class Solver:
     Args:
       inputs: int `[B, S]`, tokens of the questions.
       puzzle_ids: int `[B]`, or one for all.
-      depth: most supervision steps, 1 or more.
-      threshold: the halting margin beyond which a puzzle halts; infinity gives
-        every puzzle all of `depth`.
+      depth: maximum supervision steps, at least 1.
+      threshold: a puzzle halts when its halting margin exceeds it; with
+        infinity every puzzle takes `depth` steps.
 
     Returns:
       `answers` int32 `[B, S]`, `logits` float32 `[B, S, V]`, `q_halt` float32
-      `[B]` and `steps` int32 `[B]`, each as it was when the puzzle halted.
+      `[B]` and `steps` int32 `[B]`, each at the step where the puzzle halted.
 
     Raises:
-      UserError: if an argument has another shape or is out of range.
+      UserError: if an argument has a wrong shape or is out of range.
     """
     model, inputs = self.model, np.asarray(inputs)
     if inputs.ndim != 2 or inputs.shape[1] != model.seq_len or not len(inputs):

@@ -1,25 +1,24 @@
-"""A whole solver in one file: StableHLO with the weights inside.
+"""A model as one StableHLO file with its weights.
 
-The file has the bytes of `jax.export.Exported.serialize()`, and one file runs
-on CPUs, NVIDIA GPUs and TPUs, for any batch size. It needs jax and flatbuffers
-to run, and nothing of this project:
+The file is `jax.export.Exported.serialize()`. It runs on CPUs, NVIDIA GPUs and
+TPUs, for any batch size, with jax and flatbuffers and without this package:
 
     solve = jax.jit(jax.export.deserialize(open(path, "rb").read()).call)
     found = solve(inputs, puzzle_ids, np.int32(16), np.float32(np.inf))
 
   inputs      int32 [b, S]     the questions
   puzzle_ids  int32 [b]        rows of the puzzle table; 0 if there is only one
-  depth       int32 []         supervision steps at most
-  threshold   float32 []       how large the halting margin must be to stop
+  depth       int32 []         maximum supervision steps
+  threshold   float32 []       a puzzle halts when its margin exceeds it
   answers     int32 [b, S]     the likeliest tokens
   logits      float32 [b, S, V]
   q_halt      float32 [b]      logit of "the answer is right"
-  steps       int32 [b]        supervision steps that it took
+  steps       int32 [b]        supervision steps taken
 
 Inputs are positional; the result is a dict.
 
-jax promises to read such a file for six months, and longer as long as it
-supports the file's calling convention version; the card (`PATH.json`) tells it.
+jax reads such a file for at least six months, and as long as it supports the
+calling convention version in the card (`PATH.json`).
 """
 
 import functools
@@ -43,8 +42,7 @@ from trm_jax.run.pretrained import Pretrained
 FORMAT = "trm_jax.stablehlo/1"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-# Flatbuffers, in which jax writes, end at two gigabytes.
-_LARGEST = 2**31
+_LARGEST = 2**31  # bytes of a flatbuffer
 
 
 def solve(
@@ -58,20 +56,20 @@ def solve(
   """Refines a batch until every puzzle has halted, or `depth` is reached.
 
   A puzzle halts after the first supervision step whose margin (`q_halt`; in
-  HRM `q_halt - q_continue`) exceeds the threshold, and keeps what it had.
+  HRM `q_halt - q_continue`) exceeds the threshold; its outputs are those of
+  that step.
 
   Args:
     params: the model.
     inputs: int32 `[B, S]`.
-    puzzle_ids: int32 `[B]`; those that the table does not have count as 0, the
-      blank one.
-    depth: int32 [], most supervision steps; less than 1 counts as 1. Not read
-      by families that do not recur.
+    puzzle_ids: int32 `[B]`; ids out of range are replaced by 0, the blank one.
+    depth: int32 [], maximum supervision steps; below 1 counts as 1. Ignored by
+      families that do not recur.
     threshold: float32 [], infinite for a fixed depth.
     config: the model's.
 
   Returns:
-    The outputs, see the head of this file.
+    The outputs, see the top of this file.
   """
   batch = inputs.shape[0]
   known = (puzzle_ids >= 0) & (puzzle_ids < config.num_puzzle_ids)
@@ -85,24 +83,24 @@ def solve(
   def refine(state):
     step, latents, halted, found = state
     latents, now = rollout.step(params.weights, rows, latents, inputs, config)
-    halted_here = now.margin > threshold
+    halts = now.margin > threshold
     new = {
       "logits": now.outputs.logits.astype(jnp.float32),
       "q_halt": now.outputs.q_halt.astype(jnp.float32),
       "steps": jnp.broadcast_to(step + 1, (batch,)),
     }
     found = select_rows(halted, found, new)
-    return step + 1, latents, halted | halted_here, found
+    return step + 1, latents, halted | halts, found
 
   latents = recursion.evaluation_latents(params.initial, batch, config)
-  nothing = {
+  outputs = {
     "logits": jnp.zeros(
       (batch, config.seq_len, config.vocab_size), jnp.float32
     ),
     "q_halt": jnp.zeros((batch,), jnp.float32),
     "steps": jnp.zeros((batch,), jnp.int32),
   }
-  start = (jnp.int32(0), latents, jnp.zeros((batch,), bool), nothing)
+  start = (jnp.int32(0), latents, jnp.zeros((batch,), bool), outputs)
   *_, found = jax.lax.while_loop(unfinished, refine, start)
   answers = jnp.argmax(found["logits"], axis=-1).astype(jnp.int32)
   return {"answers": answers, **found}
@@ -111,12 +109,12 @@ def solve(
 def export(
   pretrained: Pretrained, path: str | os.PathLike, overwrite: bool = False
 ):
-  """Writes a model as one solver for all platforms, and its card beside it.
+  """Writes a model for all platforms, and its card beside it.
 
   Args:
     pretrained: the model.
     path: the file; the card is `PATH.json`.
-    overwrite: whether files that are there are replaced.
+    overwrite: whether existing files are replaced.
 
   Raises:
     UserError: if the model is too large for the format, or the files cannot be
@@ -152,9 +150,9 @@ def export(
 
 
 def _narrowed(params: Params, config: ModelConfig) -> Params:
-  """Parameters in the dtype of the activations, where that is narrower.
+  """Parameters in the dtype of the activations, if that is narrower.
 
-  Every layer casts its weights to it anyway: results are the same to the bit.
+  Every layer casts its weights to it, so results are bitwise the same.
   """
   compute = jnp.dtype(config.dtype)
 
@@ -166,17 +164,14 @@ def _narrowed(params: Params, config: ModelConfig) -> Params:
 
 
 def load(path: str | os.PathLike) -> Solver:
-  """Reads what `export` wrote.
-
-  Args:
-    path: the file, with its card beside it.
+  """Reads a file of `export`, with its card beside it.
 
   Raises:
     UserError: if a file is missing, damaged, of another format, or too old or
       too new for this jax.
   """
   path = pathlib.Path(path)
-  # The compiler trusts its input, so it gets only what was written.
+  # The compiler does not validate its input, so `read` checks the fingerprint.
   facts, content = card.read(path, FORMAT, _LARGEST)
   model = config_lib.read(facts.get("config", {})).model
   try:

@@ -1,4 +1,4 @@
-"""State dicts as `torch.save` writes them. Only these files need PyTorch."""
+"""Reads and writes state dicts of `torch.save`. Only these need PyTorch."""
 
 import importlib
 import io
@@ -16,15 +16,11 @@ from trm_jax.errors import UserError
 
 
 def save(arrays: Mapping[str, np.ndarray]) -> bytes:
-  """What `torch.save` makes of a state dict.
-
-  Raises:
-    UserError: if PyTorch is not installed.
-  """
+  """A state dict in the format of `torch.save`, which needs PyTorch."""
   torch = _torch("a .pt file is written by PyTorch", "name the file")
 
   def tensor(array: np.ndarray) -> Any:
-    if array.dtype == ml_dtypes.bfloat16:  # torch does not know NumPy's
+    if array.dtype == ml_dtypes.bfloat16:  # from_numpy does not support it
       return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
     return torch.from_numpy(array.copy())
 
@@ -34,14 +30,14 @@ def save(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads a state dict. Nothing in it is run.
+  """Reads a state dict, without running code in it.
 
   Returns:
-    Name -> array; bfloat16 as float32, which holds every value of it.
+    Name -> array; bfloat16 is converted to float32.
 
   Raises:
-    UserError: if the file is missing, damaged or holds anything but arrays, or
-      PyTorch is not installed.
+    UserError: if the file is missing, damaged or contains anything but arrays,
+      or PyTorch is not installed.
   """
   size = _check_archive(path)
   torch = _torch(
@@ -50,7 +46,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   )
   try:
     state = torch.load(path, map_location="cpu", weights_only=True)
-  except Exception as error:  # of any kind, for the file may hold anything
+  except Exception as error:  # a damaged file can raise any kind
     raise UserError(
       f"{path} is refused: it is damaged, or holds more than plain arrays, "
       f"such as code to run. PyTorch says: {_cause(error)}"
@@ -63,7 +59,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         f"{path}: {name!r:.80} is {type(tensor).__name__}, not an array; save "
         "the model's state_dict() alone"
       )
-  # A few stored bytes can be shown as any number of values.
+  # Tensors with stride 0 can have more elements than the file has.
   claimed = sum(t.numel() * t.element_size() for t in state.values())
   if claimed > size:
     raise UserError(
@@ -71,9 +67,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     )
 
   def to_numpy(tensor: Any) -> np.ndarray:
-    is_narrow = tensor.dtype == torch.bfloat16
+    is_bfloat16 = tensor.dtype == torch.bfloat16
     tensor = tensor.detach()
-    return (tensor.float() if is_narrow else tensor).numpy()
+    return (tensor.float() if is_bfloat16 else tensor).numpy()
 
   try:
     return {name: to_numpy(tensor) for name, tensor in state.items()}
@@ -93,15 +89,8 @@ def _torch(need: str, way_out: str) -> Any:
 
 
 def _check_archive(path: pathlib.Path) -> int:
-  """Checks that reading takes no more memory than the file has bytes.
-
-  Returns:
-    Its size in bytes.
-
-  Raises:
-    UserError: if it is not an archive as `torch.save` writes.
-  """
-  if not path.is_file():  # a pipe would be waited for
+  """Checks that a file is an uncompressed archive and returns its size."""
+  if not path.is_file():  # reading a pipe would block
     kind = "a folder" if path.is_dir() else "missing, or not a file"
     raise UserError(f"{path} cannot be read: it is {kind}")
   try:
@@ -126,7 +115,7 @@ def _check_archive(path: pathlib.Path) -> int:
 
 
 def _cause(error: BaseException) -> str:
-  """What PyTorch objects to, without its advice to read the file anyhow."""
+  """PyTorch's reason, without its advice to load the file unsafely."""
   text = " ".join(str(error).split())
   text = "".join(c if c.isprintable() else "?" for c in text)
   wanted = re.search(r"GLOBAL (\S+)", text)

@@ -1,17 +1,15 @@
-"""Files that the reference PyTorch implementation loads as its own.
+"""Checkpoint files for the reference PyTorch implementation.
 
-Its `pretrain.py` saves `model.state_dict()` with `torch.save`, where `model` is
-the compiled loss head around the model, and loads such a file with
-`model.load_state_dict(torch.load(file), assign=True)`, strictly. So
+Its `pretrain.py` loads files strictly, by
+`model.load_state_dict(torch.load(file), assign=True)`, where `model` is the
+compiled loss head around the model. Therefore
 
-  names    are those of a compiled model, `_orig_mod.model.inner. ...`: its
-           loader looks for the puzzle table under this name. With
-           DISABLE_COMPILE=1 it wants them without `_orig_mod.`;
-  dtypes   are what the loaded model then has, for `assign=True` converts
-           nothing: weights and puzzle table float32, the initial latents
-           (`H_init`, `L_init`) in the dtype of the activations;
-  buffers  are the initial latents and the puzzle table; rotary tables and the
-           rows of the current batch are not in its checkpoints.
+  names    start with `_orig_mod.model.inner.`, as in a compiled model; with
+           DISABLE_COMPILE=1 it needs them without `_orig_mod.`;
+  dtypes   become those of the loaded model: weights and puzzle table float32,
+           initial latents (`H_init`, `L_init`) in the dtype of the activations;
+  buffers  include the initial latents and the puzzle table, but no rotary
+           tables and no rows of the current batch.
 """
 
 import os
@@ -45,10 +43,10 @@ def export(
 
   Args:
     pretrained: the model.
-    path: a `.pt` file, as `torch.save` writes it, which needs PyTorch; or a
-      `.safetensors` file, which does not. The card is `PATH.json`; its "arch"
-      is the reference's config of the model.
-    overwrite: whether files that are there are replaced.
+    path: a `.pt` file, which needs PyTorch, or a `.safetensors` file, which
+      does not. The card is `PATH.json`; its "arch" is the reference's config
+      of the model.
+    overwrite: whether existing files are replaced.
 
   Raises:
     UserError: if the reference has no such model, PyTorch is needed and
@@ -60,7 +58,7 @@ def export(
   arrays = state_dict(pretrained.params, experiment.model)
   if path.suffix == ".pt":
     content = torch_archive.save(arrays)
-  else:  # Hugging Face's libraries take files of this "format" only
+  else:  # Hugging Face's libraries require this "format"
     content = save(arrays, {"format": "pt"})
   facts = pretrained.card() | {
     "format": FORMAT,
@@ -70,19 +68,11 @@ def export(
 
 
 def state_dict(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
-  """A model's arrays under the names of the reference's checkpoints.
+  """Name -> array of the reference's checkpoints, in its layouts and dtypes.
 
-  Args:
-    params: the model.
-    config: its config.
-
-  Returns:
-    Name -> array, in the reference's layouts and dtypes. Weights keep every
-    bit (float64 stays); initial latents are rounded to `config.dtype`, which
-    is how either implementation reads them.
-
-  Raises:
-    UserError: naming what the reference does not have.
+  Weights are exact (float64 stays float64); initial latents are rounded to
+  `config.dtype`, as both implementations read them. As `check`, it refuses
+  models that the reference does not have.
   """
   check(config)
   arrays = reference.params_to_reference(jax.device_get(params), config)
@@ -96,12 +86,8 @@ def state_dict(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def check(config: ModelConfig):
-  """Refuses models that the reference would load as others, or not at all.
-
-  Raises:
-    UserError: naming the field, and what the reference has instead.
-  """
-  called = reference.names(config)
+  """Refuses models that the reference cannot load or computes differently."""
+  theirs = reference.names(config)
   widths = [(config.width, config.mlp_inner)]
   if config.mixer == "mlp":
     widths.append((config.length, config.token_inner))
@@ -109,7 +95,7 @@ def check(config: ModelConfig):
     layers.inner_width(config.expansion, width, _INNER_MULTIPLE) == inner
     for width, inner in widths
   )
-  lacking = called.lacks(config)
+  lacking = theirs.lacks(config)
   if config.registers:
     lacking = "registers", "it has no registers"
   elif config.initial_std:
@@ -127,11 +113,9 @@ def check(config: ModelConfig):
 
 
 def describe(config: ModelConfig, halting: HaltingConfig) -> dict[str, Any]:
-  """The model in the reference's terms: its `arch`, and what the data give.
+  """The reference's `config_dict` of a model, without `batch_size`.
 
-  Returns:
-    The `config_dict` of its model classes, but for `batch_size`, which is the
-    user's; and `name`, which class.
+  `name` is the model's class.
   """
   stacks = config.kind.stacks(config)
   return {

@@ -1,4 +1,4 @@
-"""Times training and inference of a config, and what a member costs."""
+"""Times training and inference, and compares a population with single runs."""
 
 import resource
 import time
@@ -10,9 +10,10 @@ import numpy as np
 
 from trm_jax.config import Experiment
 from trm_jax.core import flops
-from trm_jax.core.halting import Puzzles
 from trm_jax.data.task import Split
 from trm_jax.inspect import cost
+from trm_jax.inspect.estimate import Memory
+from trm_jax.inspect.program import evaluation_batch
 from trm_jax.run import sharding
 from trm_jax.solve import evaluate
 from trm_jax.train import program as trainer
@@ -33,23 +34,23 @@ def measure(
   Args:
     experiment: the config.
     split: puzzles.
-    seconds: to measure each for.
+    seconds: length of each measurement.
     depth: supervision steps of inference.
-    peak_tflops: of all devices together, for MFU; None leaves that out.
+    peak_tflops: of all devices together, for MFU; None omits MFU.
 
   Returns:
-    What was measured -> figures with their units in the name.
+    What was measured -> figures, with the unit in each name.
   """
   program = trainer.build(experiment)
   recipe, batch = program.recipe, experiment.train.batch_size
 
-  made = trainer.prepare_dispatch(program, split)
+  dispatch = trainer.prepare_dispatch(program, split)
   training = _figures(
-    made.compiled,
-    made.compile_seconds,
-    _seconds_per_call(made.call, seconds) / made.steps,
+    dispatch.compiled,
+    dispatch.compile_seconds,
+    _seconds_per_call(dispatch.call, seconds) / dispatch.steps,
     batch,
-    recipe.training_flops(made.steps) / made.steps,
+    recipe.training_flops(dispatch.steps) / dispatch.steps,
     peak_tflops,
   )
   state, table = program.init(), trainer.stage(split, program.mesh)
@@ -61,18 +62,7 @@ def measure(
   draw_seconds = _seconds_per_call(lambda: drawing(state, table), seconds)
 
   batch = experiment.eval.batch_size
-  rows = np.arange(batch) % len(split)
-  by_batch = sharding.by_batch(program.mesh)
-  inputs, labels, ids, counted = sharding.put(
-    (
-      split.inputs[rows],
-      split.labels[rows],
-      split.puzzle_ids[rows],
-      np.ones(batch, bool),
-    ),
-    by_batch,
-  )
-  shown = evaluate.Batch(Puzzles.of(inputs, labels, ids), counted)
+  shown = evaluation_batch(split, batch, program.mesh)
   params = state.averaged_params
   scorer, scorer_seconds = _compile(
     evaluate.scorer(program.mesh),
@@ -86,7 +76,7 @@ def measure(
     scorer,
     scorer_seconds,
     _seconds_per_call(lambda: scorer(params, shown), seconds) / depth,
-    batch / depth,  # a puzzle is done after `depth` steps
+    batch / depth,  # a puzzle takes `depth` steps
     batch / depth * flops.inference(experiment.model, depth),
     peak_tflops,
   )
@@ -105,16 +95,16 @@ def measure(
 def compare_members(
   experiment: Experiment, split: Split, members: int, seconds: float
 ) -> dict[str, Figures]:
-  """Sets what a device does for several seeds beside one seed on one device.
+  """Compares several seeds on all devices with one seed on one device.
 
   Args:
     experiment: the config.
     split: puzzles.
-    members: how many seeds are trained together on all devices.
-    seconds: to measure for; the two take turns.
+    members: number of seeds trained together on all devices.
+    seconds: length of the measurement; the two programs alternate.
 
   Returns:
-    The figures of a step of either, and their ratio.
+    The figures of a step of each program, and their ratio.
   """
   devices = jax.devices()
   programs = {
@@ -125,47 +115,42 @@ def compare_members(
       experiment, range(members)
     ),
   }
-  made = [trainer.prepare_dispatch(one, split) for one in programs.values()]
-  for one in made:
+  dispatches = [
+    trainer.prepare_dispatch(one, split) for one in programs.values()
+  ]
+  for one in dispatches:
     jax.block_until_ready(one.call())
-  taken: list[list[float]] = [[] for _ in made]
+  taken: list[list[float]] = [[] for _ in dispatches]
   started = time.perf_counter()
   while time.perf_counter() - started < seconds:
-    for one, times in zip(made, taken, strict=True):
+    for one, times in zip(dispatches, taken, strict=True):
       since = time.perf_counter()
       jax.block_until_ready(one.call())
       times.append(time.perf_counter() - since)
   columns = {}
-  for name, one, times in zip(programs, made, taken, strict=True):
+  for name, one, times in zip(programs, dispatches, taken, strict=True):
     work = cost.count(one.compiled)
-    memory = one.compiled.memory_analysis()
-    held = (
-      memory.argument_size_in_bytes
-      + memory.output_size_in_bytes
-      + memory.temp_size_in_bytes
-      - memory.alias_size_in_bytes
-    )
     columns[name] = {
       "step, s": float(np.median(times)) / one.steps,
       "GFLOP a step": work.flops / one.steps / 1e9,
       "memory traffic a step, GB": work.bytes / one.steps / 1e9,
-      "memory, MiB": held / 2**20,
+      "memory, MiB": Memory.of(one.compiled).needed / 2**20,
     }
-  alone, together = columns.values()
+  single, population = columns.values()
   return columns | {
-    "ratio": {name: together[name] / alone[name] for name in alone}
+    "ratio": {name: population[name] / single[name] for name in single}
   }
 
 
 def _compile(function: Any, *arguments: Any) -> tuple[Any, float]:
-  """A compiled function, and the seconds that it took."""
+  """The compiled function, and the seconds of its compilation."""
   started = time.perf_counter()
   compiled = function.lower(*arguments).compile()
   return compiled, time.perf_counter() - started
 
 
 def _seconds_per_call(call: Callable[[], Any], seconds: float) -> float:
-  """The mean over some seconds, after one call to warm up."""
+  """The mean over `seconds`, after one warm-up call."""
   jax.block_until_ready(call())
   started, calls = time.perf_counter(), 0
   while time.perf_counter() - started < seconds:
@@ -199,7 +184,7 @@ def _figures(
 
 
 def _peak_bytes() -> float:
-  """Peak memory so far: the device's, or on a CPU the process's."""
+  """Peak memory so far: of the device, or on a CPU of the process."""
   stats = jax.devices()[0].memory_stats()
   if stats and "peak_bytes_in_use" in stats:
     return stats["peak_bytes_in_use"]

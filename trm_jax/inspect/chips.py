@@ -1,15 +1,15 @@
-"""Published peaks of chips, and least times that follow from them.
+"""Published peak rates of chips.
 
-Rates are dense (no structured sparsity) and of the matrix units. That of
-float32 is at JAX's default precision, which multiplies in bfloat16 on TPUs and
-in TensorFloat-32 on NVIDIA's GPUs (`jax.lax.Precision`).
+Rates are those of the matrix units without structured sparsity. The float32
+rate is at JAX's default precision, which multiplies in bfloat16 on TPUs and in
+TensorFloat-32 on NVIDIA's GPUs (`jax.lax.Precision`).
 
 Sources: Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and
 "TPU7x (Ironwood)"; NVIDIA's data sheets of the A100 80GB, H100 and H200 (all
 SXM), the DGX B200 (an eighth of it) and the L40S, and "NVIDIA Ada GPU
-Architecture" for the RTX 4090. Where a sheet gives rates with sparsity alone,
-half of them. "cpu" is measured on two cores of an Intel Xeon with AVX-512:
-products of 1536 x 1536 matrices, and copying in one thread.
+Architecture" for the RTX 4090. Rates that a sheet gives only with sparsity are
+halved. "cpu" was measured on two cores of an Intel Xeon with AVX-512: products
+of 1536 x 1536 matrices, and copying in one thread.
 
 Links between the chips of a slice: the same pages (half of the "bidirectional
 ICI bandwidth per chip"), and for the v4 table 4 of "TPU v4: An Optically
@@ -27,46 +27,39 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One chip; what follows `bandwidth` is known of TPUs alone."""
+  """One chip; the fields after `bandwidth` are set for TPUs only."""
 
   name: str  # its key in `CHIPS`
   peak_flops: Mapping[str, float]  # dtype -> FLOP/s
-  memory_bytes: int  # of its fast memory
+  memory_bytes: int  # of the fast memory
   bandwidth: float  # of that memory, bytes/s
-  dimensions: int = 0  # of the grid that the chips of a slice form
-  devices: int = 1  # of JAX in each chip
-  usable_bytes: int = 0  # by programs of each device, as libtpu 0.0.42 says
-  interconnect: float = 0.0  # bytes/s that it can send over all its links
+  dimensions: int = 0  # of the grid of chips in a slice
+  devices: int = 1  # JAX devices in each chip
+  usable_bytes: int = 0  # for programs on each device, from libtpu 0.0.42
+  interconnect: float = 0.0  # bytes/s sent over all links of the chip
 
 
 def _chip(
-  name: str, bfloat16: float, float32: float, memory: float, bandwidth: float
-) -> Chip:
-  rates = {"bfloat16": bfloat16, "float32": float32}
-  return Chip(name, rates, int(memory), bandwidth)
-
-
-def _tpu(
-  name: str, flops: float, memory: int, bandwidth: float, dimensions: int,
-  devices: int, usable: float, interconnect: float,
+  name: str, bfloat16: float, float32: float, memory: float, bandwidth: float,
+  dimensions: int = 0, devices: int = 1, usable_gib: float = 0.0,
+  interconnect: float = 0.0,
 ) -> Chip:  # fmt: skip
-  return dataclasses.replace(
-    _chip(name, flops, flops, memory * _GIB, bandwidth),
-    dimensions=dimensions,
-    devices=devices,
-    usable_bytes=int(usable * _GIB),
-    interconnect=interconnect,
-  )
+  rates = {"bfloat16": bfloat16, "float32": float32}
+  usable = int(usable_gib * _GIB)
+  return Chip(
+    name, rates, int(memory), bandwidth, dimensions, devices, usable,
+    interconnect,
+  )  # fmt: skip
 
 
 CHIPS: dict[str, Chip] = {
   chip.name: chip
   for chip in (
-    _tpu("v4", 275e12, 32, 1200e9, 3, 1, 30.75, 300e9),
-    _tpu("v5e", 197e12, 16, 819e9, 2, 1, 15.75, 200e9),
-    _tpu("v5p", 459e12, 95, 2765e9, 3, 1, 95.74, 600e9),
-    _tpu("v6e", 918e12, 32, 1638e9, 2, 1, 31.25, 400e9),
-    _tpu("tpu7x", 2307e12, 192, 7380e9, 3, 2, 94.75, 600e9),
+    _chip("v4", 275e12, 275e12, 32 * _GIB, 1200e9, 3, 1, 30.75, 300e9),
+    _chip("v5e", 197e12, 197e12, 16 * _GIB, 819e9, 2, 1, 15.75, 200e9),
+    _chip("v5p", 459e12, 459e12, 95 * _GIB, 2765e9, 3, 1, 95.74, 600e9),
+    _chip("v6e", 918e12, 918e12, 32 * _GIB, 1638e9, 2, 1, 31.25, 400e9),
+    _chip("tpu7x", 2307e12, 2307e12, 192 * _GIB, 7380e9, 3, 2, 94.75, 600e9),
     _chip("a100", 312e12, 156e12, 80e9, 2039e9),
     _chip("h100", 989.4e12, 494.7e12, 80e9, 3350e9),
     _chip("h200", 989.4e12, 494.7e12, 141e9, 4800e9),
@@ -80,11 +73,7 @@ TPUS = {name: chip for name, chip in CHIPS.items() if chip.dimensions}
 
 
 def find(name: str) -> Chip:
-  """The chip of that name.
-
-  Raises:
-    UserError: there is none; it names those that there are.
-  """
+  """The chip with this name; a UserError that lists all if there is none."""
   if name not in CHIPS:
     raise UserError(
       f"chip={name!r}: must be one of {', '.join(CHIPS)}"
@@ -94,7 +83,7 @@ def find(name: str) -> Chip:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-  """The words "; did you mean 'v5e'?" if one of the names is close."""
+  """The text "; did you mean 'v5e'?" if one of the names is close."""
   close = difflib.get_close_matches(name.lower(), names, n=1)
   return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -102,17 +91,17 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 def estimate_seconds(
   flops: float, chip: str, dtype: str, utilisation: float
 ) -> float:
-  """How long one chip computes.
+  """The seconds that one chip computes.
 
   Args:
-    flops: operations, as `core.flops` counts them.
+    flops: operations, as counted by `core.flops`.
     chip: a key of `CHIPS`.
     dtype: of the activations.
-    utilisation: fraction of the chip's peak that is reached, in (0, 1].
+    utilisation: the reached fraction of the chip's peak, in (0, 1].
 
   Raises:
-    UserError: the chip, or its rate in that dtype, is unknown, or the
-      utilisation is not in that range.
+    UserError: if the chip, or its rate in that dtype, is unknown, or the
+      utilisation is out of range.
   """
   rates = find(chip).peak_flops
   if dtype not in rates:

@@ -1,9 +1,8 @@
-"""What a compiled program needs, and the least time that a step can take.
+"""Memory of a compiled program, and a lower bound of the time of a step.
 
-A step takes at least as long as its matrix products at the chip's peak, its
-bytes at the bandwidth of the memory, and the bytes that its devices send over
-all links at once. Vector work and waiting are left out: this is a bound, not a
-forecast.
+The bound is the longest of three times: matrix products at the chip's peak,
+bytes at the bandwidth of the memory, and bytes sent to other devices over all
+links at once. Vector work and waiting are left out.
 """
 
 import dataclasses
@@ -20,24 +19,38 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes of each device, by `Compiled.memory_analysis`."""
+  """Bytes on each device, from `Compiled.memory_analysis`."""
 
-  usable: int  # by programs
+  usable: int  # for programs; 0 if unknown
   arguments: int  # the state and the data
   outputs: int
-  aliased: int  # part of the outputs that takes the place of arguments
+  aliased: int  # outputs that reuse the memory of arguments
   temporaries: int
-  peak: int  # at the worst moment, arguments included, as the compiler says
+  peak: int  # with the arguments, as the compiler estimates
+
+  @classmethod
+  def of(cls, compiled: jax.stages.Compiled, usable: int = 0) -> "Memory":
+    """The memory of a compiled program."""
+    found = compiled.memory_analysis()
+    assert found is not None
+    return cls(
+      usable=usable,
+      arguments=found.argument_size_in_bytes,
+      outputs=found.output_size_in_bytes,
+      aliased=found.alias_size_in_bytes,
+      temporaries=found.temp_size_in_bytes,
+      peak=found.peak_memory_in_bytes,
+    )
 
   @property
   def needed(self) -> int:
-    """All of it."""
+    """Arguments, outputs and temporaries, without the aliased bytes twice."""
     return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """Least seconds of a step, by what could limit it."""
+  """Least seconds of a step for each possible limit."""
 
   compute: float
   memory: float
@@ -45,29 +58,29 @@ class Times:
 
   @property
   def seconds(self) -> float:
-    """The largest."""
+    """The longest of the three."""
     return max(dataclasses.astuple(self))
 
   @property
   def limit(self) -> str:
-    """Which that is."""
+    """The name of the longest."""
     return max(vars(self), key=vars(self).__getitem__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A program that fits; numbers are of one step on one device."""
+  """A program that fits; numbers are per step and device."""
 
   memory: Memory
-  steps: int  # supervision steps of a call
-  flops: float  # by the analytic count, and of all devices together
-  flops_run: float  # of matrix products as compiled, rematerialised included
-  bytes: float  # of main memory that are moved
+  steps: int  # supervision steps in one call
+  flops: float  # analytic count, of all devices together
+  flops_run: float  # matrix products as compiled, with rematerialisation
+  bytes: float  # of main memory, read and written
   sent: float  # bytes to other devices
-  cycles: float  # as the compiler estimates its work, as far as it says
+  cycles: float  # the compiler's estimate, where it gives one
   times: Times
-  utilisation: float  # analytic FLOPs over what the chips can do in that time
-  collectives: tuple[cost.Collective, ...]  # of a call
+  utilisation: float  # analytic FLOPs / (peak FLOP/s * least seconds)
+  collectives: tuple[cost.Collective, ...]  # in one call
   loops: tuple[cost.Loop, ...]
 
 
@@ -75,14 +88,14 @@ class Estimate:
 class TooLarge:
   """A program that does not fit."""
 
-  needed: int  # bytes of each device; 0 if the compiler does not say
+  needed: int  # bytes on each device; 0 if the compiler gives no number
   usable: int
-  largest: tuple[str, ...]  # allocations that the compiler names
-  message: str  # its own words
+  largest: tuple[str, ...]  # the largest allocations
+  message: str  # first line of the compiler's error
 
 
 def estimate(work: Workload, topology: Topology) -> Estimate | TooLarge:
-  """Compiles a program and reads the result."""
+  """Compiles a program and analyses it."""
   chip, lowered = topology.chip, work.lower()
   try:
     compiled = lowered.compile()
@@ -90,8 +103,7 @@ def estimate(work: Workload, topology: Topology) -> Estimate | TooLarge:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     return read_refusal(str(error), chip)
-  memory, counts = compiled.memory_analysis(), cost.count(compiled)
-  assert memory is not None
+  counts = cost.count(compiled)
   sent = sum(c.sent * c.times for c in counts.collectives)
   flops, moved, cycles, sent = (
     each / work.steps
@@ -100,14 +112,7 @@ def estimate(work: Workload, topology: Topology) -> Estimate | TooLarge:
   times = bound(chip, work.dtype, flops, moved, sent)
   peak = chip.peak_flops[work.dtype] / chip.devices
   return Estimate(
-    memory=Memory(
-      usable=chip.usable_bytes,
-      arguments=memory.argument_size_in_bytes,
-      outputs=memory.output_size_in_bytes,
-      aliased=memory.alias_size_in_bytes,
-      temporaries=memory.temp_size_in_bytes,
-      peak=memory.peak_memory_in_bytes,
-    ),
+    memory=Memory.of(compiled, chip.usable_bytes),
     steps=work.steps,
     flops=work.flops,
     flops_run=flops,
@@ -124,15 +129,7 @@ def estimate(work: Workload, topology: Topology) -> Estimate | TooLarge:
 def bound(
   chip: chips.Chip, dtype: str, flops: float, moved: float, sent: float
 ) -> Times:
-  """The least time of some work of one device.
-
-  Args:
-    chip: whose devices divide its rates.
-    dtype: of the matrix products.
-    flops: of them.
-    moved: bytes of its memory.
-    sent: bytes to other devices.
-  """
+  """Least times of one device for FLOPs in `dtype`, bytes moved and sent."""
   devices = chip.devices
   return Times(
     compute=chips.estimate_seconds(flops, chip.name, dtype, 1.0) * devices,
@@ -142,10 +139,9 @@ def bound(
 
 
 def read_refusal(message: str, chip: chips.Chip) -> TooLarge:
-  """What the compiler says of a program that is too large.
+  """Parses the compiler's error for a program that is too large.
 
-  It says so early, with the sum alone, or after it has laid everything out,
-  with a list of the largest allocations.
+  The error has only the sum, or also a list of the largest allocations.
   """
   size = r"([\d.]+)([KMGT]?)"
   needed, usable = 0, chip.usable_bytes

@@ -1,14 +1,14 @@
-"""Compiled programs as data, from XLA's serialised modules.
+"""Reads XLA's optimised modules from a `Compiled` or from a profiler's trace.
 
-A `jax.stages.Compiled` gives its optimised module as a protocol buffer, and a
-profiler's trace holds those of all programs that ran. The messages are those of
-XLA's `hlo.proto`, `xla_data.proto` and `xplane.proto`. No package gives Python
-classes for them, so the fields that are read here are declared here.
+They are protocol buffers of XLA's `hlo.proto`, `xla_data.proto` and
+`xplane.proto`. No package has Python classes for these, so the fields that are
+read are declared here.
 """
 
 import dataclasses
 import functools
 import math
+import operator
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -76,7 +76,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, Any]]] = {
     "file_name_id": (1, int), "function_name_id": (2, int), "line": (3, int),
   },
   "Frame": {"file_location_id": (1, int), "parent_frame_id": (2, int)},
-  # A trace: programs are in the metadata of one of its planes.
+  # A trace; the programs are in the metadata of one of its planes.
   "Trace": {"planes": (1, ["Plane"])},
   "Plane": {"name": (2, str), "event_metadata": (4, ["Entry"])},
   "Entry": {"value": (2, "EventMetadata")},
@@ -99,13 +99,18 @@ _TUPLE = 13
 _SAME_VALUE = {
   "bitcast", "reshape", "copy", "convert", "copy-start", "copy-done",
 }  # fmt: skip
-# A loop that runs longer is not simulated.
-_MOST_TRIPS = 100_000
+# Opcode, or direction of a comparison -> operation on two integers.
+_OPERATIONS = {
+  "add": operator.add, "subtract": operator.sub,
+  "EQ": operator.eq, "NE": operator.ne, "LT": operator.lt,
+  "LE": operator.le, "GT": operator.gt, "GE": operator.ge,
+}  # fmt: skip
+_MAX_TRIPS = 100_000  # longer loops are not simulated
 
 
 @functools.cache
 def message(name: str) -> Any:
-  """The class of one of XLA's messages, by its name in this file."""
+  """The Python class of a message in `_MESSAGES`."""
   field_type = descriptor_pb2.FieldDescriptorProto
   types = {
     int: field_type.TYPE_INT64,
@@ -121,11 +126,12 @@ def message(name: str) -> Any:
       label = field_type.LABEL_OPTIONAL
       if isinstance(kind, list):
         label, (kind,) = field_type.LABEL_REPEATED, kind
-      one = added.field.add(name=field, number=number, label=label)
+      entry = added.field.add(name=field, number=number, label=label)
       if isinstance(kind, str):
-        one.type, one.type_name = field_type.TYPE_MESSAGE, f".trm_jax.{kind}"
+        entry.type = field_type.TYPE_MESSAGE
+        entry.type_name = f".trm_jax.{kind}"
       else:
-        one.type = types[kind]
+        entry.type = types[kind]
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
   return message_factory.GetMessageClass(
@@ -135,32 +141,32 @@ def message(name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Computation:
-  """Instructions by id, in order; the root gives the result."""
+  """Instructions (`op` below) by id, in order; the root is the result."""
 
   instructions: dict[int, Any]
   root: Any
 
-  def operands(self, one: Any) -> list[Any]:
-    """The instructions whose results an instruction takes."""
-    return [self.instructions[i] for i in one.operand_ids]
+  def operands(self, op: Any) -> list[Any]:
+    """The instructions whose results an instruction reads."""
+    return [self.instructions[i] for i in op.operand_ids]
 
-  def inputs(self, one: Any) -> list[Any]:
-    """The arrays that an instruction takes."""
-    return [a for o in self.operands(one) for a in arrays(o.shape)]
+  def inputs(self, op: Any) -> list[Any]:
+    """The arrays that an instruction reads."""
+    return [a for o in self.operands(op) for a in arrays(o.shape)]
 
   @functools.cached_property
   def parameters(self) -> list[Any]:
-    """By their numbers."""
+    """The parameters, in order."""
     found = [i for i in self.instructions.values() if i.opcode == "parameter"]
-    return sorted(found, key=lambda one: one.parameter_number)
+    return sorted(found, key=lambda op: op.parameter_number)
 
   @functools.cached_property
   def users(self) -> dict[int, list[tuple[Any, int]]]:
-    """Users of each instruction, and as which operand they take it."""
+    """Instruction's id -> (user, index of the operand) of each use."""
     found: dict[int, list[tuple[Any, int]]] = {}
-    for one in self.instructions.values():
-      for place, operand in enumerate(one.operand_ids):
-        found.setdefault(operand, []).append((one, place))
+    for op in self.instructions.values():
+      for index, operand in enumerate(op.operand_ids):
+        found.setdefault(operand, []).append((op, index))
     return found
 
 
@@ -169,46 +175,47 @@ class Module:
 
   Args:
     proto: a message `Module`.
-    devices: that run it.
+    devices: number of devices that run it.
   """
 
   def __init__(self, proto: Any, devices: int = 1):
     self.name = proto.name
     self.devices = devices
     self.computations: dict[int, Computation] = {}
-    for one in proto.computations:
-      found = {i.id: i for i in one.instructions}
-      self.computations[one.id] = Computation(found, found[one.root_id])
+    for each in proto.computations:
+      ops = {op.id: op for op in each.instructions}
+      self.computations[each.id] = Computation(ops, ops[each.root_id])
     self.entry = self.computations[proto.entry_computation_id]
     self._frames = proto.stack_frame_index
 
   @classmethod
   def of(cls, compiled: jax.stages.Compiled) -> "Module":
-    """The module of a program, which runs on all of its devices."""
+    """The module of a compiled program."""
     executable: Any = compiled.runtime_executable()
     (module,) = executable.hlo_modules()
-    proto = message("Module")()
-    proto.ParseFromString(module.as_serialized_hlo_module_proto())
+    proto = message("Module").FromString(
+      module.as_serialized_hlo_module_proto()
+    )
     placed: Any = jax.tree.leaves(compiled.output_shardings)
     return cls(proto, placed[0].num_devices if placed else 1)
 
   @functools.cached_property
   def places(self) -> dict[str, tuple[Computation, Any]]:
-    """Instructions by name, each with the computation that it is in."""
+    """Instruction's name -> its computation, and the instruction."""
     return {
-      one.name: (computation, one)
+      op.name: (computation, op)
       for computation in self.computations.values()
-      for one in computation.instructions.values()
+      for op in computation.instructions.values()
     }
 
-  def called(self, one: Any) -> list[Computation]:
-    """The computations that an instruction runs."""
-    return [self.computations[i] for i in one.called_computation_ids]
+  def called(self, op: Any) -> list[Computation]:
+    """The computations that an instruction calls."""
+    return [self.computations[i] for i in op.called_computation_ids]
 
-  def stack(self, one: Any) -> list[tuple[str, str, int]]:
-    """(file, function, line) that it comes from, the innermost first."""
-    found, number, frames = [], one.metadata.stack_frame_id, self._frames
-    while number:  # all numbers count from 1
+  def stack(self, op: Any) -> list[tuple[str, str, int]]:
+    """Source (file, function, line) of an instruction, the innermost first."""
+    found, number, frames = [], op.metadata.stack_frame_id, self._frames
+    while number:  # all ids start at 1
       frame = frames.stack_frames[number - 1]
       at = frames.file_locations[frame.file_location_id - 1]
       file = frames.file_names[at.file_name_id - 1]
@@ -217,80 +224,68 @@ class Module:
       number = frame.parent_frame_id
     return found
 
-  def where(self, one: Any) -> str:
-    """The innermost of `stack`, as "core/layers.py:143 SwiGLU.__call__"."""
-    for file, function, line in self.stack(one):
+  def where(self, op: Any) -> str:
+    """The innermost frame, as in "core/layers.py:143 SwiGLU.__call__"."""
+    for file, function, line in self.stack(op):
       return f"{'/'.join(file.split('/')[-2:])}:{line} {function}"
     return ""
 
   def trips(self, around: Computation, loop: Any) -> int | None:
-    """How often a loop's body runs; None if data decide.
+    """The trip count of a loop; None if it depends on data.
 
-    Where the compiler does not say so, which the TPU's does not, the integers
-    that the loop carries are followed from one pass to the next.
+    The TPU's compiler does not write it down, so the integers that the loop
+    carries are simulated.
     """
     known = re.search(rb'"known_trip_count":\{"n":"(\d+)"', loop.backend_config)
     if known:
       return int(known[1])
     body, condition = self.called(loop)
     (state,) = (self._value(around, o, ()) for o in around.operands(loop))
-    for trip in range(_MOST_TRIPS):
-      goes_on = self._value(condition, condition.root, (state,))
-      if not goes_on:
-        return None if goes_on is None else trip
+    for trip in range(_MAX_TRIPS):
+      proceed = self._value(condition, condition.root, (state,))
+      if not proceed:
+        return None if proceed is None else trip
       state = self._value(body, body.root, (state,))
     return None
 
-  def _value(self, scope: Computation, one: Any, arguments: tuple) -> Any:
-    """An integer, a list for a tuple, or None for what data decide.
+  def _value(self, scope: Computation, op: Any, arguments: tuple) -> Any:
+    """An instruction's integer, list (of a tuple) or None (depends on data).
 
-    Args:
-      scope: the computation that `one` is in.
-      one: an instruction.
-      arguments: values of the scope's parameters.
+    `arguments` are the values of the parameters of its computation, `scope`.
     """
-    if one.shape.element_type != _TUPLE and one.shape.dimensions:
-      return None  # an array; also ends the search within few steps
-    operands = scope.operands(one)
+    if op.shape.element_type != _TUPLE and op.shape.dimensions:
+      return None  # an array; also keeps the recursion short
+    operands = scope.operands(op)
 
-    def value(place: int) -> Any:
-      return self._value(scope, operands[place], arguments)
+    def value(index: int) -> Any:
+      return self._value(scope, operands[index], arguments)
 
-    if one.opcode == "constant":
-      numbers = next(
-        (list(n) for _, n in one.literal.ListFields() if n), [None]
-      )
+    if op.opcode == "constant":
+      numbers = next((list(n) for _, n in op.literal.ListFields() if n), [None])
       return numbers[0]
-    if one.opcode == "parameter":
-      number = one.parameter_number
+    if op.opcode == "parameter":
+      number = op.parameter_number
       return arguments[number] if number < len(arguments) else None
-    if one.opcode == "tuple":
-      return [value(place) for place in range(len(operands))]
-    if one.opcode == "get-tuple-element":
+    if op.opcode == "tuple":
+      return [value(index) for index in range(len(operands))]
+    if op.opcode == "get-tuple-element":
       whole = value(0)
-      return whole[one.tuple_index] if whole else None
-    if one.opcode in _SAME_VALUE:
+      return whole[op.tuple_index] if whole else None
+    if op.opcode in _SAME_VALUE:
       return value(0)
-    if one.opcode == "fusion":
-      (fused,) = self.called(one)
-      inputs = tuple(value(place) for place in range(len(operands)))
+    if op.opcode == "fusion":
+      (fused,) = self.called(op)
+      inputs = tuple(value(index) for index in range(len(operands)))
       return self._value(fused, fused.root, inputs)
-    if one.opcode not in ("add", "subtract", "compare"):
+    operation = _OPERATIONS.get(op.comparison_direction or op.opcode)
+    if operation is None:
       return None
     left, right = value(0), value(1)
-    if left is None or right is None:
-      return None
-    if one.opcode == "compare":
-      order = one.comparison_direction
-      return {
-        "EQ": left == right, "NE": left != right, "LT": left < right,
-        "LE": left <= right, "GT": left > right, "GE": left >= right,
-      }[order]  # fmt: skip
-    return left + right if one.opcode == "add" else left - right
+    return None if left is None or right is None else operation(left, right)
 
 
 def arrays(shape: Any) -> Iterator[Any]:
-  """The arrays of a shape; those of a tuple one after another."""
+  """Yields the arrays of a shape, a tuple's in order."""
   if shape.element_type != _TUPLE:
     yield shape
   for part in shape.tuple_shapes:
@@ -298,12 +293,12 @@ def arrays(shape: Any) -> Iterator[Any]:
 
 
 def dtype(array: Any) -> str:
-  """Its name in XLA, as "bf16"."""
+  """XLA's name of an array's type, such as "bf16"."""
   return _DTYPES.get(array.element_type, ("opaque", 0))[0]
 
 
 def data_bytes(array: Any) -> int:
-  """Bytes of the values alone."""
+  """Bytes without padding."""
   return _bytes(array, array.dimensions)
 
 

@@ -1,8 +1,8 @@
-"""Replays a recording of the reference implementation, quantity by quantity.
+"""Replays a recording of the reference implementation and compares.
 
-A recording is an `.npz` of arrays (no pickled objects) with a `config`, the
-weights before training, a fixed-depth evaluation, several training steps, the
-gradients of the first and the weights after the last.
+A recording is an `.npz` of arrays (no pickled objects): a `config`, the weights
+before training, a fixed-depth evaluation, several training steps, the gradients
+of the first step and the weights after the last.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,22 +36,15 @@ _LOSSES = {
 
 
 class Difference(NamedTuple):
-  """How far a replayed quantity is from the recorded one."""
+  """The difference between a replayed and a recorded quantity."""
 
   name: str  # the quantity's key in the recording
   absolute: float  # largest absolute difference
-  relative: float  # the same as a fraction of the largest recorded magnitude
+  relative: float  # divided by the largest recorded magnitude
 
 
 class Recording:
-  """A recording's arrays, by name.
-
-  Args:
-    path: the `.npz` file.
-
-  Raises:
-    UserError: for a file that is not such an archive.
-  """
+  """The arrays of an `.npz` file by name; a UserError if it is not one."""
 
   def __init__(self, path: str):
     self.path = path
@@ -86,7 +79,7 @@ class Recording:
     return self.config[name]
 
   def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """An array that must have a certain shape."""
+    """An array, checked to have this shape."""
     array = self[name]
     if array.shape != shape:
       raise UserError(
@@ -96,7 +89,7 @@ class Recording:
     return array
 
   def count(self, prefix: str) -> int:
-    """How many numbered groups `prefix/0/...`, `prefix/1/...` there are."""
+    """The number of groups `prefix/0/...`, `prefix/1/...`."""
     matches = (re.match(rf"{prefix}/(\d+)/", name) for name in self.arrays)
     numbers = {int(match.group(1)) for match in matches if match}
     if numbers != set(range(len(numbers))):
@@ -108,7 +101,7 @@ class Recording:
 
 
 def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
-  """Everything that fixes the replay, from a recording's config."""
+  """Translates a recording's config."""
   get = recording.setting
   kind = get("kind")
   kinds = {f.reference.kind: f for f in FAMILIES.values() if f.reference}
@@ -118,15 +111,12 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
     )
   family = kinds[kind]
   assert family.reference
-  # "H_level" or "L_level" -> the field that counts its blocks.
-  layers = {
-    {"blocks": "layers", "answer_blocks": "answer_layers"}[ours]: get(
-      f"{theirs[0]}_layers"
-    )
+  layers = {  # "H_layers" counts the blocks of "H_level"
+    reference.LAYER_FIELDS[ours]: get(f"{theirs[0]}_layers")
     for theirs, ours in family.reference.stacks
   }
   if layers.get("answer_layers") == layers["layers"]:
-    del layers["answer_layers"]  # 0 says the same
+    del layers["answer_layers"]  # the default 0 means equal
 
   def choose(name: str, choices: dict[str, str]) -> str:
     if get(name) not in choices:
@@ -195,14 +185,11 @@ def read_recipe(recording: Recording, dtype: str) -> train.Recipe:
 
 
 def replay(recording: Recording, dtype: str) -> Iterator[Difference]:
-  """Replays a whole recording and compares as it goes.
+  """Replays a recording and yields one `Difference` per recorded quantity.
 
   Args:
-    recording: what the reference did.
+    recording: the recording.
     dtype: "float64" (needs `jax_enable_x64`) or "float32".
-
-  Yields:
-    One `Difference` per recorded quantity.
 
   Raises:
     UserError: for an unknown kind, a missing key or a wrong shape.
@@ -252,6 +239,7 @@ def _replay_training(
     where = f"train/{t}"
     state, learned = learn(state, _puzzles(recording, where, recipe))
     outputs, carry = learned.outputs, state.carry
+    labels = carry.puzzles.labels
     for name, ours in (
       ("out/logits", outputs.logits),
       ("out/q_halt_logits", outputs.q_halt),
@@ -259,9 +247,13 @@ def _replay_training(
       ("loss", learned.loss),
       ("halted", carry.halted),
       ("steps", carry.steps),
-      *_latents(carry.latents, recipe.model),
+      *(
+        (f"carry/z_{name}", _latent(carry.latents, path))
+        for name, path in reference.names(recipe.model).latents(recipe.model)
+      ),
       ("current/inputs", carry.puzzles.inputs),
-      ("current/labels", _reference_labels(carry.puzzles.labels)),
+      # The reference writes -100 where a label is missing.
+      ("current/labels", jnp.where(losses.is_labelled(labels), labels, -100)),
       ("current/puzzle_identifiers", carry.puzzles.puzzle_ids),
       *((f"metrics/{name}", v) for name, v in learned.metrics.items()),
     ):
@@ -274,13 +266,11 @@ def _replay_training(
       yield _compare(recording, f"updated/{count - 1}/{name}", ours)
 
 
-def _latents(
-  latents: Latents, config: ModelConfig
-) -> Iterator[tuple[str, jax.Array]]:
-  """The carried latents by the names of the recording."""
-  for name, (part, *row) in reference.names(config).latents(config):
-    array = getattr(latents, part)
-    yield f"carry/z_{name}", array[:, row[0]] if row else array
+def _latent(latents: Latents, path: tuple[Any, ...]) -> jax.Array:
+  """The latent at a path of `ReferenceNames.latents`."""
+  part, *row = path
+  array = getattr(latents, part)
+  return array[:, row[0]] if row else array
 
 
 def _compare_gradients(
@@ -298,11 +288,6 @@ def _compare_gradients(
   if config.puzzle_emb_ndim:
     name = "grads/puzzle_emb_local"
     yield _compare(recording, name, learned.row_gradients)
-
-
-def _reference_labels(labels: jax.Array) -> jax.Array:
-  """Labels as in the reference, which writes -100 where there is none."""
-  return jnp.where(losses.is_labelled(labels), labels, -100)
 
 
 def _puzzles(recording: Recording, where: str, recipe: train.Recipe) -> Puzzles:
@@ -326,12 +311,10 @@ def _puzzles(recording: Recording, where: str, recipe: train.Recipe) -> Puzzles:
 
 
 def _compare(recording: Recording, name: str, ours: ArrayLike) -> Difference:
-  mine = np.asarray(ours, np.float64)
-  theirs = recording.array(name, mine.shape).astype(np.float64)
-  if not mine.size:
-    return Difference(name, 0.0, 0.0)
-  gap = float(np.max(np.abs(mine - theirs)))
-  if not np.isfinite(gap):
+  ours = np.asarray(ours, np.float64)
+  theirs = recording.array(name, ours.shape).astype(np.float64)
+  difference = float(np.max(np.abs(ours - theirs), initial=0))
+  if not np.isfinite(difference):
     return Difference(name, np.inf, np.inf)
-  scale = float(np.max(np.abs(theirs)))
-  return Difference(name, gap, gap / scale if scale else gap)
+  scale = float(np.max(np.abs(theirs), initial=0))
+  return Difference(name, difference, difference / (scale or 1.0))

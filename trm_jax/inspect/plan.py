@@ -1,8 +1,4 @@
-"""A config compiled for slices of TPUs: what to compile, and the tables of it.
-
-This is `trm compile`: does it fit, what limits it, and what passes between the
-devices.
-"""
+"""Compiles a config for slices of TPUs and prints tables: `trm compile`."""
 
 import dataclasses
 import sys
@@ -29,11 +25,11 @@ class Request:
   """What to compile."""
 
   what: str = "train"  # or "solve", or "depth_grid"
-  seeds: int = 8  # "depth_grid" of a config that is no study: members
+  seeds: int = 8  # "depth_grid" of a config without a grid: members
   slots: int = 256  # "solve": rollouts at once on one host
-  depth: int = 16  # "solve": supervision steps of a puzzle
-  rows: int = 0  # examples of the data; 0 for what the config tells
-  puzzle_ids: int = 0  # rows of the puzzle table; 0 likewise
+  depth: int = 16  # "solve": supervision steps per puzzle
+  rows: int = 0  # examples of the data; 0: from the config
+  puzzle_ids: int = 0  # rows of the puzzle table; 0: from the config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +44,15 @@ class Outcome:
 def plan(
   values: Mapping[str, Any], slices: Iterable[Topology], request: Request
 ) -> tuple[list[tuple[Workload, Topology]], DataSize]:
-  """What to compile, and the assumed size of the data.
+  """The programs to compile, and the assumed size of the data.
 
   Args:
-    values: the config; of a study, each of its settings is compiled.
+    values: the config; of a study, all settings are compiled.
     slices: the devices.
-    request: the rest.
+    request: the remaining options.
 
   Raises:
-    UserError: if the config is wrong, or does not suit the devices.
+    UserError: if the config is wrong, or does not fit the devices.
   """
   if request.what == "depth_grid" and "grid" in values:
     study, settings = grid.read(values)
@@ -71,38 +67,40 @@ def plan(
   solve = SolveConfig(depth=request.depth)
   return [
     (
-      program.solving(experiment, one, size, request.slots, solve)
+      program.solving(experiment, topology, size, request.slots, solve)
       if request.what == "solve"
-      else program.training(experiment, one, size, seeds, name),
-      one,
+      else program.training(experiment, topology, size, seeds, name),
+      topology,
     )
-    for one in slices
+    for topology in slices
     for name, experiment, seeds in runs
   ], size
 
 
 def compile_all(todo: list[tuple[Workload, Topology]]) -> Iterator[Outcome]:
   """Compiles one after another, with progress on stderr."""
-  for number, (work, one) in enumerate(todo, start=1):
-    line = f"[{number} of {len(todo)}] compiling {work.name} for {one.name}"
+  for number, (work, topology) in enumerate(todo, start=1):
+    line = (
+      f"[{number} of {len(todo)}] compiling {work.name} for {topology.name}"
+    )
     print(line, file=sys.stderr, flush=True)
     started = time.perf_counter()
-    found = estimate(work, one)
+    found = estimate(work, topology)
     seconds = time.perf_counter() - started
     fits = "fits" if isinstance(found, Estimate) else "does not fit"
     print(f"{line}: {fits}, {seconds:.0f} s", file=sys.stderr, flush=True)
-    yield Outcome(work, one, found)
+    yield Outcome(work, topology, found)
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
-  """All that is known of an outcome, as plain values."""
-  work, one, found = outcome.work, outcome.topology, outcome.found
+  """An outcome as plain values."""
+  work, topology, found = outcome.work, outcome.topology, outcome.found
   row = {
     "program": work.name,
-    "topology": one.name,
-    "chips": one.chips,
-    "devices": len(one.devices),
-    "hosts": one.hosts,
+    "topology": topology.name,
+    "chips": topology.chips,
+    "devices": len(topology.devices),
+    "hosts": topology.hosts,
     "fits": isinstance(found, Estimate),
   } | dataclasses.asdict(found)
   if isinstance(found, Estimate):
@@ -114,7 +112,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def show(outcomes: list[Outcome], size: DataSize, request: Request):
-  """Prints a table of figures for each program, and its collectives."""
+  """Prints a table of figures for each program, its collectives and loops."""
   console = Console(highlight=False, markup=False)
   if not console.is_terminal:
     console = Console(width=140, highlight=False, markup=False)
@@ -143,17 +141,17 @@ def show(outcomes: list[Outcome], size: DataSize, request: Request):
 
 def _figures(outcome: Outcome, request: Request) -> dict[str, str]:
   """One column of the table: label -> figure."""
-  one, found = outcome.topology, outcome.found
+  topology, found = outcome.topology, outcome.found
   row = {
     "chips, devices of JAX, hosts": (
-      f"{one.chips}, {len(one.devices)}, {one.hosts}"
+      f"{topology.chips}, {len(topology.devices)}, {topology.hosts}"
     )
   }
   if isinstance(found, TooLarge):
     needs = f"{found.needed / _GIB:.2f}" if found.needed else "more"
     return row | {"fits": f"no: needs {needs} of {found.usable / _GIB:.2f} GiB"}
   memory, times = found.memory, found.times
-  per_chip = found.flops * one.chip.devices / outcome.work.devices
+  per_chip = found.flops * topology.chip.devices / outcome.work.devices
   runs = sum(c.times for c in found.collectives) / found.steps
   inside = sum(c.times for c in found.collectives if c.recursive) / found.steps
   row |= {

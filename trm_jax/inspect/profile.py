@@ -1,6 +1,6 @@
-"""Profiles a dispatch: a trace of it, and what its operations cost.
+"""Traces a program and reports its costliest operations: `trm profile`.
 
-This is `trm profile`. Traces are kept for Perfetto and XProf.
+The traces are kept for Perfetto and XProf.
 """
 
 import collections
@@ -16,15 +16,11 @@ from rich.table import Table
 from trm_jax.errors import UserError
 from trm_jax.inspect import trace
 
-_TRACES = "plugins/profile/*/*.xplane.pb"  # where the profiler puts them
+_TRACES = "plugins/profile/*/*.xplane.pb"  # as written by the profiler
 
 
 def writable(path: str) -> pathlib.Path:
-  """The folder for traces, which is tried before anything is compiled.
-
-  Raises:
-    UserError: if it cannot be written to.
-  """
+  """Makes the folder for traces; a UserError if it cannot be written to."""
   folder = pathlib.Path(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,13 +39,13 @@ def record(
   """Traces some calls into a new folder.
 
   Args:
-    call: what to run; it is called once before, to be compiled.
-    times: calls in the trace.
+    call: the program; called once before the trace, to compile it.
+    times: number of calls in the trace.
     name: of a call in the trace.
     out: the folder for traces.
 
   Returns:
-    The trace's file.
+    The `.xplane.pb` file.
 
   Raises:
     UserError: if the trace cannot be written.
@@ -57,7 +53,7 @@ def record(
   jax.block_until_ready(call())
   before = set(out.glob(_TRACES))
   options = jax.profiler.ProfileOptions()
-  # Following every Python call takes time, in which devices would wait.
+  # Tracing Python calls would slow the host, and devices would wait for it.
   options.python_tracer_level = 0
   options.enable_hlo_proto = True
   pending = None
@@ -67,9 +63,10 @@ def record(
     ):
       for number in range(times):
         with jax.profiler.StepTraceAnnotation(name, step_num=number):
-          now = call()
-        jax.block_until_ready(pending)  # as the loop: one dispatch late
-        pending = now
+          result = call()
+        # As in training, wait for the dispatch before.
+        jax.block_until_ready(pending)
+        pending = result
       jax.block_until_ready(pending)
   except OSError as error:
     raise UserError(
@@ -85,15 +82,15 @@ def record(
 
 
 def report(file: pathlib.Path, steps: int) -> dict[str, Any]:
-  """What a trace tells, as plain values.
+  """Summarises a trace as plain values.
 
   Args:
     file: the trace.
     steps: supervision steps in it.
 
   Returns:
-    `devices`, `seconds`, `busy`; `operations`, the costliest first; `parts`,
-    part of the model -> fraction of the time, and what of it is backward; and
+    `devices`, `seconds`, `busy`; `operations`, the costliest first; `parts`:
+    part of the model -> fraction of the time, and the backward part of it; and
     the files for XProf and Perfetto.
   """
   found = trace.read(file)
@@ -105,7 +102,7 @@ def report(file: pathlib.Path, steps: int) -> dict[str, Any]:
     fraction = operation.seconds / total
     parts[source.part][0] += fraction
     parts[source.part][1] += fraction * source.backward
-    innermost: dict[str, int] = {}  # line of each file
+    innermost: dict[str, int] = {}  # file -> innermost line
     for path, line in source.lines:
       innermost.setdefault(pathlib.Path(path).name, line)
     rows.append(
@@ -141,17 +138,17 @@ def report(file: pathlib.Path, steps: int) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any], title: str, out: pathlib.Path):
-  """Prints a `report`: its operations, the parts, and where the trace lies."""
+  """Prints a `report`: operations, parts, and the paths of the trace."""
   operations = Table(
     "operation, and where it comes from", "time, %", "ms", "calls", "GFLOP/s",
     "GB/s", show_lines=True,
     title=f"{title}, a step on {report['devices']} x {report['device']}",
   )  # fmt: skip
   for row in report["operations"]:
-    side = ", backward" if row["backward"] else ""
+    direction = ", backward" if row["backward"] else ""
     rates = (row["gflops_a_second"], row["gbytes_a_second"])
     operations.add_row(
-      f"{row['name']}\n{row['part']}{side}: {row['path']}\n"
+      f"{row['name']}\n{row['part']}{direction}: {row['path']}\n"
       f"{', '.join(row['lines'])}",
       f"{100 * row['fraction']:.1f}",
       f"{row['ms_a_step']:.4g}",

@@ -1,8 +1,8 @@
-"""The programs that training, populations and inference run, for inspection.
+"""The compiled programs of training and inference, for inspection.
 
-They are the very functions that training and `solve` compile, with their shapes
-and shardings: lowered for devices that are only described, or ready to be
-called here on synthetic puzzles.
+They are the functions that training and `solve` compile, with the same shapes
+and shardings: lowered for described devices, or callable here on synthetic
+puzzles.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from trm_jax.core import flops, network
 from trm_jax.core.halting import Puzzles
 from trm_jax.data import synthetic
 from trm_jax.data.batches import Table
+from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.inspect.topology import Topology
 from trm_jax.run import sharding
@@ -31,10 +32,10 @@ from trm_jax.train.step import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class DataSize:
-  """The assumed size of data that is not read."""
+  """The assumed size of the data, which is not read."""
 
-  rows: int  # examples; in ARC before they are copied
-  copies: int  # of each; 1 but in ARC
+  rows: int  # examples; in ARC before augmentation
+  copies: int  # of each example; 1 except in ARC
   puzzle_ids: int  # rows of the puzzle table
 
 
@@ -44,9 +45,9 @@ class Workload:
 
   name: str
   lower: Callable[[], jax.stages.Lowered]
-  devices: int  # that run it
-  steps: int  # supervision steps of a call
-  flops: float  # of one step on all devices, by the analytic count
+  devices: int  # number of devices that run it
+  steps: int  # supervision steps in one call
+  flops: float  # of one step on all devices, analytic count
   dtype: str  # of the activations
 
 
@@ -54,19 +55,19 @@ class Workload:
 class Dispatch:
   """A program that is ready to run."""
 
-  call: Callable[[], Any]  # runs it once and returns what the host reads of it
-  steps: int  # supervision steps of a call
+  call: Callable[[], Any]  # runs it once and returns its outputs
+  steps: int  # supervision steps in one call
 
 
 def expected_size(
   experiment: Experiment, rows: int = 0, puzzle_ids: int = 0
 ) -> DataSize:
-  """The size of an experiment's data, as far as its config tells.
+  """The size of an experiment's data, derived from its config.
 
   Args:
     experiment: the config.
-    rows: examples, if known; 0 for the paper's size where the config names the
-      paper's data, and 1024 of a file.
+    rows: examples, if known. 0: the paper's size where the config names the
+      paper's data, and 1024 for a file.
     puzzle_ids: rows of the puzzle table, if known.
   """
   data = experiment.data
@@ -83,11 +84,7 @@ def training(
   seeds: Sequence[int] = (),
   name: str = "train",
 ) -> Workload:
-  """A dispatch of the training loop: of one run, or of a population's seeds.
-
-  Raises:
-    UserError: if the devices do not suit the config.
-  """
+  """A dispatch of the training loop, for one run or a population."""
   experiment = experiment.with_puzzle_ids(size.puzzle_ids)
   mesh = sharding.make_mesh(
     experiment.mesh.data,
@@ -104,7 +101,7 @@ def training(
     choices = program.recipe.choices(0, steps)
     return program.dispatch.lower(program.abstract, table, choices)
 
-  # Of the deepest step, where depth is drawn or scheduled.
+  # Where the depth is drawn or scheduled, of the deepest step.
   step = max(map(flops.training_step, Recipe.of(experiment).models))
   return Workload(
     name=name,
@@ -123,12 +120,9 @@ def solving(
   slots: int,
   settings: SolveConfig,
 ) -> Workload:
-  """A call of the inference engine, on the devices of one host.
+  """A call of the inference engine on the devices of one host.
 
-  Data decide how many supervision steps it makes; one is counted.
-
-  Raises:
-    UserError: if the settings do not suit the model or the task.
+  Its number of supervision steps depends on data; one is counted.
   """
   model = experiment.with_puzzle_ids(size.puzzle_ids).model
   solver = Solver(
@@ -147,11 +141,11 @@ def solving(
 def described_table(
   experiment: Experiment, mesh: jax.sharding.Mesh, size: DataSize
 ) -> Table:
-  """Shapes and shardings of what `stage` of training would make."""
+  """Shapes and shardings of the result of training's `stage`."""
   split = synthetic.split(experiment.task, size.rows, size.copies)
-  whole = sharding.replicated(mesh)
+  replicated = sharding.replicated(mesh)
   table = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole),
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated),
     Table.of(split),
   )
   if split.inputs.nbytes + split.labels.nbytes <= trainer._SHARED_FROM:
@@ -165,17 +159,32 @@ def described_table(
   return table.replace(inputs=examples, labels=examples)
 
 
+def evaluation_batch(
+  split: Split, size: int, mesh: jax.sharding.Mesh
+) -> evaluate.Batch:
+  """The first `size` puzzles on the devices, repeated if there are fewer."""
+  rows = np.arange(size) % len(split)
+  inputs, labels, ids, counted = sharding.put(
+    (
+      split.inputs[rows], split.labels[rows], split.puzzle_ids[rows],
+      np.ones(size, bool),
+    ),
+    sharding.by_batch(mesh),
+  )  # fmt: skip
+  return evaluate.Batch(Puzzles.of(inputs, labels, ids), counted)
+
+
 def dispatch(what: str, experiment: Experiment, steps: int) -> Dispatch:
-  """What `trm profile` runs, on synthetic puzzles.
+  """The program that `trm profile` runs, on synthetic puzzles.
 
   Args:
-    what: "train"; "evaluate" to `eval.depth`, `eval.batch_size` puzzles; or
-      "solve" to the same depth, with so many slots, and no earlier halt.
+    what: "train"; "evaluate" `eval.batch_size` puzzles to `eval.depth`; or
+      "solve" with as many slots to the same depth, without early halting.
     experiment: the config.
-    steps: supervision steps that are wanted in all.
+    steps: total supervision steps for "solve", rounded up to whole puzzles.
 
   Raises:
-    UserError: if the devices do not suit the config.
+    UserError: if the devices do not fit the config.
   """
   program = trainer.build(experiment)
   split = synthetic.split(experiment.task)
@@ -194,17 +203,9 @@ def dispatch(what: str, experiment: Experiment, steps: int) -> Dispatch:
     return Dispatch(lambda: solver.solve(inputs, ids, settings), rounds * depth)
   if what != "evaluate":
     raise UserError(f"what={what!r}: must be train, evaluate or solve")
-  rows = np.arange(batch) % len(split)
-  inputs, labels, ids, counted = sharding.put(
-    (
-      split.inputs[rows], split.labels[rows], split.puzzle_ids[rows],
-      np.ones(batch, bool),
-    ),
-    sharding.by_batch(program.mesh),
-  )  # fmt: skip
-  shown = evaluate.Batch(Puzzles.of(inputs, labels, ids), counted)
+  shown = evaluation_batch(split, batch, program.mesh)
   score = evaluate.scorer(program.mesh)
-  # The scores of a batch are read before the next is shown.
+  # Evaluation reads the scores of a batch before it runs the next.
   return Dispatch(
     lambda: jax.device_get(score(params, shown, depth, model, task)), depth
   )

@@ -1,4 +1,4 @@
-"""Slices of TPUs that are only described: their names, chips and devices."""
+"""Descriptions of TPU slices: their names, chips and devices."""
 
 import contextlib
 import dataclasses
@@ -15,11 +15,10 @@ from jax.experimental import topologies
 from trm_jax.errors import UserError
 from trm_jax.inspect import chips
 
-# Chips of a host, at most, along each dimension.
+# Maximum chips of a host along each dimension.
 _HOST = (2, 2, 1)
 
-# libtpu asks for the machine that it usually runs on. Several processes may
-# compile at once, for none of them takes hold of a chip.
+# Without a TPU, libtpu needs these; several processes may compile at once.
 _ENVIRONMENT = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_SKIP_MDS_QUERY": "1",
@@ -35,9 +34,9 @@ _EXAMPLES = "Examples: v5e:4x4, v6e:16x16, v4:2x2x1, v5p:4x4x4, tpu7x:2x2x1"
 class Topology:
   """A slice of a TPU pod."""
 
-  name: str  # as it was asked for, such as "v5e:4x4"
+  name: str  # such as "v5e:4x4"
   chip: chips.Chip
-  devices: tuple[Any, ...]  # as JAX describes them, sorted by host
+  devices: tuple[Any, ...]  # JAX devices, sorted by host
 
   @property
   def chips(self) -> int:
@@ -46,21 +45,21 @@ class Topology:
 
   @property
   def hosts(self) -> int:
-    """Number of machines that its chips are in."""
+    """Number of hosts."""
     return len({device.process_index for device in self.devices})
 
   @property
   def host(self) -> tuple[Any, ...]:
-    """The devices of the first machine."""
+    """The devices of the first host."""
     first = self.devices[0].process_index
     return tuple(d for d in self.devices if d.process_index == first)
 
 
 def describe(name: str) -> Topology:
-  """A slice by its name: a kind of chip and the grid of chips, as "v5e:4x4".
+  """A slice by its name, the chip and the grid of chips: "v5e:4x4".
 
   Raises:
-    UserError: if there is no such slice, or no compiler for it.
+    UserError: if there is no such slice, or libtpu is not installed.
   """
   chip, sizes = _read(name)
   if importlib.util.find_spec("libtpu") is None:
@@ -71,7 +70,7 @@ def describe(name: str) -> Topology:
   options: dict[str, Any] = {
     "chips_per_host_bounds": tuple(map(min, (*sizes, 1)[:3], _HOST))
   }
-  if chip.name == "v4":  # JAX uses its two cores as one device
+  if chip.name == "v4":  # two cores are one JAX device
     options["chip_config_name"] = "megacore"
   try:
     with _environment():
@@ -108,7 +107,7 @@ def _read(name: str) -> tuple[chips.Chip, tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-  """Sets what libtpu reads when it starts, where it is not set."""
+  """Sets the variables of `_ENVIRONMENT` that are not set."""
   added = {k: v for k, v in _ENVIRONMENT.items() if k not in os.environ}
   os.environ.update(added)
   try:

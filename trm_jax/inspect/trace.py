@@ -1,16 +1,16 @@
-"""The profiler's traces, read back: what the devices did, and for which code.
+"""Reads the profiler's traces: seconds of each instruction, and its source.
 
-A trace says when each instruction of a program ran, and holds the compiled
-programs, which say from which of our lines an instruction comes. A fusion
-counts as the largest matrix product in it, or if it has none as its result.
+A trace has the time of each instruction's runs, and the compiled programs with
+the source lines. A fusion is attributed to its largest matrix product, or else
+to its result.
 
-An accelerator has a plane of its own in the trace, with a line "XLA Ops" (TPU)
-or a line for each stream (GPU). The devices of a CPU are threads of the host,
-and share them.
+Each accelerator has a plane in the trace, with one line "XLA Ops" (TPU) or one
+line per stream (GPU). CPU devices share the threads of the host's plane.
 """
 
 import collections
 import dataclasses
+import itertools
 import math
 import pathlib
 import re
@@ -23,8 +23,8 @@ from trm_jax.errors import UserError
 from trm_jax.inspect import cost, hlo
 from trm_jax.inspect.hlo import Module
 
-# Parts of the model, by the named scopes and functions around an instruction;
-# the first match counts.
+# Part of the model -> named scopes and functions around its instructions. The
+# first match counts.
 PARTS: tuple[tuple[str, frozenset[str]], ...] = tuple(
   (part, frozenset(names.split()))
   for part, names in (
@@ -47,7 +47,7 @@ _COLLECTIVE = re.compile(
   r"all-|reduce-scatter|collective-|send|recv|ragged-all"
 )
 _CALLS = ("while", "call", "conditional", "async-start", "async-done")
-# `transpose(jvp(block_0))`, which differentiation makes of a scope's name.
+# Transformations in a scope's name, as in `transpose(jvp(block_0))`.
 _WRAPPED = re.compile(r"(?:transpose|jvp|vmap|shmap|remat|checkpoint)\((.*)\)")
 _STRUCTURE = re.compile(
   r"(?:jit|pjit)\(.*\)|while|body|cond|closed_call|checkpoint|custom_\w+_call|"
@@ -57,47 +57,47 @@ _STRUCTURE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What an instruction is there for."""
+  """The origin and cost of an instruction."""
 
-  part: str  # of the model, of `PARTS` or a few others
+  part: str  # of the model: in `PARTS`, or one of `_part`
   backward: bool = False  # whether it belongs to the backward pass
-  path: str = ""  # its named scopes and the operation, as "mixer/mul"
+  path: str = ""  # named scopes and the operation, as "mixer/mul"
   lines: tuple[tuple[str, int], ...] = ()  # (file, line), the innermost first
-  flops: float = 0.0  # of the matrix products in it
-  bytes: int = 0  # of memory, that it reads and writes
+  flops: float = 0.0  # of its matrix products
+  bytes: int = 0  # of memory, read and written
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-  """An instruction as it ran, on all devices together."""
+  """All runs of an instruction, on all devices together."""
 
-  module: str  # the program's name; empty where the trace does not tell
+  module: str  # the program's name; empty if it is not in the trace
   name: str  # of the instruction
-  seconds: float  # in itself and not in what it calls
+  seconds: float  # without the operations that it calls
   calls: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-  """What the devices did."""
+  """The operations of a trace."""
 
   operations: tuple[Operation, ...]  # the costliest first
   devices: int
-  seconds: float  # from the first operation to the end of the last
-  busy: float  # fraction of it in which a device ran anything, the mean
-  programs: tuple[Module, ...] = ()  # that the trace holds, the largest first
+  seconds: float  # from the start of the first operation to the end of the last
+  busy: float  # fraction of that time in which a device ran, the mean
+  programs: tuple[Module, ...] = ()  # in the trace, the largest first
 
   def source(self, operation: Operation) -> Source:
-    """What an operation is there for; without lines if no program has it.
+    """The source of an operation; without lines if no program contains it.
 
-    Where the trace does not name the program (TPU), the largest that has such
-    an instruction is taken.
+    Where the trace does not name the program (TPU), the largest one with such
+    an instruction is used.
     """
     for program in self.programs:
-      is_its = operation.module in ("", program.name)
-      if is_its and operation.name in program.places:
+      is_module = operation.module in ("", program.name)
+      if is_module and operation.name in program.places:
         return read_source(program, operation.name)
-    # A GPU's copies to and from the host are of no program.
+    # A GPU's copies to and from the host belong to no program.
     is_copy = operation.name.lower().startswith("memcpy")
     return Source("copies" if is_copy else "other")
 
@@ -110,17 +110,12 @@ class _Event(NamedTuple):
 
 
 def read(path: pathlib.Path) -> Trace:
-  """Adds up what ran on the devices.
-
-  Args:
-    path: an `.xplane.pb` file, as the profiler writes it.
-
-  Raises:
-    UserError: if nothing in it ran on a device.
-  """
-  written = path.read_bytes()
-  found = add_up(ProfileData.from_serialized_xspace(written))
-  programs = sorted(_programs(written), key=lambda one: -len(one.places))
+  """Reads an `.xplane.pb` file with operations of a device."""
+  content = path.read_bytes()
+  found = add_up(ProfileData.from_serialized_xspace(content))
+  programs = sorted(
+    _programs(content), key=lambda program: -len(program.places)
+  )
   return dataclasses.replace(found, programs=tuple(programs))
 
 
@@ -139,8 +134,8 @@ def add_up(data: Any) -> Trace:
       "the trace holds no operation of a device: was another profiler running, "
       "or the trace cut short?"
     )
-  every = [interval for own in intervals.values() for interval in own]
-  window = max(end for _, end in every) - min(start for start, _ in every)
+  starts, ends = zip(*itertools.chain(*intervals.values()), strict=True)
+  window = max(ends) - min(starts)
   busy = sum(_union(own) for own in intervals.values()) / len(intervals)
   return Trace(
     operations=tuple(
@@ -156,20 +151,20 @@ def add_up(data: Any) -> Trace:
 
 
 def read_source(program: Module, name: str) -> Source:
-  """What an instruction of a program is there for."""
-  home, one = program.places[name]
-  products = list(cost.products(program, home, one))
-  _, named = max(products, key=lambda pair: pair[0], default=(0.0, one))
+  """The source of an instruction of a program."""
+  home, op = program.places[name]
+  products = list(cost.products(program, home, op))
+  _, named = max(products, key=lambda pair: pair[0], default=(0.0, op))
   stack, scope = program.stack(named), named.metadata.op_name
   path = _path(scope)
   around = {part for _, name, _ in stack for part in name.split(".")}
   return Source(
-    part=_part(one.opcode, around | set(path)),
+    part=_part(op.opcode, around | set(path)),
     backward="transpose(" in scope,
     path="/".join(path),
     lines=tuple((file, line) for file, _, line in stack),
     flops=sum(flops for flops, _ in products),
-    bytes=cost.traffic(program, home, one),
+    bytes=cost.traffic(program, home, op),
   )
 
 
@@ -184,7 +179,7 @@ def _part(opcode: str, around: set[str]) -> str:
 
 
 def _path(scope: str) -> list[str]:
-  """The names in JAX's path, as "jit(f)/while/body/jvp(mixer)/mul"."""
+  """The scopes in a path of JAX such as "jit(f)/while/body/jvp(mixer)/mul"."""
   names = []
   for name in scope.split("/"):
     while wrapped := _WRAPPED.fullmatch(name):
@@ -194,21 +189,18 @@ def _path(scope: str) -> list[str]:
   return names
 
 
-def _programs(written: bytes) -> Iterator[Module]:
-  trace = hlo.message("Trace")()
-  trace.ParseFromString(written)
-  for plane in trace.planes:
+def _programs(content: bytes) -> Iterator[Module]:
+  for plane in hlo.message("Trace").FromString(content).planes:
     if plane.name == "/host:metadata":
       for entry in plane.event_metadata:
         for stat in entry.value.stats:
           if stat.bytes_value:
-            file = hlo.message("ModuleFile")()
-            file.ParseFromString(stat.bytes_value)
+            file = hlo.message("ModuleFile").FromString(stat.bytes_value)
             yield Module(file.module)
 
 
 def _lines(data: Any) -> Iterator[tuple[str, list[_Event]]]:
-  """The events of each line, and the device that it belongs to."""
+  """Yields the device and the events of each line."""
   on_accelerator = False
   for plane in data.planes:
     if not plane.name.startswith("/device:"):
@@ -227,18 +219,18 @@ def _lines(data: Any) -> Iterator[tuple[str, list[_Event]]]:
   for line in host.lines:
     if line.name == "python":
       continue
-    shared = collections.defaultdict(list)  # a thread serves many devices
+    by_device = collections.defaultdict(list)  # a thread serves many devices
     for event in line.events:
       device, found = _event(event)
       if device is not None:
-        shared[f"CPU {device}"].append(found)
-    yield from shared.items()
+        by_device[f"CPU {device}"].append(found)
+    yield from by_device.items()
 
 
 def _event(event: Any) -> tuple[int | None, _Event]:
-  """An event; before it the number of the device if it is a CPU's."""
+  """The number of the device if it is a CPU, and the event."""
   stats = dict(event.stats)
-  # On a TPU the name is the instruction's text: "%fusion.3 = f32[8] fusion(".
+  # On a TPU the name is the HLO text: "%fusion.3 = f32[8] fusion(".
   name = stats.get("hlo_op") or event.name.partition(" = ")[0].lstrip("%")
   module = stats.get("hlo_module", "")
   device = stats.get("device_ordinal", 0) if "hlo_op" in stats else None
@@ -246,20 +238,20 @@ def _event(event: Any) -> tuple[int | None, _Event]:
 
 
 def _own_times(events: Sequence[_Event]) -> Iterator[tuple[_Event, float]]:
-  """Each event of a line, and its ns without those of the events within."""
-  around: list[list[Any]] = []  # [event, ns], the outermost first
+  """Each event of a line, and its ns without those of nested events."""
+  stack: list[list[Any]] = []  # [event, ns], the outermost first
   for event in sorted(events, key=lambda event: (event.start, -event.end)):
-    while around and around[-1][0].end <= event.start:
-      yield tuple(around.pop())
+    while stack and stack[-1][0].end <= event.start:
+      yield tuple(stack.pop())
     length = event.end - event.start
-    if around:
-      around[-1][1] -= length
-    around.append([event, length])
-  yield from map(tuple, around)
+    if stack:
+      stack[-1][1] -= length
+    stack.append([event, length])
+  yield from map(tuple, stack)
 
 
 def _union(intervals: Sequence[tuple[float, float]]) -> float:
-  """The length of what intervals cover together."""
+  """The total length that the intervals cover."""
   covered, reached = 0.0, -math.inf
   for start, end in sorted(intervals):
     covered += max(end - max(start, reached), 0)

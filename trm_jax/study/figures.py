@@ -1,7 +1,7 @@
 """Figures of a study: exact accuracy against depth and compute.
 
-Every figure is a function of the trials and the test depths, see `FIGURES`.
-Trials that diverged are in none.
+Each function in `FIGURES` draws trials at some test depths; trials that
+diverged are left out.
 """
 
 import dataclasses
@@ -36,14 +36,14 @@ from trm_jax.study.style import (
 _INFERENCE = "inference FLOPs per puzzle"
 _TRAINING = "training FLOPs"
 _GREY = "#555555"
-_SMALL = 7.5  # points, of numbers within axes
+_SMALL = 7.5  # font size of numbers within axes
 
 
 def _key(label: str, **style) -> Line2D:
   return Line2D([], [], color=_GREY, label=label, **style)
 
 
-# What a legend says besides the settings.
+# Entries of legends besides the settings.
 _SEED = _key("one seed", lw=0.6, alpha=0.7)
 _BAR = _key("95% interval", marker="|", ms=9, lw=0)
 _BAND = Patch(color=_GREY, alpha=0.2, lw=0, label="95% interval")
@@ -57,7 +57,7 @@ _NONE = _key("none: not as cheap", lw=0)
 
 
 def accuracy_by_depth(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
-  """Draws exact accuracy against test depth, seed by seed and in the mean."""
+  """Draws exact accuracy against test depth: the mean and each seed."""
   points = statistics.depth_points(trials, depths)
   styles = setting_styles(trials)
   figure = new_figure(9, 4.8)
@@ -70,7 +70,7 @@ def accuracy_by_depth(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
 def accuracy_by_inference_flops(
   trials: Sequence[Trial], depths: Iterable[int]
 ) -> Figure:
-  """Draws exact accuracy against inference FLOPs, with a fit a family."""
+  """Draws exact accuracy against inference FLOPs, with a fit per family."""
   points = statistics.inference_points(trials, depths)
   return _accuracy_by_flops(trials, points, _INFERENCE)
 
@@ -78,17 +78,14 @@ def accuracy_by_inference_flops(
 def accuracy_by_training_flops(
   trials: Sequence[Trial], depths: Iterable[int]
 ) -> Figure:
-  """Draws exact accuracy against training FLOPs, with a fit a family.
-
-  The points are the evaluations during training, at the depth of those.
-  """
+  """Draws the evaluations during training against training FLOPs."""
   del depths
   points = statistics.training_points(trials)
   return _accuracy_by_flops(trials, points, _TRAINING)
 
 
 def pareto(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
-  """Draws what nothing cheaper beats, at inference and in training."""
+  """Draws the Pareto front at inference and in training."""
   styles = setting_styles(trials)
   panels = _panels(trials, depths)
   figure = new_figure(13.5, 5)
@@ -100,13 +97,13 @@ def pareto(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
     for setting, row in by_setting(front).items():
       _draw_points(axes, row, styles[setting], size=8)
     if front:
-      # What a budget buys stays the same until the next can be paid.
+      # Accuracy stays constant up to the next point of the front.
       x = [each.x for each in front] + [max(each.x for each in points)]
       y = [each.mean for each in front]
       axes.plot(
         np.repeat(x, 2)[1:-1], np.repeat(y, 2), color=_GREY, lw=1.2, zorder=1
       )
-    if name == _INFERENCE:  # in training all are of one depth
+    if name == _INFERENCE:  # in training all points have one depth
       for point in front:
         _write(axes, point.x, point.mean, point, (7, -10), ha="left")
     finish_flops(axes, name, points)
@@ -127,9 +124,9 @@ def equal_flops(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
     budgets = statistics.at_equal_flops(points)
     present = families(points)
     recursive = {point.family for point in points if point.depth > 1}
-    for place, best in enumerate(budgets.values()):
+    for column, best in enumerate(budgets.values()):
       for k, family in enumerate(present):
-        x = place + 0.8 * ((k + 0.5) / len(present) - 0.5)
+        x = column + 0.8 * ((k + 0.5) / len(present) - 0.5)
         with_depth = name == _INFERENCE and family in recursive
         _draw_best(axes, x, best[family], family, styles, with_depth)
     axes.set_xticks(range(len(budgets)), [as_flops(each) for each in budgets])
@@ -148,7 +145,7 @@ def equal_flops(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
 
 
 def halting(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
-  """Draws how many steps puzzles use, and what halting costs and saves."""
+  """Draws the steps that puzzles use, and accuracy against mean steps."""
   styles = setting_styles(trials)
   halted = statistics.halting(trials)
   figure = new_figure(13.5, 4.8)
@@ -203,7 +200,7 @@ def overview(trials: Sequence[Trial], depths: Iterable[int]) -> Figure:
   return figure
 
 
-# What a study draws, by the names of the files.
+# File name -> figure of a study.
 FIGURES = {
   "overview": overview,
   "depth": accuracy_by_depth,
@@ -216,14 +213,13 @@ FIGURES = {
 
 
 def fits(points: Iterable[Point]) -> dict[str, Fit | str]:
-  """Family -> its fit, or why there is none."""
+  """Family -> its fit, or the reason why there is none."""
   every = tuple(points)
   return {family: _fit(every, family) for family in families(every)}
 
 
-@functools.lru_cache(maxsize=64)  # a fit takes a second and is shown often
-def _fit(points: tuple[Point, ...], family: str) -> Fit | str:
-  return power_law.fit_family(points, family)
+# A fit takes a second and is used several times.
+_fit = functools.lru_cache(maxsize=64)(power_law.fit_family)
 
 
 def as_flops(count: float) -> str:
@@ -243,7 +239,7 @@ def _has_seeds(points: Iterable[Point]) -> bool:
 def _panels(
   trials: Sequence[Trial], depths: Iterable[int]
 ) -> dict[str, list[Point]]:
-  """Label of an axis of FLOPs -> its points."""
+  """Label of the x axis -> points."""
   return {
     _INFERENCE: statistics.inference_points(trials, depths),
     _TRAINING: statistics.training_points(trials),
@@ -256,7 +252,7 @@ def _panels(
 def _draw_points(
   axes: Axes, points: Sequence[Point], style: SettingStyle, alpha=1.0, size=6.0
 ):
-  """Draws means, and their intervals unless they are faint."""
+  """Draws means, with their intervals if opaque."""
   mean = np.array([point.mean for point in points])
   below = mean - [point.low for point in points]
   above = [point.high for point in points] - mean
@@ -269,7 +265,7 @@ def _draw_points(
 
 
 def _draw_seeds(axes: Axes, row: Sequence[Point], style: SettingStyle):
-  """Draws the curve of each seed; dots where they do not make curves."""
+  """Draws a curve for each seed; dots where seeds do not form curves."""
   x = [point.x for point in row]
   if len(row) > 1 and len({point.seeds for point in row}) == 1:
     for curve in zip(*(point.values for point in row), strict=True):
@@ -293,7 +289,7 @@ def _draw_depths(
     if len(row) > 1:
       axes.fill_between(x, low, high, color=style.colour, alpha=0.13, lw=0)
       axes.plot(x, mean, **style.of_line, ms=5, zorder=3)
-    else:  # No depth to choose: the line is there to compare with.
+    else:  # one depth: a horizontal line for comparison
       _draw_points(axes, row, style)
       axes.plot(
         [x[0], last], mean * 2, color=style.colour, ls=style.line,
@@ -349,7 +345,7 @@ def _draw_best(
   axes: Axes, x: float, point: Point | None, family: str, styles: Styles,
   with_depth: bool,
 ):  # fmt: skip
-  """Draws the best of a family within a budget as a dot on a stem."""
+  """Draws the best point of a family within a budget as a dot on a stem."""
   style = FAMILIES[family].style
   if point is None:
     axes.text(
@@ -358,8 +354,8 @@ def _draw_best(
     )  # fmt: skip
     return
   axes.vlines(x, 0, point.mean, style.colour, lw=2, alpha=0.4, zorder=2)
-  at_place = dataclasses.replace(point, x=x)
-  _draw_points(axes, [at_place], styles[point.setting], size=7)
+  moved = dataclasses.replace(point, x=x)
+  _draw_points(axes, [moved], styles[point.setting], size=7)
   if with_depth:
     _write(axes, x, max(point.high, point.mean), point, (0, 3), ha="center")
 
@@ -368,7 +364,7 @@ def _write(
   axes: Axes, x: float, y: float, point: Point, offset: tuple[int, int],
   **style,
 ):  # fmt: skip
-  """Writes the depth of a point so many points (1/72 inch) away."""
+  """Writes the depth of a point at an offset in units of 1/72 inch."""
   axes.annotate(
     str(point.depth), (x, y), offset, textcoords="offset points", size=_SMALL,
     color=FAMILIES[point.family].style.ink, **style,

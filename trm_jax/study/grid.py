@@ -1,12 +1,10 @@
-"""A study's grid: from one config to the settings that it trains.
+"""Reads the config of a study into the settings to train.
 
-A study's config is that of an experiment, with two sections more. `study` says
-how each setting is trained and tested; `grid` has one block a model, and in a
-block any field of the experiment may be given several values:
+It is the config of an experiment with two more sections: `study`, see
+`StudyConfig`, and `grid`, with one block per model. A block lists values for
+any fields of the experiment, and all their combinations are settings:
 
     config.grid.trm.model = dict(family=("trm",), width=(64, 128))
-
-All combinations within a block are settings; blocks are not combined.
 """
 
 import dataclasses
@@ -23,7 +21,7 @@ from trm_jax.errors import UserError
 from trm_jax.run import folder as run_folder
 from trm_jax.train import step as train
 
-# What tells models apart, by the families that read it.
+# Fields of the model in labels and tables, unless the family ignores them.
 _FIELDS = ("width", "layers", "cycles", "latent_steps")
 
 
@@ -32,14 +30,13 @@ class StudyConfig:
   """How every setting of a grid is trained and tested.
 
   Attributes:
-    seeds: each setting is trained once with each.
-    depths: test depths, in supervision steps. Models that do not recurse have
-      depth 1 alone.
-    training_flops: what each seed may spend on training; it sets
-      `train.steps`, so that families are compared at equal cost. 0 leaves the
-      steps as they are.
-    evaluations: how often a model is evaluated while training, evenly spaced.
-    target: the exact accuracy that the verdict asks each family for.
+    seeds: each setting is trained once per seed.
+    depths: test depths, in supervision steps. Models that do not recur have
+      depth 1 only.
+    training_flops: training budget of each seed. It determines `train.steps`,
+      so that families are compared at equal cost; 0 keeps the config's steps.
+    evaluations: number of evaluations during training, evenly spaced.
+    target: the exact accuracy in the report's verdict.
   """
 
   seeds: tuple[int, ...] = (0, 1, 2)
@@ -67,23 +64,16 @@ class StudyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """A model and how it is trained, without a seed.
+  """A model and its training recipe, without a seed."""
 
-  Attributes:
-    key: digest of all that is computed, 12 hex digits.
-    experiment: the same, checked.
-    config: the same, as plain values.
-    fields: what tells the grid's settings apart, name -> value.
-  """
-
-  key: str
-  experiment: Experiment
-  config: dict[str, Any]
-  fields: dict[str, Any]
+  key: str  # digest of the fields that change results, 12 hex digits
+  experiment: Experiment  # the checked config
+  config: dict[str, Any]  # the config as plain values
+  fields: dict[str, Any]  # name -> value of fields that distinguish settings
 
   @property
   def setting(self) -> str:
-    """The digest, under the name that it has in a trial."""
+    """The digest, with the same name as in a trial."""
     return self.key
 
   @property
@@ -93,7 +83,7 @@ class Setting:
 
   @property
   def comparable(self) -> dict[str, Any]:
-    """What must be equal for two models to be compared: data and test."""
+    """The config's data and test, which compared models must share."""
     data = {k: v for k, v in self.config["data"].items() if k != "cache_dir"}
     test = {
       name: getattr(self.experiment.eval, name)
@@ -109,7 +99,7 @@ def read(config: Mapping[str, Any]) -> tuple[StudyConfig, list[Setting]]:
     config: plain nested values.
 
   Returns:
-    The study, and its settings, each once, in the order of the grid.
+    The study, and its distinct settings in the order of the grid.
 
   Raises:
     UserError: naming the field, its value and what was expected.
@@ -139,7 +129,7 @@ def _each(section: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _combinations(
   block: str, sections: Mapping[str, Any]
 ) -> Iterator[dict[tuple[str, str], Any]]:
-  """All combinations of the values that a block lists."""
+  """Yields all combinations of the values in a block."""
   axes = {}
   for section, fields in _each(sections, f"config.grid.{block}"):
     for field, values in _each(fields, f"config.grid.{block}.{section}"):
@@ -172,8 +162,8 @@ def _make(
   name = model.get("family", "trm")
   if name in FAMILIES:
     for field in _unread(name):
-      model[field] = 1  # so that what is not read makes no difference
-  config.setdefault("train", {})["seed"] = 0  # each member has its own
+      model[field] = 1  # ignored fields must not change the digest
+  config.setdefault("train", {})["seed"] = 0  # the trials set it
   try:
     experiment = config_lib.read(config)
     config = _with_budget(config, experiment, study)
@@ -203,7 +193,7 @@ def _make(
 def _with_budget(
   config: dict[str, Any], experiment: Experiment, study: StudyConfig
 ) -> dict[str, Any]:
-  """Sets the steps that the budget pays for, and spaces the evaluations."""
+  """Sets the steps from the budget, and the interval of evaluations."""
   settings = experiment.train
   unit = max(settings.log_every, settings.steps_per_dispatch)
   steps = settings.steps

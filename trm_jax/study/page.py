@@ -1,7 +1,6 @@
-"""The report of a study: one HTML file that opens anywhere, offline.
+"""The report of a study: one HTML file with its figures inside.
 
-Figures are inside the file, and it loads nothing: no scripts, no fonts. What it
-says of them is in `report.html.jinja`.
+It loads no scripts or fonts. Its text is in `report.html.jinja`.
 """
 
 import base64
@@ -20,20 +19,16 @@ from trm_jax.study.figures import as_flops
 from trm_jax.study.results import Trial, labels
 from trm_jax.study.statistics import Point, families
 
+_percent = "{:.1%}".format
+
 
 @dataclasses.dataclass(frozen=True)
 class _Reach:
-  """What a family needs for the target.
+  """The FLOPs with which a family reaches the target."""
 
-  Attributes:
-    flops: the least; None if it never gets there.
-    words: the same in words.
-    best: its best point.
-  """
-
-  flops: float | None
-  words: str
-  best: Point
+  flops: float | None  # None if it does not reach it
+  words: str  # the same in words
+  best: Point  # the family's best point
 
 
 def write(
@@ -47,15 +42,15 @@ def write(
   """Writes the report.
 
   Args:
-    path: the HTML file, written whole or not at all.
-    trials: of the study, those that diverged included.
+    path: the HTML file, written atomically.
+    trials: of the study, with those that diverged.
     depths: test depths.
-    target: exact accuracy in [0, 1] that the verdict asks for.
+    target: the exact accuracy in the verdict, in [0, 1].
     pictures: name in `figures.FIGURES` -> its PNG, in the order of the page.
-    facts: what was measured where: heading -> text.
+    facts: heading -> text, such as the hardware.
 
   Raises:
-    UserError: if a picture cannot be read or the file not be written.
+    UserError: if a picture cannot be read or the file cannot be written.
   """
   depths = sorted(set(depths))
   inference = statistics.inference_points(trials, depths)
@@ -73,7 +68,7 @@ def write(
     verdict=verdict(trials, depths, target),
     target=f"{100 * target:g}%",
     families=[
-      (FAMILIES[name].title, *(
+      (FAMILIES[name], *(
         _reach(points, name, target) if name in families(points) else None
         for points in (inference, training)
       ))
@@ -98,12 +93,13 @@ def write(
 def verdict(
   trials: Sequence[Trial], depths: Iterable[int], target: float
 ) -> list[str]:
-  """What the study says, in plain sentences; `target` is in [0, 1]."""
-  lost = sum(trial.diverged_at is not None for trial in trials)
-  diverged = f"{lost} of {len(trials)} models diverged"
+  """The results of the study in sentences; `target` is in [0, 1]."""
+  num_diverged = sum(trial.diverged_at is not None for trial in trials)
+  diverged = f"{num_diverged} of {len(trials)} models diverged"
   inference = statistics.inference_points(trials, depths)
   if not inference:
-    reason = diverged if lost else "no model was evaluated at these depths"
+    missing = "no model was evaluated at these depths"
+    reason = diverged if num_diverged else missing
     return [f"Nothing can be said: {reason}."]
   best = max(inference, key=lambda point: (point.mean, -point.x))
   goal = f"{100 * target:g}% of the puzzles exactly right"
@@ -138,13 +134,13 @@ def verdict(
       f"{curve[0].depth} and {_percent(curve[-1].mean)} at depth "
       f"{curve[-1].depth}."
     )
-  if lost:
+  if num_diverged:
     sentences.append(f"{diverged}, which no other number here counts in.")
   return sentences
 
 
 def place(point: Point) -> str:
-  """The setting and depth of a point, in words."""
+  """The setting and depth of a point as text."""
   return f"{point.label} at depth {point.depth}"
 
 
@@ -193,24 +189,20 @@ def _reach(points: Sequence[Point], family: str, target: float) -> _Reach:
     most = max(point.x for point in every)
     words = f"never reached within {as_flops(most)}"
   else:
-    # The cheapest that was measured is enough already: less might do.
+    # The cheapest measured point reaches the target: less may be enough.
     firsts = [row[0] for row in rows.values()]
-    is_bound = any(p.x == flops and p.mean > target for p in firsts)
-    words = f"{'at most ' if is_bound else ''}{as_flops(flops)}"
+    is_upper_bound = any(p.x == flops and p.mean > target for p in firsts)
+    words = f"{'at most ' if is_upper_bound else ''}{as_flops(flops)}"
   best = max(every, key=lambda point: (point.mean, -point.x))
   return _Reach(flops, words, best)
 
 
-def _percent(fraction: float) -> str:
-  return f"{fraction:.1%}"
-
-
 def _score(point: Point | None) -> str:
-  """A mean, and in a second line its interval."""
+  """A mean, and its interval on a second line."""
   if point is None:
     return ""
-  low, high = f"{100 * point.low:.1f}", f"{100 * point.high:.1f}"
-  return f"{_percent(point.mean)}\n{low} to {high}"
+  ends = f"{100 * point.low:.1f} to {100 * point.high:.1f}"
+  return f"{_percent(point.mean)}\n{ends}"
 
 
 def _settings(

@@ -1,4 +1,4 @@
-"""Saturating power laws of accuracy over compute, with their bands."""
+"""Fits saturating power laws of accuracy against compute, with 95% bands."""
 
 import dataclasses
 import warnings
@@ -10,7 +10,7 @@ from scipy import optimize
 from trm_jax.core.family import FAMILIES
 from trm_jax.study.statistics import Point
 
-# Draws of the bootstrap, and its seed: the same points give the same band.
+# Draws and seed of the bootstrap: the same points give the same band.
 _DRAWS, _SEED = 200, 0
 
 # Bounds of (top, drop, exponent). An exponent of 0 would be a flat line.
@@ -19,56 +19,39 @@ _LOWER, _UPPER = (0.0, 0.0, 0.01), (1.0, np.inf, 5.0)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
-  """A saturating power law: `top - drop * (x / scale) ** -exponent`.
+  """A saturating power law: `top - drop * (x / scale) ** -exponent`."""
 
-  Attributes:
-    family: whose points were fitted.
-    top: exact accuracy with unlimited compute.
-    drop: what is missing of it at `scale`.
-    scale: the smallest x of the points.
-    exponent: how fast what is missing shrinks.
-    points: how many were fitted.
-    x: float [N], from the smallest to the largest x, even on a log axis.
-    mean: float [N], the curve, clipped to [0, 1].
-    low: float [N], lower edge of its 95% band.
-    high: float [N], upper edge.
-    words: the formula in words and numbers.
-  """
-
-  family: str
-  top: float
-  drop: float
-  scale: float
-  exponent: float
-  points: int
-  x: np.ndarray
-  mean: np.ndarray
-  low: np.ndarray
-  high: np.ndarray
-  words: str
+  family: str  # whose points were fitted
+  top: float  # exact accuracy with unlimited compute
+  drop: float  # how much lower it is at `scale`
+  scale: float  # the smallest x of the points
+  exponent: float  # how fast the gap shrinks
+  points: int  # number of fitted points
+  x: np.ndarray  # [N], from the smallest to the largest x, even on a log axis
+  mean: np.ndarray  # [N], the curve, clipped to [0, 1]
+  low: np.ndarray  # [N], lower edge of its 95% band
+  high: np.ndarray  # [N], upper edge
+  words: str  # a summary in words
 
 
 def fit_family(points: Sequence[Point], family: str) -> Fit | str:
   """Fits a saturating power law to the best setting of one family.
 
-  That is the setting with the highest accuracy of all: the law says what
-  compute buys where the family is at its best. A law through all settings
-  would lie between good and bad ones and describe neither. The fit is to the
-  means of all points of that setting, each with the same weight.
+  The best setting is the one with the highest accuracy; a law through all
+  settings would describe none of them. Its means have equal weights.
 
-  The band is a bootstrap over seeds and puzzles. Each draw picks the seeds
-  anew, adds to the accuracy of each its binomial error, and fits again. All
-  points share the picked seeds and the direction of the error, for they are
-  the same models on the same puzzles. That the points need not follow a power
-  law is no part of the band, but is told in the words as their mean (root of
-  squares) distance from it.
+  The band is a bootstrap over seeds and puzzles: each draw resamples the seeds,
+  adds a binomial error to the accuracy of each, and fits again. All points
+  share the drawn seeds and the direction of the error, because they are the
+  same models on the same puzzles. The band does not include deviations from a
+  power law; `Fit.words` has the root mean square distance of the points.
 
   Args:
     points: of any families, x > 0.
     family: which to fit.
 
   Returns:
-    The fit, or why there is none, in words.
+    The fit, or a sentence why there is none.
   """
   points = [point for point in points if point.family == family]
   if points:
@@ -132,13 +115,13 @@ def _law(x, top, drop, exponent):
 
 
 def _slopes(x, top, drop, exponent):
-  """Derivatives of `_law` by its parameters, [N, 3]."""
+  """Derivatives of `_law` with respect to its parameters, [N, 3]."""
   power = x**-exponent
   return np.stack([np.ones_like(x), -power, drop * power * np.log(x)], axis=1)
 
 
 def _guess(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """The best of some exponents; given one, the law is a straight line."""
+  """The best start on a grid of exponents, each with linear least squares."""
   guesses = []
   for exponent in np.geomspace(0.02, 4.0, 24):
     power = x**-exponent
@@ -150,9 +133,9 @@ def _guess(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _solve(x: np.ndarray, y: np.ndarray, start: np.ndarray):
-  """Least squares from a start: (top, drop, exponent), None if it fails."""
+  """Least squares: (top, drop, exponent), or None if it does not converge."""
   with warnings.catch_warnings():
-    # The covariance, which nothing reads, is singular where drop is 0.
+    # The covariance, which is not used, is singular where drop is 0.
     warnings.simplefilter("ignore", optimize.OptimizeWarning)
     try:
       return optimize.curve_fit(
@@ -163,11 +146,7 @@ def _solve(x: np.ndarray, y: np.ndarray, start: np.ndarray):
 
 
 def _resample(points: Sequence[Point]) -> np.ndarray:
-  """A setting's accuracies as other seeds and puzzles might have given them.
-
-  Returns:
-    [draws, points].
-  """
+  """Bootstrap draws of a setting's accuracies, [draws, points]."""
   rng = np.random.default_rng(_SEED)
   shape = _DRAWS, max(point.seeds for point in points)
   picks, errors = rng.random(shape), rng.standard_normal(shape)
@@ -184,7 +163,7 @@ def _resample(points: Sequence[Point]) -> np.ndarray:
 
 
 def _pace(exponent: float) -> str:
-  """By how much compute must grow for ten times less to be missing."""
+  """The growth of compute that shrinks the gap tenfold, in words."""
   growth = 10 ** (1 / exponent)
   if growth > 1e6:
     return "hardly shrinks with compute"

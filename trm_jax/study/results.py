@@ -1,9 +1,10 @@
-"""What a study has measured: one file a trial, read back, merged, tabulated.
+"""Trials of a study: their files, checks, merging, labels and table.
 
 A *setting* is a model with its training recipe, without a seed; a *trial* is a
 setting trained with one seed.
 """
 
+import collections
 import csv
 import dataclasses
 import io
@@ -22,60 +23,45 @@ from trm_jax.run import files
 from trm_jax.run.folder import differences, write_json
 from trm_jax.study.grid import Setting
 
-# The scores at one depth, as `evaluate.evaluate` returns them.
+# The scores at one depth, as returned by `evaluate.evaluate`.
 Scores = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """A trained and evaluated model.
+  """A trained and evaluated model."""
 
-  Attributes:
-    setting: digest of all that was trained but the seed, 12 hex digits.
-    seed: the seed.
-    family: model family, one of `family.FAMILIES`.
-    fields: what tells settings apart, name -> value, as in
-      {"width": 64, "layers": 2, "cycles": 3, "latent_steps": 6}.
-    comparable: the sections `data` and `eval` of the config: only trials in
-      which they are equal may be shown side by side.
-    weights: trained weights, without the puzzle table.
-    steps: optimizer steps made.
-    batch_size: puzzles an optimizer step.
-    training_flops: spent in all, over the batch.
-    seconds: of training, wall clock, shared by the seeds trained together.
-    hardware: what it was trained on, in words.
-    diverged_at: the step at which a value was no longer finite, or None.
-    learning: the scores of each evaluation during training, at one depth,
-      with `step` and `training_flops`.
-    depths: the scores at every test depth from 1 on; empty if it diverged.
-  """
-
-  setting: str
+  setting: str  # digest of the setting, see `Setting.key`
   seed: int
-  family: str
+  family: str  # a key of `FAMILIES`
+  # Name -> value of the fields that distinguish settings, such as
+  # {"width": 64, "layers": 2, "cycles": 3, "latent_steps": 6}.
   fields: dict[str, Any]
+  # The config's data and test; trials are compared only if these are equal.
   comparable: dict[str, Any]
-  weights: int
-  steps: int
-  batch_size: int
-  training_flops: float
-  seconds: float
-  hardware: str
-  diverged_at: int | None
+  weights: int  # number of trained weights, without the puzzle table
+  steps: int  # optimizer steps made
+  batch_size: int  # puzzles per optimizer step
+  training_flops: float  # total, over the batch
+  seconds: float  # of training, wall clock, of all seeds trained together
+  hardware: str  # description of the training devices
+  diverged_at: int | None  # the step at which a value became non-finite
+  # Scores of each evaluation during training, at one depth, with `step` and
+  # `training_flops`.
   learning: list[Scores]
-  depths: list[Scores]
+  depths: list[Scores]  # at every test depth from 1 on; empty if it diverged
 
   @property
   def file_name(self) -> str:
-    """Its file in a folder of trials."""
+    """The name of its file in the folder of trials."""
     return f"{self.setting}-seed{self.seed}.json"
 
 
 def save_trial(folder: pathlib.Path, trial: Trial):
-  """Writes a trial to `folder`, in place of one of its setting and seed.
+  """Writes a trial, replacing one of the same setting and seed.
 
   Raises:
-    ValueError: if it holds what `load_trials` would refuse, such as a NaN.
+    ValueError: if `load_trials` would refuse it, for example for a NaN.
     UserError: if it cannot be written.
   """
   value = json.loads(json.dumps(dataclasses.asdict(trial)))  # as read back
@@ -87,17 +73,13 @@ def save_trial(folder: pathlib.Path, trial: Trial):
 
 
 def load_trials(folder: pathlib.Path) -> list[Trial]:
-  """Reads all trials of a folder, in the order of their file names.
+  """Reads the `.json` files of a folder, in the order of their names.
 
   Args:
-    folder: with one `.json` file a trial; other files are ignored.
-
-  Returns:
-    The trials; none if there is no such folder.
+    folder: the folder; if it does not exist, there are no trials.
 
   Raises:
-    UserError: for a file that is not a trial as `save_trial` writes it, with
-      the field that is wrong.
+    UserError: for a file that is not a trial, naming the field that is wrong.
   """
   old = folder.with_name("cells")
   if old.exists() and not folder.exists():
@@ -145,13 +127,13 @@ def merge(groups: Mapping[str, Sequence[Trial]]) -> list[Trial]:
     groups: name of a folder -> its trials.
 
   Returns:
-    Each trial once: of two with the same setting and seed the one with more
-    test depths, or else the first. They are ordered by family, weights,
-    training FLOPs of the setting, and seed.
+    The trials, ordered by family, weights, training FLOPs of the setting, and
+    seed. Of two with the same setting and seed, the one with more test depths,
+    or else the first.
 
   Raises:
-    UserError: if there is no trial, or one has other data or was evaluated
-      otherwise than the first, with the fields in which they differ.
+    UserError: if there is no trial, or if data or evaluation differ between
+      trials, naming the fields.
   """
   found = [(name, trial) for name, trials in groups.items() for trial in trials]
   if not found:
@@ -175,7 +157,7 @@ def merge(groups: Mapping[str, Sequence[Trial]]) -> list[Trial]:
     other = kept.setdefault((trial.setting, trial.seed), trial)
     if len(trial.depths) > len(other.depths):
       kept[trial.setting, trial.seed] = trial
-  # A seed that diverged spent less than its setting does.
+  # A diverged seed spent less than the others of its setting.
   spent: dict[str, float] = {}
   for trial in kept.values():
     spent[trial.setting] = max(
@@ -192,25 +174,23 @@ def merge(groups: Mapping[str, Sequence[Trial]]) -> list[Trial]:
 
 
 def labels(items: Sequence[Trial | Setting]) -> dict[str, str]:
-  """A short name for each setting, no two alike.
+  """Digest of each setting -> a unique short name.
 
-  Returns:
-    Digest of a setting -> the title of its family, and those fields in which
-    the settings of the family differ; the digest too where that leaves two
-    alike.
+  It is the title of the family, with the fields in which the settings of the
+  family differ, and with the digest if two names would be equal.
   """
   settings = {item.setting: item for item in items}
-  # (family, field) -> its value in each setting of the family that has it.
+  # (family, field) -> its values in the settings that have it.
   values: dict[tuple[str, str], list[str]] = {}
   for item in settings.values():
     for name, value in item.fields.items():
       values.setdefault((item.family, name), []).append(_as_text(value))
   members = [item.family for item in settings.values()]
-  # A field that some settings lack varies as well.
+  # A field that some settings lack also varies.
   varying = {
     (family, name)
-    for (family, name), seen in values.items()
-    if len(set(seen)) > 1 or len(seen) < members.count(family)
+    for (family, name), texts in values.items()
+    if len(set(texts)) > 1 or len(texts) < members.count(family)
   }
   names = {
     setting: ", ".join(
@@ -223,22 +203,24 @@ def labels(items: Sequence[Trial | Setting]) -> dict[str, str]:
     )
     for setting, item in settings.items()
   }
-  alike = list(names.values())
+  count = collections.Counter(names.values())
   return {
-    setting: f"{name} ({setting})" if alike.count(name) > 1 else name
+    setting: f"{name} ({setting})" if count[name] > 1 else name
     for setting, name in names.items()
   }
 
 
 def scores_at(trial: Trial, depths: Iterable[int]) -> list[Scores]:
-  """Its scores at those of the depths that it has, the smallest first.
+  """A trial's scores at some depths, ascending.
 
-  A model of one depth is always shown at that.
+  A model with one depth always has its scores at that depth.
   """
-  wanted = set(depths)
-  if len(trial.depths) == 1:
-    return list(trial.depths)
-  return [scores for scores in trial.depths if scores["depth"] in wanted]
+  depths = set(depths)
+  return [
+    scores
+    for scores in trial.depths
+    if len(trial.depths) == 1 or scores["depth"] in depths
+  ]
 
 
 # Columns of the table before and after the fields of the settings.
@@ -251,14 +233,10 @@ _AFTER = (
 def write_csv(
   path: pathlib.Path, trials: Sequence[Trial], depths: Iterable[int]
 ):
-  """Writes a table with one row a trial and test depth.
+  """Writes a table with one row per trial and test depth.
 
-  A trial without scores at these depths, as one that diverged, has one row in
-  which they are empty. A field with the name of another column is called
-  `fields.<name>`.
-
-  Raises:
-    UserError: if it cannot be written.
+  A trial without scores at these depths has one row without scores. A field
+  with the name of another column gets the column `fields.<name>`.
   """
   depths = set(depths)
   label_of = labels(trials)
@@ -295,7 +273,7 @@ def _column(field: str) -> str:
 
 
 def _as_text(value: Any) -> str:
-  """A field's value: strings bare, all else as in JSON."""
+  """A field's value: strings as they are, all else as JSON."""
   return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -303,7 +281,7 @@ def _as_text(value: Any) -> str:
 
 
 def _is_number(value: Any, least: float, most: float = sys.float_info.max):
-  """Whether it is a number that a float can hold; NaN and true are not."""
+  """Whether it is a number in a range; NaN and booleans are not."""
   return type(value) in (int, float) and least <= value <= most
 
 
@@ -318,7 +296,7 @@ _POSITIVE = "a finite number above 0"
 _NUMBER = "a finite number"
 _FRACTION = "a number from 0 to 1"
 
-# What a value must be, in words -> its test.
+# Expected kind of value, in words -> its test.
 _IS = {
   "12 hex digits": lambda v: (
     isinstance(v, str) and re.fullmatch("[0-9a-f]{12}", v)
@@ -362,11 +340,7 @@ _HALTING = {"halted_exact_accuracy": _FRACTION, "mean_steps": _POSITIVE}
 
 
 def _parse(value: Any) -> Trial:
-  """Makes a trial of what JSON gave.
-
-  Raises:
-    ValueError: if it is not one, with the name of what is wrong.
-  """
+  """Makes a trial from parsed JSON; a ValueError names what is wrong."""
   if not isinstance(value, dict):
     raise ValueError("it is not an object of fields")
   _check("", value, _TRIAL)
@@ -376,7 +350,7 @@ def _parse(value: Any) -> Trial:
   _check_finite("fields", value["fields"])
   _check_finite("comparable", value["comparable"])
   depths = value["depths"]
-  # With one depth there is nothing to halt from.
+  # Models with one depth have no halting scores.
   tested = _DEPTHS | (_HALTING if len(depths) > 1 else {})
   for name, schema in (("learning", _LEARNING), ("depths", tested)):
     for i, scores in enumerate(value[name]):
@@ -390,7 +364,7 @@ def _parse(value: Any) -> Trial:
       f"diverged_at is {value['diverged_at']} and depths has {len(found)} "
       "entries: a trial that diverged has none, all others have some"
     )
-  # JSON knows no difference between 1e9 and a whole number.
+  # JSON may hold whole numbers here.
   spent: dict[str, Any] = {
     name: float(value[name]) for name in ("training_flops", "seconds")
   }
@@ -408,7 +382,7 @@ def _check(place: str, value: Mapping[str, Any], schema: Mapping[str, str]):
 
 
 def _check_finite(place: str, value: Any):
-  """Refuses numbers that JSON does not have, at any depth."""
+  """Refuses non-finite numbers in nested values."""
   if isinstance(value, dict):
     for name, inner in value.items():
       _check_finite(f"{place}.{name}", inner)

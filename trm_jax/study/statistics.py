@@ -1,4 +1,4 @@
-"""Numbers of a study: points with intervals, fronts and budgets."""
+"""Statistics of a study: means with intervals, Pareto fronts and budgets."""
 
 import dataclasses
 import decimal
@@ -13,67 +13,44 @@ from trm_jax.study.results import Scores, Trial, labels, scores_at
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """Exact accuracy of one setting at one x, over its seeds.
+  """Exact accuracy of one setting at one x, over its seeds."""
 
-  Attributes:
-    setting: digest of the setting.
-    family: its model family.
-    label: its short name.
-    x: what the accuracy is plotted against: test depth, or FLOPs.
-    mean: over the seeds, a fraction as `values`.
-    low: lower end of the 95% interval, see `interval`.
-    high: upper end.
-    depth: supervision steps at which puzzles were scored.
-    values: of each seed.
-    weights: trained weights, without the puzzle table.
-    puzzles: how many each seed was scored on; 0 if that is not known.
-  """
-
-  setting: str
+  setting: str  # digest of the setting
   family: str
-  label: str
-  x: float
-  mean: float
-  low: float
-  high: float
-  depth: int
-  values: tuple[float, ...]
-  weights: int
-  puzzles: int = 0
+  label: str  # the setting's short name
+  x: float  # test depth, or FLOPs
+  mean: float  # of `values`
+  low: float  # lower end of the 95% interval, see `interval`
+  high: float  # upper end
+  depth: int  # supervision steps of the evaluation
+  values: tuple[float, ...]  # exact accuracy of each seed, in [0, 1]
+  weights: int  # number of trained weights, without the puzzle table
+  puzzles: int = 0  # number of test puzzles of each seed; 0 if unknown
 
   @property
   def seeds(self) -> int:
-    """How many seeds it is the mean of."""
+    """The number of seeds."""
     return len(self.values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Halting:
-  """How one setting halts when each puzzle stops where the q-head says so.
+  """Scores of one setting when each puzzle stops as its q-head says.
 
-  All sequences have one entry for every depth from 1 to D: the rule with that
-  many steps allowed. Means are over the seeds.
-
-  Attributes:
-    setting: digest of the setting.
-    family: its model family.
-    fractions: of the puzzles that use exactly 1, 2 ... D steps, with D allowed;
-      the last holds those that were cut off there as well. They sum to 1.
-    mean_steps: steps used.
-    accuracy: exact accuracy under the rule.
-    low: lower ends of its 95% intervals, see `interval`.
-    high: upper ends.
-    fixed_accuracy: exact accuracy where every puzzle takes all the steps.
+  Each sequence has D entries, for at most 1, 2 ... D steps. Means are over the
+  seeds.
   """
 
-  setting: str
+  setting: str  # digest of the setting
   family: str
+  # Of the puzzles that use exactly 1, 2 ... D steps, with D allowed; the last
+  # includes those that do not halt. They sum to 1.
   fractions: tuple[float, ...]
   mean_steps: tuple[float, ...]
-  accuracy: tuple[float, ...]
-  low: tuple[float, ...]
-  high: tuple[float, ...]
-  fixed_accuracy: tuple[float, ...]
+  accuracy: tuple[float, ...]  # exact accuracy with halting
+  low: tuple[float, ...]  # lower ends of its 95% intervals, see `interval`
+  high: tuple[float, ...]  # upper ends
+  fixed_accuracy: tuple[float, ...]  # if every puzzle takes all steps
 
 
 def interval(
@@ -81,13 +58,13 @@ def interval(
 ) -> tuple[float, float]:
   """A 95% confidence interval of a mean fraction.
 
-  It is Wilson's over the puzzles of all seeds: what other puzzles would give
-  the same models. With 3 or more seeds it reaches as far as Student's t over
-  the seeds too, what other seeds would give; of 1 or 2 that says nothing.
+  It is Wilson's interval over the puzzles of all seeds, which covers the choice
+  of puzzles. With 3 or more seeds it is joined with Student's t interval over
+  the seeds, which covers the choice of seeds.
 
   Args:
     values: the fraction of each seed, in [0, 1].
-    puzzles: how many each seed was scored on.
+    puzzles: number of puzzles of each seed.
 
   Returns:
     Its ends, clipped to [0, 1].
@@ -97,22 +74,22 @@ def interval(
   pooled = np.average(fractions, weights=puzzles)
   shrink = 1 + z**2 / total
   centre = (pooled + z**2 / (2 * total)) / shrink
-  spread = pooled * (1 - pooled) / total + z**2 / (4 * total**2)
-  reach = z * np.sqrt(spread) / shrink
-  # Round-off must not leave the fraction itself outside.
-  low, high = min(centre - reach, pooled), max(centre + reach, pooled)
+  variance = pooled * (1 - pooled) / total + z**2 / (4 * total**2)
+  radius = z * np.sqrt(variance) / shrink
+  # Rounding must not exclude the fraction itself.
+  low, high = min(centre - radius, pooled), max(centre + radius, pooled)
   if n >= 3:
     mean = fractions.mean()
-    reach = stats.t.ppf(0.975, n - 1) * fractions.std(ddof=1) / np.sqrt(n)
-    low, high = min(low, mean - reach), max(high, mean + reach)
+    radius = stats.t.ppf(0.975, n - 1) * fractions.std(ddof=1) / np.sqrt(n)
+    low, high = min(low, mean - radius), max(high, mean + radius)
   return float(max(low, 0.0)), float(min(high, 1.0))
 
 
 def depth_points(trials: Sequence[Trial], depths: Iterable[int]) -> list[Point]:
-  """Exact accuracy over test depth, at the depths of `scores_at`.
+  """Exact accuracy against test depth, at the depths of `scores_at`.
 
-  As in all lists of points, trials that diverged are left out, settings come
-  in the order of `trials`, and the points of each by rising x.
+  As in all lists of points, diverged trials are left out, settings have the
+  order of `trials`, and the points of each are sorted by x.
   """
   depths = set(depths)
   return _points(trials, lambda trial: scores_at(trial, depths), "depth")
@@ -121,7 +98,7 @@ def depth_points(trials: Sequence[Trial], depths: Iterable[int]) -> list[Point]:
 def inference_points(
   trials: Sequence[Trial], depths: Iterable[int]
 ) -> list[Point]:
-  """The same over inference FLOPs a puzzle, every puzzle at full depth."""
+  """Exact accuracy against inference FLOPs per puzzle at full depth."""
   depths = set(depths)
   return _points(
     trials, lambda trial: scores_at(trial, depths), "flops_per_puzzle"
@@ -129,11 +106,7 @@ def inference_points(
 
 
 def training_points(trials: Sequence[Trial]) -> list[Point]:
-  """The same over training FLOPs so far.
-
-  An evaluation before the first step has no place on a logarithmic axis, and
-  is left out.
-  """
+  """Exact accuracy against training FLOPs, after at least one step."""
   return _points(
     trials,
     lambda trial: [s for s in trial.learning if s["training_flops"] > 0],
@@ -144,7 +117,7 @@ def training_points(trials: Sequence[Trial]) -> list[Point]:
 def _points(
   trials: Sequence[Trial], scores_of: Callable[[Trial], list[Scores]], x: str
 ) -> list[Point]:
-  """Gathers the seeds of each setting, depth and (in training) step."""
+  """Groups scores by setting, depth and (in training) step."""
   names = labels(trials)
   order = list(names)
   found: dict[tuple, list[tuple[Trial, Scores]]] = {}
@@ -178,13 +151,13 @@ def _points(
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-  """The points that no other beats, by rising x.
+  """The points that no other dominates, sorted by x.
 
-  One beats another if it is no worse in x and in mean, and better in one.
+  A point dominates another if it is no worse in x and mean, and better in one.
   """
   front: list[Point] = []
   for point in sorted(points, key=lambda p: (p.x, -p.mean)):
-    # What is in the front costs no more, so its best must be surpassed.
+    # Points of the front cost no more, so the mean must exceed their best.
     best = front[-1] if front else None
     is_equal = best and (point.x, point.mean) == (best.x, best.mean)
     if best is None or is_equal or point.mean > best.mean:
@@ -195,16 +168,16 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 def at_equal_flops(
   points: Sequence[Point], budgets: Sequence[float] | None = None
 ) -> dict[float, dict[str, Point | None]]:
-  """What each family gives for the same FLOPs.
+  """The best point of each family within the same budgets.
 
   Args:
-    points: over FLOPs.
+    points: with x in FLOPs.
     budgets: FLOPs. By default five, even on a log axis and rounded up to two
       digits, up to the largest x.
 
   Returns:
     budget -> family -> its point of the highest mean with x within the
-    budget, the cheapest of equals; None where it has none.
+    budget, the cheapest of equals; None if there is none.
   """
   if budgets is None:
     budgets = _budgets([point.x for point in points])
@@ -222,13 +195,13 @@ def at_equal_flops(
 
 
 def families(items: Iterable[Point | Halting | Trial]) -> list[str]:
-  """The families of the items, in the order in which they are shown."""
+  """The families of the items, in the order of `FAMILIES`."""
   present = {item.family for item in items}
   return [family for family in FAMILIES if family in present]
 
 
 def by_setting(points: Iterable[Point]) -> dict[str, list[Point]]:
-  """The points of each setting by rising x."""
+  """Digest of each setting -> its points, sorted by x."""
   rows: dict[str, list[Point]] = {}
   for point in sorted(points, key=lambda point: point.x):
     rows.setdefault(point.setting, []).append(point)
@@ -238,7 +211,7 @@ def by_setting(points: Iterable[Point]) -> dict[str, list[Point]]:
 def _budgets(xs: Sequence[float]) -> list[float]:
   if not xs:
     return []
-  # Upwards, so that the last budget does not fall short of the last x.
+  # Rounded up, so that the last budget includes the last x.
   two_digits = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
   even = np.geomspace(min(xs), max(xs), 6)[1:].tolist()
   return sorted({float(two_digits.create_decimal(repr(x))) for x in even})
@@ -250,14 +223,13 @@ def flops_to_reach(
   """The least FLOPs with which a family reaches an accuracy.
 
   Args:
-    points: over FLOPs, x > 0.
-    family: which family.
+    points: with x > 0 in FLOPs.
+    family: the family.
     target: exact accuracy in [0, 1].
 
   Returns:
-    The smallest x, over its settings, at which the mean reaches the target,
-    on a line in log(x) between neighbouring points of one setting. None if
-    no setting reaches it.
+    The smallest x at which the mean of a setting reaches the target,
+    interpolated linearly in log(x). None if no setting reaches it.
   """
   reached = []
   for row in by_setting(p for p in points if p.family == family).values():
@@ -269,7 +241,7 @@ def flops_to_reach(
 
 
 def _crossing(below: Point | None, above: Point, target: float) -> float:
-  """Where the line between two points in log(x) meets the target."""
+  """The x at which the line between two points in log(x) meets the target."""
   if below is None or above.mean == target:
     return above.x
   fraction = (target - below.mean) / (above.mean - below.mean)
@@ -277,14 +249,13 @@ def _crossing(below: Point | None, above: Point, target: float) -> float:
 
 
 def halting(trials: Sequence[Trial]) -> list[Halting]:
-  """How each setting halts, over the depths that all its seeds have.
+  """Halting of each setting, at the depths that all its seeds have.
 
-  Left out are trials that diverged, and models with one depth, which have
-  nothing to halt from.
+  Diverged trials and models with one depth are left out.
   """
   settings: dict[str, list[Trial]] = {}
   for trial in trials:
-    if len(trial.depths) > 1:  # of what diverged there is none
+    if len(trial.depths) > 1:  # empty if diverged
       settings.setdefault(trial.setting, []).append(trial)
   return [_halting(members) for members in settings.values()]
 
@@ -299,7 +270,7 @@ def _halting(trials: list[Trial]) -> Halting:
   accuracy = over_seeds("halted_exact_accuracy")
   puzzles = over_seeds("puzzles")
   mean_steps = over_seeds("mean_steps").mean(axis=0)
-  # A puzzle that runs in step k adds 1 to the mean of k steps allowed.
+  # With k steps allowed instead of k - 1, puzzles running in step k use 1 more.
   running = np.diff(mean_steps, prepend=0.0)
   fractions = np.clip(running - np.append(running[1:], 0.0), 0, 1)
   ends = [

@@ -1,8 +1,7 @@
-"""What the figures of a study share: styles of settings, axes, legends.
+"""Styles of settings, axes and legends in the figures of a study.
 
-A family has one colour, one marker and one line style. Its settings differ by
-the width of the line and the filling of the marker: the more weights, the
-thicker and fuller.
+A family has one colour, marker and line style. The more weights a setting has,
+the thicker its line and the fuller its marker.
 """
 
 import dataclasses
@@ -25,26 +24,20 @@ from trm_jax.study.statistics import Halting, Point
 
 @dataclasses.dataclass(frozen=True)
 class SettingStyle(Style):
-  """How a setting of a family is drawn, and what it is called.
+  """The style of a setting."""
 
-  Attributes:
-    width: of the line, in points.
-    face: RGB of the marker's inside.
-    label: in legends.
-  """
-
-  width: float
-  face: tuple[float, ...]
-  label: str
+  width: float  # of the line, in points
+  face: tuple[float, ...]  # RGB of the marker's inside
+  label: str  # in legends
 
   @property
   def of_line(self) -> dict:
-    """Arguments of matplotlib for a line with markers."""
+    """Matplotlib arguments for a line with markers."""
     return self.of_marker | {"ls": self.line, "lw": self.width}
 
   @property
   def of_marker(self) -> dict:
-    """Arguments of matplotlib for markers alone."""
+    """Matplotlib arguments for markers without a line."""
     return {
       "color": self.colour,
       "marker": self.marker,
@@ -81,12 +74,12 @@ def setting_styles(trials: Sequence[Trial]) -> dict[str, SettingStyle]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-  """A figure without axes, sizes in inches."""
+  """A figure without axes; sizes are in inches."""
   return Figure((width, height), dpi=150, layout="constrained")
 
 
 def finish_depth(axes: Axes, depths: Iterable[float], label: str):
-  """A log axis in base 2 with plain numbers, none too near another."""
+  """Formats x as a log axis in base 2 with ticks that do not overlap."""
   ticks: list[float] = []
   for depth in sorted(
     {*depths}, key=lambda d: (not math.log2(d).is_integer(), d)
@@ -102,7 +95,7 @@ def finish_depth(axes: Axes, depths: Iterable[float], label: str):
 
 
 def finish_flops(axes: Axes, label: str, points: Sequence[Point]):
-  """A log axis of FLOPs."""
+  """Formats x as a log axis of FLOPs."""
   axes.set_xscale("log")
   axes.set_xlabel(label)
   axes.grid(alpha=0.3)
@@ -112,7 +105,7 @@ def finish_flops(axes: Axes, label: str, points: Sequence[Point]):
 def set_accuracy(
   axes: Axes, points: Iterable[Point | Halting], margin: float = 0.0
 ):
-  """An axis of per cent, from 0 to just above what there is."""
+  """Formats y in per cent, from 0 to just above the highest interval."""
   highs = [np.max([*np.atleast_1d(point.high), 0]) for point in points]
   top = max(highs, default=1.0) or 1.0
   axes.set_ylabel("puzzles exactly right")
@@ -121,7 +114,7 @@ def set_accuracy(
 
 
 def say_if_empty(axes: Axes, points: Sequence, text="nothing was measured"):
-  """Writes into axes without points that there is nothing to show."""
+  """Writes a text into axes without points."""
   if not points:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center")
     axes.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
@@ -148,4 +141,4 @@ def add_legend(
     fontsize="small", frameon=False, handlelength=3.2 if lines else 1.5,
   )  # fmt: skip
   for text in legend.get_texts():
-    text.set_parse_math(False)  # a "$" in a name is no formula
+    text.set_parse_math(False)  # "$" in a name must not start a formula

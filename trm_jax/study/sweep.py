@@ -1,13 +1,13 @@
-"""Trains and tests what a study's grid asks for, and keeps what is finished.
+"""Trains and tests the settings of a study's grid.
 
-A study's folder holds
+A study's folder has
 
     trials/      one file a trial, see results.py    config.json  the last grid
     weights/     the model of each trial             results.csv, report.html,
     unfinished/  populations in training             plots/       the report
 
-so that an interrupted study goes on, a wider grid trains what is new alone,
-and further test depths are tested on the weights that are there.
+An interrupted study continues, a wider grid trains only the new trials, and
+further test depths use the saved weights.
 """
 
 import dataclasses
@@ -35,18 +35,13 @@ from trm_jax.train import step as train
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """Seeds of a setting that are to be trained together.
-
-  Attributes:
-    setting: the setting.
-    seeds: the seeds.
-  """
+  """A setting and the seeds to train together."""
 
   setting: Setting
   seeds: tuple[int, ...]
 
   def with_puzzle_ids(self, count: int) -> "Work":
-    """The work with a puzzle table for so many ids."""
+    """The same work with `count` rows in the puzzle table."""
     experiment = self.setting.experiment.with_puzzle_ids(count)
     rows = experiment.model.num_puzzle_ids
     config = dict(self.setting.config)
@@ -58,13 +53,13 @@ class Work:
 
   @property
   def training_flops(self) -> float:
-    """What all seeds spend on training."""
+    """Training FLOPs of all seeds."""
     recipe = train.Recipe.of(self.setting.experiment)
     steps = self.setting.experiment.train.steps
     return len(self.seeds) * recipe.training_flops(steps)
 
   def testing_flops(self, study: StudyConfig, puzzles: int) -> float:
-    """What all seeds spend on evaluations, during training and after it."""
+    """FLOPs of the evaluations of all seeds, during and after training."""
     model = self.setting.experiment.model
     during = flops.inference(model, self.setting.experiment.eval.depth)
     after = flops.inference(model, max(study.depths))
@@ -73,11 +68,7 @@ class Work:
 
 
 class Folder:
-  """A study's folder.
-
-  Args:
-    path: where; made when something is saved.
-  """
+  """The paths in a study's folder."""
 
   def __init__(self, path: pathlib.Path):
     self.path = path
@@ -93,18 +84,14 @@ class Folder:
     return self.path / "unfinished" / setting / f"seeds-{names}"
 
   def started(self, setting: str) -> list[tuple[int, ...]]:
-    """The populations of a setting that were interrupted."""
+    """The seeds of each interrupted population of a setting."""
     found = (self.path / "unfinished" / setting).glob("seeds-*")
     names = (re.fullmatch(r"seeds-(\d+(?:-\d+)*)", p.name) for p in found)
     return sorted(tuple(map(int, name[1].split("-"))) for name in names if name)
 
 
 def check_comparable(trials: Sequence[Trial], settings: Sequence[Setting]):
-  """Refuses trials of another study.
-
-  Raises:
-    UserError: naming the fields in which their data or test differ.
-  """
+  """Refuses trials or settings with different data or test."""
   ours = settings[0].comparable
   for trial in trials:
     found = run_folder.differences(ours, trial.comparable)
@@ -129,12 +116,7 @@ def finished(
   others: Sequence[str],
   say: Callable[[str], None],
 ) -> list[Trial]:
-  """Finished trials of this grid, and all of other studies' folders.
-
-  Raises:
-    UserError: for a file that is not a trial, a folder without any, and
-      trials that cannot be compared.
-  """
+  """The comparable trials of this grid and of other, non-empty folders."""
   own = results.load_trials(folder.trials)
   check_comparable(own, settings)
   keys = {setting.key for setting in settings}
@@ -156,24 +138,24 @@ def plan(
   trials: Sequence[Trial],
   folder: Folder,
 ) -> list[Work]:
-  """What is still to be trained, populations that were interrupted first.
+  """The work that remains, per setting the interrupted populations first.
 
   Args:
-    study: names the seeds.
+    study: its seeds are trained.
     settings: the grid.
-    trials: what is finished, here and in folders to be merged.
+    trials: finished trials, here and in merged folders.
     folder: the study's folder.
   """
   done = {(trial.setting, trial.seed) for trial in trials}
   work = []
   for setting in settings:
-    lacking = {s for s in study.seeds if (setting.key, s) not in done}
+    missing = {s for s in study.seeds if (setting.key, s) not in done}
     for seeds in folder.started(setting.key):
-      if set(seeds) <= lacking:
+      if set(seeds) <= missing:
         work.append(Work(setting, seeds))
-        lacking -= set(seeds)
-    if lacking:
-      work.append(Work(setting, tuple(sorted(lacking))))
+        missing -= set(seeds)
+    if missing:
+      work.append(Work(setting, tuple(sorted(missing))))
   return work
 
 
@@ -188,18 +170,14 @@ def carry_out(
   """Trains a population, tests its members, and saves a trial of each.
 
   Raises:
-    fit.Stopped: after a signal; what was trained is saved.
-    UserError: if something cannot be read or written.
+    fit.Stopped: after a signal; the training state is saved.
+    UserError: if a file cannot be read or written.
   """
   setting, experiment = work.setting, work.setting.experiment
   scratch = folder.unfinished(setting.key, work.seeds)
+  run = run_folder.RunFolder(scratch)
   members, seconds = fit.fit(
-    experiment,
-    run_folder.RunFolder(scratch),
-    training,
-    held_out,
-    progress,
-    seeds=work.seeds,
+    experiment, run, training, held_out, progress, seeds=work.seeds
   )
   recipe = train.Recipe.of(experiment)
   for member in members:
@@ -223,14 +201,11 @@ def carry_out(
       learning=member.learning,
       depths=[],
     )
-    if member.diverged_at is None and processes.is_leader():
-      weights.save_weights(
-        folder.weights(setting.key, member.seed),
-        member.params,
-        setting.config,
-        {"step": steps, "seed": member.seed},
-      )
     if member.diverged_at is None:
+      if processes.is_leader():
+        path = folder.weights(setting.key, member.seed)
+        facts = {"step": steps, "seed": member.seed}
+        weights.save_weights(path, member.params, setting.config, facts)
       trial = test(trial, member.params, setting, study, held_out)
       progress.say(fit.describe(steps, trial.depths[-1]))
     if processes.is_leader():
@@ -247,11 +222,7 @@ def deepen(
   held_out: Split,
   say: Callable[[str], None],
 ):
-  """Tests what `find_shallow` gives at the depths that are new to it.
-
-  Raises:
-    UserError: if the weights of one cannot be read.
-  """
+  """Tests the trials of `find_shallow` at the study's depths."""
   for trial, setting in shallow:
     say(f"testing {trial.setting}, seed {trial.seed}, at depth {study.depths}")
     path = folder.weights(trial.setting, trial.seed)
@@ -264,11 +235,11 @@ def deepen(
 def find_shallow(
   study: StudyConfig, settings: Sequence[Setting], folder: Folder
 ) -> list[tuple[Trial, Setting]]:
-  """The grid's finished trials of this folder that lack a test depth."""
-  known = {setting.key: setting for setting in settings}
+  """The grid's finished trials in this folder that lack a test depth."""
+  by_key = {setting.key: setting for setting in settings}
   found = []
   for trial in results.load_trials(folder.trials):
-    setting = known.get(trial.setting)
+    setting = by_key.get(trial.setting)
     if setting is None or trial.diverged_at is not None:
       continue
     wanted = max(study.depths) if setting.experiment.model.is_recursive else 1
@@ -301,7 +272,7 @@ def test(
 
 
 def hardware() -> str:
-  """What this process computes on, in words."""
+  """The devices of this process, in words."""
   kind = jax.devices()[0].device_kind
   if kind == "cpu":
     return f"{os.cpu_count()} CPU cores"

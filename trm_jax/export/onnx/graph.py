@@ -1,5 +1,6 @@
-"""ONNX graphs, written as arithmetic on values."""
+"""Builds ONNX graphs with Python operators."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,8 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-# The lowest that has all that is used here: onnxruntime 1.14 (2023) and any
-# later one runs these files.
+# The lowest with all operators used here: needs onnxruntime 1.14 (2023).
 OPSET = 18
 IR_VERSION = 8
 
@@ -41,11 +41,10 @@ class Value:
 
 
 class Graph:
-  """A graph that grows by a node with every operation.
+  """A graph to which every operation adds a node.
 
-  Nodes go where they are called: inside the body of a `loop` into its
-  subgraph, which sees all values made outside of it. Weights and constants
-  are stored once, outside.
+  Inside the body of a `loop`, nodes are added to its subgraph, which can read
+  all values outside of it. Weights and constants are stored once, outside.
   """
 
   def __init__(self):
@@ -54,15 +53,15 @@ class Graph:
     self._constants: dict[Any, Value] = {}
     self._inputs: list[onnx.ValueInfoProto] = []
     self._outputs: list[onnx.ValueInfoProto] = []
-    self._made = 0
+    self._names = itertools.count(1)
 
   @property
   def stored_bytes(self) -> int:
-    """What its weights take."""
+    """Bytes of weights and constants."""
     return sum(array.nbytes for array in self._stored.values())
 
   def input(self, name: str, dtype: Any, shape: Sequence[int | str]) -> Value:
-    """Adds an input; names in its shape are symbols."""
+    """Adds an input; strings in its shape are symbolic sizes."""
     self._inputs.append(_info(name, dtype, shape))
     return Value(self, name)
 
@@ -74,13 +73,13 @@ class Graph:
     self._outputs.append(_info(name, dtype, shape))
 
   def weight(self, name: str, array: np.ndarray) -> Value:
-    """Stores an array under a name of its own."""
+    """Stores an array under a unique name."""
     assert name not in self._stored, name
     self._stored[name] = array
     return Value(self, name)
 
   def constant(self, value: Any, dtype: Any = np.float32) -> Value:
-    """Stores a number or a small array; equal ones share their place."""
+    """Stores a number or a small array; equal ones are stored once."""
     array = np.asarray(value, dtype)
     key = (array.dtype, array.shape, array.tobytes())
     if key not in self._constants:
@@ -89,7 +88,7 @@ class Graph:
     return self._constants[key]
 
   def sizes(self, *numbers: int) -> Value:
-    """Stores a list of sizes or axes, as operators want them."""
+    """Stores a list of sizes or axes, int64."""
     return self.constant(numbers, np.int64)
 
   def op(self, kind: str, *inputs: Value, **attributes: Any) -> Value:
@@ -100,9 +99,9 @@ class Graph:
     self, kind: str, results: int, *inputs: Value, **attributes: Any
   ) -> list[Value]:
     """Applies an operator with several results."""
-    made = [self._new(kind) for _ in range(results)]
-    self._add(kind, [value.name for value in inputs], made, attributes)
-    return made
+    outputs = [self._new(kind) for _ in range(results)]
+    self._add(kind, [value.name for value in inputs], outputs, attributes)
+    return outputs
 
   def cast(self, value: Value, dtype: Any) -> Value:
     """Converts to another type."""
@@ -119,13 +118,13 @@ class Graph:
     carry: Any,
     proceed: Callable[[Any], Value] | None = None,
   ) -> Any:
-    """Repeats a part of the graph, as `jax.lax.fori_loop` does.
+    """Repeats a part of the graph, like `jax.lax.fori_loop`.
 
     Args:
-      trips: int64 [], how often.
-      body: `(number of the trip, carry) -> carry`, called once.
+      trips: int64 [], the maximum number of trips.
+      body: `(index of the trip, carry) -> carry`, called once.
       carry: a tree of values.
-      proceed: `carry -> bool []`, whether to go on after a trip; by default
+      proceed: `carry -> bool []`, whether to continue after a trip; by default
         always.
 
     Returns:
@@ -138,11 +137,11 @@ class Graph:
     inner = [self._new("carried") for _ in leaves]
     self._nodes.append([])
     after = body(number, structure.unflatten(inner))
-    going = proceed(after) if proceed else condition
-    # An output must be the subgraph's own, so what passes through is copied.
+    again = proceed(after) if proceed else condition
+    # Outputs must be made in the subgraph, so all are copied.
     results = [
       self.op("Identity", value)
-      for value in (going, *structure.flatten_up_to(after))
+      for value in (again, *structure.flatten_up_to(after))
     ]
     graph = helper.make_graph(
       self._nodes.pop(),
@@ -150,25 +149,18 @@ class Graph:
       [
         _info(number.name, np.int64, ()),
         _info(condition.name, np.bool_, ()),
-        # Their types are those of the values that enter.
+        # ONNX infers the types of the carry.
         *(onnx.ValueInfoProto(name=value.name) for value in inner),
       ],
       [onnx.ValueInfoProto(name=value.name) for value in results],
     )
-    made = [self._new("Loop") for _ in leaves]
+    outputs = [self._new("Loop") for _ in leaves]
     names = [trips.name, "", *(value.name for value in leaves)]
-    self._add("Loop", names, made, {"body": graph})
-    return structure.unflatten(made)
+    self._add("Loop", names, outputs, {"body": graph})
+    return structure.unflatten(outputs)
 
   def model(self, doc: str, metadata: dict[str, str]) -> onnx.ModelProto:
-    """The finished model.
-
-    It is not given to the checker of `onnx`, which would copy all weights.
-
-    Args:
-      doc: text for people.
-      metadata: text for programs.
-    """
+    """The finished model, unchecked: onnx's checker would copy all weights."""
     graph = helper.make_graph(
       self._nodes[0],
       "trm_jax",
@@ -187,11 +179,10 @@ class Graph:
     return model
 
   def _new(self, kind: str) -> Value:
-    self._made += 1
-    return Value(self, f"{kind}_{self._made}")
+    return Value(self, f"{kind}_{next(self._names)}")
 
-  def _add(self, kind, inputs: list[str], made: list[Value], attributes):
-    names = [value.name for value in made]
+  def _add(self, kind, inputs: list[str], outputs: list[Value], attributes):
+    names = [value.name for value in outputs]
     node = helper.make_node(kind, inputs, names, **attributes)
     self._nodes[-1].append(node)
 

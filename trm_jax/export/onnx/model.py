@@ -1,9 +1,8 @@
-"""The model of `trm_jax.core`, written in ONNX.
+"""The model of `trm_jax.core` as an ONNX graph, in float32.
 
-Functions have the names and the order of those in `core.layers`,
-`core.network` and `core.recursion`; where JAX scans, an ONNX `Loop` runs.
-Loops are nested and not unrolled, so that the size of a graph does not depend
-on T or n. Arithmetic is float32 throughout.
+Functions have the names of those in `core.layers`, `core.network` and
+`core.recursion`. An ONNX `Loop` replaces each scan, so the size of a graph does
+not depend on T or n.
 """
 
 import functools
@@ -29,7 +28,7 @@ def build(params: Params, config: ModelConfig, precision: str) -> Graph:
   Args:
     params: the model.
     config: its config, of a family with the standard cycle.
-    precision: how matrices are stored, "float32" or "int8".
+    precision: of stored matrices, "float32" or "int8".
 
   Returns:
     A graph with the inputs and outputs of `export.onnx_file`.
@@ -62,18 +61,11 @@ def refine(
   weights: Weights, initial: Latents, x: Value, depth: Value,
   threshold: Value, config: ModelConfig,
 ) -> tuple[Value, Value]:  # fmt: skip
-  """Supervision steps until every puzzle has halted, or `depth` of them.
+  """Makes supervision steps until every puzzle has halted, at most `depth`.
 
-  Args:
-    weights: what `store` gives.
-    initial: `Params.initial`, arrays.
-    x: embedded questions, `[B, L, D]`.
-    depth: int64 [].
-    threshold: float32 [], the halting margin that is enough.
-    config: the model.
-
-  Returns:
-    `y` after each puzzle's last step, `[B, L, D]`; steps taken, int32 `[B]`.
+  From embedded questions x `[B, L, D]`, depth int64 [] and threshold float32 []
+  it computes `y` after each puzzle's last step, `[B, L, D]`, and the steps
+  taken, int32 `[B]`.
   """
   graph = x.graph
   table = rotary(graph, config)
@@ -85,8 +77,7 @@ def refine(
   def step(_, carry):
     latents, halted, steps = carry
     refined = supervision_step(weights, latents, x, table, config)
-    # A halted puzzle keeps its answer, and so its margin; its scratchpad is
-    # not read again.
+    # A halted puzzle keeps y, and so its margin; its z has no further effect.
     rows = graph.op("Unsqueeze", halted, graph.sizes(1, 2))
     y = graph.op("Where", rows, latents.y, refined.y)
     steps = steps + graph.cast(graph.op("Not", halted), np.int32)
@@ -94,7 +85,7 @@ def refine(
     halted = graph.op("Greater", margin, threshold)
     return Latents(y=y, z=refined.z), halted, steps
 
-  def some_run(carry):
+  def any_running(carry):
     running = graph.cast(graph.op("Not", carry[1]), np.int32)
     count = graph.op("ReduceSum", running, graph.sizes(0), keepdims=0)
     return graph.cast(count, np.bool_)
@@ -104,7 +95,7 @@ def refine(
     graph.op("Expand", graph.constant(False, np.bool_), batch),
     graph.op("Expand", graph.constant(0, np.int32), batch),
   )
-  latents, _, steps = graph.loop(depth, step, start, some_run)
+  latents, _, steps = graph.loop(depth, step, start, any_running)
   return latents.y, steps
 
 
@@ -114,13 +105,13 @@ def refine(
 def initial_latents(
   graph: Graph, initial: Latents, batch: Value, config: ModelConfig
 ) -> Latents:
-  """The initial vectors, repeated: `[B, ..., L, D]`."""
+  """The initial vectors, broadcast to `[B, ..., L, D]`."""
 
   def start(path, vector: np.ndarray) -> Value:
-    *several, width = vector.shape
+    *leading, width = vector.shape
     value = graph.weight(f"initial/{_name(path)}", vector[..., None, :])
-    rest = graph.sizes(*several, config.length, width)
-    return graph.op("Expand", value, graph.op("Concat", batch, rest, axis=0))
+    shape = graph.sizes(*leading, config.length, width)
+    return graph.op("Expand", value, graph.op("Concat", batch, shape, axis=0))
 
   return jax.tree_util.tree_map_with_path(start, initial)
 
@@ -129,7 +120,7 @@ def supervision_step(
   weights: Weights, latents: Latents, x: Value, table: Rotary,
   config: ModelConfig,
 ) -> Latents:  # fmt: skip
-  """One supervision step of a family that recurs."""
+  """One supervision step of a recursive family."""
 
   def net(stack: str, h: Value) -> Value:
     return apply_blocks(weights[stack], h, table, config)
@@ -137,7 +128,7 @@ def supervision_step(
   *_, last = config.kind.stacks(config)
   think_net = functools.partial(net, "blocks")
   answer_net = functools.partial(net, last)
-  if "cycles" in config.kind.unread:  # as in a transformer
+  if "cycles" in config.kind.unread:  # the transformer
     return Latents(y=answer_net(latents.y + x), z=None)
 
   def cycle(_, latents: Latents) -> Latents:
@@ -157,7 +148,7 @@ def think(net, latents: Latents, x: Value, config: ModelConfig) -> Latents:
 
   def latent_step(i: Value, z: Value) -> Value:
     new = net(_total(z, config) + injected)
-    if not _has_several(config):
+    if not _has_many_latents(config):
       return new
     numbers = graph.constant(np.arange(n).reshape(n, 1, 1), np.int64)
     new = graph.op("Unsqueeze", new, graph.sizes(1))
@@ -167,18 +158,18 @@ def think(net, latents: Latents, x: Value, config: ModelConfig) -> Latents:
 
 
 def answer(net, latents: Latents, config: ModelConfig) -> Latents:
-  """The update of the answer that ends a cycle."""
+  """The update of the answer at the end of a cycle."""
   y, z = latents.y, latents.z
   return Latents(y=net(y if z is None else y + _total(z, config)), z=z)
 
 
-def _has_several(config: ModelConfig) -> bool:
-  """Whether each latent step has a scratchpad of its own."""
+def _has_many_latents(config: ModelConfig) -> bool:
+  """Whether z is `[B, n, L, D]`, with one latent per latent step."""
   return len(config.kind.latents(config).get("z", ())) > 1
 
 
 def _total(z: Value, config: ModelConfig) -> Value:
-  if not _has_several(config):
+  if not _has_many_latents(config):
     return z
   return z.graph.op("ReduceSum", z, z.graph.sizes(1), keepdims=0)
 
@@ -203,7 +194,7 @@ def embed(
       missing = config.prefix * width - config.puzzle_emb_ndim
       padding = graph.sizes(0, 0, 0, missing)
       padded = graph.op("Pad", puzzle_rows, padding) if missing else puzzle_rows
-      # A size of 0 is the one that was there.
+      # In ONNX, a size of 0 keeps the input's size.
       rows = graph.op("Reshape", padded, graph.sizes(0, config.prefix, width))
     x = graph.op("Concat", rows, x, axis=1)
   if config.positions == "learned":
@@ -312,26 +303,26 @@ def rotate(heads: Value, table: tuple[Value, Value]) -> Value:
   """Rotates `[B, H, L, K]` by position, pairing first with second half."""
   graph, (cos, sin) = heads.graph, table
   first, second = graph.split(heads, 2, axis=-1)
-  turned = graph.op("Concat", graph.op("Neg", second), first, axis=-1)
-  return heads * cos + turned * sin
+  rotated = graph.op("Concat", graph.op("Neg", second), first, axis=-1)
+  return heads * cos + rotated * sin
 
 
-# How weights are stored.
+# Stored weights.
 
 
 def store(graph: Graph, weights: Weights, precision: str) -> Weights:
-  """Stores the network's weights, matrices with two axes: inputs, outputs.
+  """Stores the network's weights, matrices as `[inputs, outputs]`.
 
   As "int8" each output (of an embedding: each row) has a scale, and the graph
-  multiplies them out once a run, outside of all loops. Both heads stay as they
-  are: they are small, and answers and halting depend on them directly.
+  dequantizes once per run, outside of all loops. The heads stay float32: they
+  are small, and answers and halting depend on them directly.
   """
 
   def put(path, array: np.ndarray) -> Value:
     name = _name(path)
     matrix = array.reshape(_matrix_shape(name, array.shape))
-    exact = array.ndim < 2 or name.startswith(_HEADS)
-    if precision == "float32" or exact:
+    is_exact = array.ndim < 2 or name.startswith(_HEADS)
+    if precision == "float32" or is_exact:
       return graph.weight(name, matrix)
     axis = 0 if name.startswith("embed/") else 1
     stored, scales = quantize(matrix, axis)
@@ -348,7 +339,7 @@ def store(graph: Graph, weights: Weights, precision: str) -> Weights:
 def store_table(
   graph: Graph, table: np.ndarray, puzzle_ids: Value, precision: str
 ) -> Value:
-  """Stores the puzzle table and takes rows of it: ids `[B]` to `[B, E]`."""
+  """Stores the puzzle table and gathers its rows: ids `[B]` to `[B, E]`."""
   if precision == "float32":
     return graph.op("Gather", graph.weight("puzzle_table", table), puzzle_ids)
   stored, scales = quantize(table, axis=0)
@@ -363,7 +354,7 @@ def store_table(
 def quantize(matrix: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
   """Rounds `[N, M]` to int8, with a float32 scale for each index of an axis.
 
-  Values times scales differ from the matrix by half a scale at most.
+  The error is at most half a scale.
   """
   largest = np.max(np.abs(matrix), axis=1 - axis, keepdims=True)
   scales = np.where(largest > 0, largest / _INT8_MAX, 1).astype(np.float32)
