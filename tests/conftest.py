@@ -19,6 +19,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from trm_jax.config import TrainConfig
 from trm_jax.core.halting import HaltingConfig
@@ -105,3 +106,13 @@ def with_train(recipe: train.Recipe, **changes) -> train.Recipe:
   """The recipe with another training section."""
   changed = dataclasses.replace(recipe.train, **changes)
   return dataclasses.replace(recipe, train=changed)
+
+
+@pytest.fixture(scope="module")
+def compiled_here():
+  """Nothing is loaded that was compiled before, perhaps of other lines."""
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_enable_compilation_cache", True)
+  compilation_cache.reset_cache()

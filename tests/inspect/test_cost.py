@@ -12,6 +12,8 @@ from jaxlib import _hlo  # reads programs from text, for these tests alone
 
 from trm_jax.inspect import cost, hlo
 
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
 # As the TPU's compiler writes: no trip counts, tiles, and memory spaces. An
 # outer loop of 3 from 0, an inner one of 4 from 8 down in steps of 2.
 _TEXT = (DATA / "nested_loops.hlo").read_text()

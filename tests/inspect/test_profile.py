@@ -16,6 +16,8 @@ from trm_jax.errors import UserError
 from trm_jax.inspect import cost, trace
 from trm_jax.inspect.hlo import Module
 
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
 COMMANDS = {
   "train": "profile {tiny} --steps=3 --json",
   "evaluate": "profile {tiny} --what=evaluate --steps=1 --top=5",
