@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     raise UserError("--topology is missing: name slices, such as v5e:4x4")
   slices = [topology.describe(name) for name in _TOPOLOGY.value]
   numbers = {name: flag.value for name, flag in _NUMBERS.items()}
-  request = plan.Request(_WHAT.value, **numbers)
+  request = plan.CompileRequest(_WHAT.value, **numbers)
   todo, size = plan.plan(values, slices, request)
   outcomes = list(plan.compile_all(todo))
   if _JSON.value:

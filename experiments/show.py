@@ -58,9 +58,9 @@ def main(argv: list[str]) -> int:
   from trm_jax.cli import show
 
   app.no_arguments(argv)
-  names = [field.name for field in dataclasses.fields(show.Request)]
+  names = [field.name for field in dataclasses.fields(show.ShowRequest)]
   values: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
-  show.draw(show.Request(**values))
+  show.draw(show.ShowRequest(**values))
   return 0
 
 

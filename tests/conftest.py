@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from trm_jax.config import TrainConfig
 from trm_jax.core.halting import HaltingConfig
-from trm_jax.core.network import ModelConfig
+from trm_jax.core.model import ModelConfig
 from trm_jax.core.optim import OptimConfig
 from trm_jax.data.batches import Table
 from trm_jax.data.sudoku import generate

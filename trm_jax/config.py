@@ -14,7 +14,7 @@ from typing import Any
 from trm_jax.core.depth import DepthConfig
 from trm_jax.core.family import TOKEN_LOSSES
 from trm_jax.core.halting import HaltingConfig
-from trm_jax.core.network import ModelConfig
+from trm_jax.core.model import ModelConfig
 from trm_jax.core.optim import OptimConfig
 from trm_jax.data import checks
 from trm_jax.data.datasets import TASKS

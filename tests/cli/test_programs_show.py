@@ -129,7 +129,7 @@ def test_the_program_draws_generated_puzzles(tmp_path):
 @pytest.mark.draw
 def test_rows_of_a_file_are_drawn(tmp_path):
   path = tmp_path / "csv.png"
-  show.draw(show.Request(task="maze", data=MAZES, puzzles=1, out=str(path)))
+  show.draw(show.ShowRequest(task="maze", data=MAZES, puzzles=1, out=str(path)))
   check(path, 1, 2, 1)
 
 
@@ -138,7 +138,7 @@ def test_a_film_shows_every_step_of_a_model(work):
   """Three examples, two questions, each with an answer, and a copy."""
   path = work / "film.gif"
   show.draw(
-    show.Request(
+    show.ShowRequest(
       workdir=str(work / "run"), task="arc", data=str(work / "tasks"),
       name=["turn"], puzzle_id="mean", depth=3, copies=1, out=str(path),
     )
@@ -151,4 +151,4 @@ def test_what_is_wrong_is_told(name, work):
   values, message = REFUSED[name]
   values = json.loads(json.dumps(values).replace("{}", str(work)))
   with pytest.raises(UserError, match=message):
-    show.draw(show.Request(**values))
+    show.draw(show.ShowRequest(**values))

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from trm_jax import config
 from trm_jax.core import attention, network
 from trm_jax.core.halting import Puzzles
+from trm_jax.core.model import portable
 from trm_jax.errors import UserError
 from trm_jax.inspect import program, topology
 from trm_jax.run import folder as run_folder
@@ -261,16 +262,16 @@ def test_what_a_kernel_cannot_compute_is_refused(changes, pattern):
 def test_models_that_run_no_kernel_ignore_the_way(changes):
   model = tiny_model(attention="cudnn", **changes)
   assert model.kernel_platform is None
-  assert network.portable(model) == model
+  assert portable(model) == model
 
 
 def test_a_kernel_stays_where_its_platform_is():
   model = tiny_model(mixer="attention", attention="splash")
   blocks = dataclasses.replace(model, attention="blocks")
-  assert network.portable(model, "tpu") == model
-  assert network.portable(model, "gpu") == blocks
-  assert network.portable(model) == blocks
-  assert network.portable(blocks, "tpu") == blocks
+  assert portable(model, "tpu") == model
+  assert portable(model, "gpu") == blocks
+  assert portable(model) == blocks
+  assert portable(blocks, "tpu") == blocks
 
 
 def test_training_on_the_wrong_platform_is_refused():

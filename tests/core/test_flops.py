@@ -9,7 +9,7 @@ from conftest import tiny_model
 
 from trm_jax.core import flops, halting, losses, network, recursion
 from trm_jax.core.family import FAMILIES
-from trm_jax.core.network import ModelConfig
+from trm_jax.core.model import ModelConfig
 
 SUDOKU = ModelConfig(vocab_size=11, seq_len=81)
 

@@ -8,7 +8,7 @@ from conftest import tiny_model
 
 from trm_jax.core import halting
 from trm_jax.core.halting import HaltingConfig, Puzzles
-from trm_jax.core.network import Latents
+from trm_jax.core.model import Latents
 
 
 def _puzzles(value: int, batch: int = 4) -> Puzzles:

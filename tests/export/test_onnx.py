@@ -14,11 +14,12 @@ import onnxruntime
 import pytest
 from exported_models import ATTENTION
 
-from trm_jax.core import family, halting, network, recursion
+from trm_jax.core import family, halting, recursion
+from trm_jax.core.model import MIXERS
 from trm_jax.errors import UserError
 from trm_jax.export import onnx_file
 from trm_jax.export.onnx import model as onnx_model
-from trm_jax.export.solver import Solver
+from trm_jax.export.solver import ExportedSolver
 from trm_jax.run import card
 
 DEPTH = 8
@@ -61,7 +62,7 @@ def _expected(pretrained, inputs, puzzle_ids):
   return logits, q_halt, margin
 
 
-def _export(pretrained, folder, *args) -> Solver:
+def _export(pretrained, folder, *args) -> ExportedSolver:
   path = folder / f"{len(list(folder.iterdir()))}.onnx"
   onnx_file.export(pretrained, path, *args)
   onnx.checker.check_model(onnx.load(path), full_check=True)
@@ -176,7 +177,7 @@ def test_int8_is_smaller_and_close(tmp_path):
   assert 0 < error < 0.05
 
 
-@pytest.mark.parametrize("mixer", network.MIXERS)
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_int8_is_the_model_of_rounded_weights(mixer, tmp_path):
   pretrained = _pretrained(mixer=mixer, positions="learned")
 

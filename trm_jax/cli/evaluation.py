@@ -12,7 +12,7 @@ import numpy as np
 
 from trm_jax.cli import app, report
 from trm_jax.config import Experiment
-from trm_jax.core.network import Params
+from trm_jax.core.model import Params
 from trm_jax.data.task import Split
 from trm_jax.draw import curves
 from trm_jax.errors import UserError

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from trm_jax.config import Experiment
 from trm_jax.core import flops, network
-from trm_jax.core.network import ModelConfig, Params
+from trm_jax.core.model import ModelConfig, Params
 from trm_jax.data.task import Split
 from trm_jax.draw import curves
 from trm_jax.run import metrics, sharding

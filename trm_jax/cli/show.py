@@ -28,7 +28,7 @@ _FRAME_SECONDS = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class ShowRequest:
   """What to draw: the flags of `experiments/show.py`.
 
   Raises:
@@ -81,7 +81,7 @@ class Request:
     return self.out.endswith(".gif")
 
 
-def draw(request: Request):
+def draw(request: ShowRequest):
   """Draws a picture or film, and writes it."""
   out = pathlib.Path(request.out)
   folder = RunFolder(request.workdir) if request.workdir else None
@@ -108,7 +108,7 @@ def draw(request: Request):
   print(f"wrote {out}")
 
 
-def _read(folder: RunFolder, request: Request) -> Experiment:
+def _read(folder: RunFolder, request: ShowRequest) -> Experiment:
   """The experiment of a run; checks its task."""
   experiment = config_lib.read(folder.read_config())
   task = experiment.task.name
@@ -120,7 +120,7 @@ def _read(folder: RunFolder, request: Request) -> Experiment:
   return experiment
 
 
-def _new_data(request: Request, scratch: str) -> Settings:
+def _new_data(request: ShowRequest, scratch: str) -> Settings:
   """Data without a run: generated puzzles, or the ARC source."""
   return datasets.TASKS[str(request.task)].few(
     size=request.size, split=request.split, count=request.puzzles,
@@ -129,7 +129,7 @@ def _new_data(request: Request, scratch: str) -> Settings:
   )  # fmt: skip
 
 
-def _choose(data: Settings, request: Request) -> Split:
+def _choose(data: Settings, request: ShowRequest) -> Split:
   """The puzzles to draw; those without a name are named by their index."""
   path = os.path.expanduser(request.data)
   if request.name and not data.task.parse_names:
@@ -150,7 +150,7 @@ def _choose(data: Settings, request: Request) -> Split:
   return dataclasses.replace(split, names=split.names or places)
 
 
-def _choose_rows(data: Settings, path: str, request: Request) -> Split:
+def _choose_rows(data: Settings, path: str, request: ShowRequest) -> Split:
   """Rows of a file; a dataset would first check all for unique solutions."""
   if request.split == "train":
     raise UserError("--split=train: a file is no run's training data")
@@ -165,7 +165,7 @@ def _choose_rows(data: Settings, path: str, request: Request) -> Split:
   return dataclasses.replace(split, names=lines)
 
 
-def _places(names: Sequence[str], request: Request) -> np.ndarray:
+def _places(names: Sequence[str], request: ShowRequest) -> np.ndarray:
   """The indices of the tasks of `--name` in a split."""
   for name in request.name:
     if name not in names:
@@ -191,7 +191,7 @@ def _answer(
   split: Split,
   folder: RunFolder,
   experiment: Experiment,
-  request: Request,
+  request: ShowRequest,
 ) -> tuple[list[list[Scene]], str]:
   """Scenes with a model's answers for each frame, and a title.
 

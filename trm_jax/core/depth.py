@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from trm_jax.core.network import ModelConfig
+from trm_jax.core.model import ModelConfig
 
 SCHEDULES = ("fixed", "curriculum", "random")
 

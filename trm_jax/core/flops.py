@@ -7,7 +7,7 @@ computed: a decoder's attention is counted over its whole cache, masked places
 included.
 """
 
-from trm_jax.core.network import ModelConfig
+from trm_jax.core.model import ModelConfig
 
 
 def block(config: ModelConfig, tokens: int | None = None) -> int:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from trm_jax.core import network, recursion
-from trm_jax.core.network import Latents, ModelConfig, Weights
+from trm_jax.core.model import Latents, ModelConfig, Weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from trm_jax.core import family, layers, network
-from trm_jax.core.network import Latents, ModelConfig, Weights
+from trm_jax.core.model import Latents, ModelConfig, Weights
 
 # Folded into keys for the answer's noise; latent steps fold their number.
 _ANSWER = 2**31 - 1

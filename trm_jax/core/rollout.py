@@ -14,10 +14,10 @@ from flax import struct
 
 from trm_jax.core import halting, recursion
 from trm_jax.core.halting import Outputs
-from trm_jax.core.network import Latents, ModelConfig, Params, Weights
+from trm_jax.core.model import Latents, ModelConfig, Params, Weights
 
 
-class Step(struct.PyTreeNode):
+class StepResult(struct.PyTreeNode):
   """What one supervision step gives.
 
   Attributes:
@@ -41,7 +41,7 @@ def step(
   inputs: jax.Array,
   config: ModelConfig,
   perturb: Callable[[Latents, jax.Array], Latents] | None = None,
-) -> tuple[Latents, Step]:
+) -> tuple[Latents, StepResult]:
   """Takes one supervision step, as at inference.
 
   Args:
@@ -58,7 +58,7 @@ def step(
   refined, outputs = halting.supervise(
     weights, puzzle_rows, latents, inputs, config, perturb=perturb
   )
-  return refined, Step(
+  return refined, StepResult(
     outputs=outputs,
     answers=jnp.argmax(outputs.logits, axis=-1).astype(jnp.int32),
     margin=outputs.halting_margin(config),
@@ -72,7 +72,7 @@ def scan(
   puzzle_ids: jax.Array,
   depth: int,
   config: ModelConfig,
-  reduce: Callable[[Any, Step], tuple[Any, Any]],
+  reduce: Callable[[Any, StepResult], tuple[Any, Any]],
   initial: Any = None,
 ) -> tuple[Any, Any]:
   """Takes `depth` steps from the deterministic start, and reduces each.

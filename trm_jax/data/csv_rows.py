@@ -55,7 +55,7 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Format:
+class CsvFormat:
   """How a task writes its grids, and which rows are bad.
 
   Attributes:
@@ -77,7 +77,7 @@ class Format:
   ]
 
 
-def read(path: str | os.PathLike, form: Format, skip_bad_rows: bool) -> Rows:
+def read(path: str | os.PathLike, form: CsvFormat, skip_bad_rows: bool) -> Rows:
   """Reads and checks a csv file, plain or .gz.
 
   Every row must have four columns, grids of the right length and characters,
@@ -183,7 +183,7 @@ def _blocks(path: str) -> Iterator[tuple[Sequence[str], Sequence[int]]]:
 
 
 def _check(
-  path: str, form: Format, texts: Sequence[str], lines: Sequence[int]
+  path: str, form: CsvFormat, texts: Sequence[str], lines: Sequence[int]
 ) -> tuple[Rows, list[str]]:
   """Converts lines to arrays; returns the good rows and the faults."""
   records, read = [], []
@@ -229,7 +229,7 @@ def _check(
   ]
 
 
-def _columns(text: str, form: Format) -> list[str]:
+def _columns(text: str, form: CsvFormat) -> list[str]:
   """The columns of a line; raises a `UserError` if it is no row of puzzles."""
   columns = split(text)
   if len(columns) != len(COLUMNS):
@@ -249,7 +249,7 @@ def _columns(text: str, form: Format) -> list[str]:
   return columns
 
 
-def _tokens(grids: Sequence[str], form: Format) -> np.ndarray:
+def _tokens(grids: Sequence[str], form: CsvFormat) -> np.ndarray:
   """Converts grids to tokens, 0 for characters not in the alphabet."""
   token_of_byte = np.zeros(256, np.uint8)
   for character, token in form.alphabet.items():

@@ -17,7 +17,7 @@ from absl import logging
 from huggingface_hub.errors import HfHubHTTPError
 
 from trm_jax.data import checks, csv_rows, records
-from trm_jax.data.csv_rows import Format, Rows
+from trm_jax.data.csv_rows import CsvFormat, Rows
 from trm_jax.data.records import Say
 from trm_jax.data.task import Dataset, Split
 from trm_jax.errors import UserError
@@ -116,7 +116,7 @@ class SlowCheck:
 
 
 @dataclasses.dataclass(frozen=True)
-class Puzzles:
+class PuzzleSource:
   """How the datasets of a task with square boards are made.
 
   Attributes:
@@ -126,7 +126,7 @@ class Puzzles:
     repository: the dataset of the Hugging Face hub for "hub", with files
       train.csv and test.csv.
     hub_rows: rows of its train.csv.
-    csv_format: `size -> Format`, of csv files.
+    csv_format: `size -> CsvFormat`, of csv files.
     generate: `(settings, split, train, say) -> (inputs, labels, ratings)`.
       `train` are the Rows of the training split or None; puzzles of the split
       "test" must differ from them.
@@ -139,7 +139,7 @@ class Puzzles:
   version: int
   repository: str
   hub_rows: int
-  csv_format: Callable[[int], Format]
+  csv_format: Callable[[int], CsvFormat]
   generate: Callable[
     [Any, str, Rows | None, Say], tuple[np.ndarray, np.ndarray, np.ndarray]
   ]

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trm_jax import config as config_lib
-from trm_jax.core.network import ModelConfig
+from trm_jax.core.model import ModelConfig
 from trm_jax.errors import UserError
-from trm_jax.export.solver import Solver
+from trm_jax.export.solver import ExportedSolver
 from trm_jax.run import card, files
 from trm_jax.run.pretrained import Pretrained
 
@@ -83,7 +83,7 @@ def export(
   card.write(path, model.SerializeToString(deterministic=True), facts)
 
 
-def load(path: str | os.PathLike) -> Solver:
+def load(path: str | os.PathLike) -> ExportedSolver:
   """Opens a file of `export` on onnxruntime's CPU provider.
 
   Raises:
@@ -131,7 +131,7 @@ def load(path: str | os.PathLike) -> Solver:
     }
     return dict(zip(names, session.run(names, feed), strict=True))
 
-  return Solver(facts, config, run)
+  return ExportedSolver(facts, config, run)
 
 
 def _require(*packages: str):

@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from trm_jax import config as config_lib
 from trm_jax.core import network
-from trm_jax.core.network import Params
+from trm_jax.core.model import Params
 from trm_jax.errors import UserError
 from trm_jax.run import card as cards
 from trm_jax.run import files

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from trm_jax.core.family import FAMILIES
-from trm_jax.core.network import ModelConfig
+from trm_jax.core.model import ModelConfig
 from trm_jax.errors import UserError
 from trm_jax.export import reference
 

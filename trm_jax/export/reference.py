@@ -14,7 +14,7 @@ import numpy as np
 
 from trm_jax.core import network
 from trm_jax.core.family import FAMILIES, ReferenceNames
-from trm_jax.core.network import ModelConfig, Params
+from trm_jax.core.model import ModelConfig, Params
 from trm_jax.errors import UserError
 
 # Keys, attributes and indices.

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trm_jax.core.network import ModelConfig
+from trm_jax.core.model import ModelConfig
 from trm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Solver:
+class ExportedSolver:
   """An exported model, ready to run."""
 
   card: Mapping[str, Any]

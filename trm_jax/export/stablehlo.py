@@ -31,11 +31,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from trm_jax import config as config_lib
-from trm_jax.core import network, recursion, rollout
+from trm_jax.core import recursion, rollout
 from trm_jax.core.halting import select_rows
-from trm_jax.core.network import ModelConfig, Params
+from trm_jax.core.model import ModelConfig, Params, portable
 from trm_jax.errors import UserError
-from trm_jax.export.solver import Solver
+from trm_jax.export.solver import ExportedSolver
 from trm_jax.run import card, files
 from trm_jax.run.pretrained import Pretrained
 
@@ -122,7 +122,7 @@ def export(
   """
   path = pathlib.Path(path)
   files.refuse_existing(overwrite, path, files.card_path(path))
-  config = network.portable(pretrained.experiment.model)
+  config = portable(pretrained.experiment.model)
   params = _narrowed(jax.device_get(pretrained.params), config)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   if size > _LARGEST - 2**24:  # the rest is for the program
@@ -163,7 +163,7 @@ def _narrowed(params: Params, config: ModelConfig) -> Params:
   return jax.tree.map(narrow, params)
 
 
-def load(path: str | os.PathLike) -> Solver:
+def load(path: str | os.PathLike) -> ExportedSolver:
   """Reads a file of `export`, with its card beside it.
 
   Raises:
@@ -186,4 +186,4 @@ def load(path: str | os.PathLike) -> Solver:
   def run(inputs, puzzle_ids, depth, threshold):
     return call(inputs, puzzle_ids, np.int32(depth), np.float32(threshold))
 
-  return Solver(facts, model, run)
+  return ExportedSolver(facts, model, run)

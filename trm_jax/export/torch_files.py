@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from trm_jax.core import layers
 from trm_jax.core.halting import HaltingConfig
-from trm_jax.core.network import ModelConfig, Params
+from trm_jax.core.model import ModelConfig, Params
 from trm_jax.errors import UserError
 from trm_jax.export import reference, torch_archive
 from trm_jax.run import card, files

@@ -21,7 +21,7 @@ from trm_jax.config import TrainConfig
 from trm_jax.core import losses, recursion, rollout
 from trm_jax.core.family import FAMILIES
 from trm_jax.core.halting import HaltingConfig, Puzzles
-from trm_jax.core.network import Latents, ModelConfig, Params
+from trm_jax.core.model import Latents, ModelConfig, Params
 from trm_jax.core.optim import OptimConfig
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError

@@ -21,7 +21,7 @@ _GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class CompileRequest:
   """What to compile."""
 
   what: str = "train"  # or "solve", or "depth_grid"
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def plan(
-  values: Mapping[str, Any], slices: Iterable[Topology], request: Request
+  values: Mapping[str, Any], slices: Iterable[Topology], request: CompileRequest
 ) -> tuple[list[tuple[Workload, Topology]], DataSize]:
   """The programs to compile, and the assumed size of the data.
 
@@ -111,7 +111,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
   return row
 
 
-def show(outcomes: list[Outcome], size: DataSize, request: Request):
+def show(outcomes: list[Outcome], size: DataSize, request: CompileRequest):
   """Prints a table of figures for each program, its collectives and loops."""
   console = Console(highlight=False, markup=False)
   if not console.is_terminal:
@@ -139,7 +139,7 @@ def show(outcomes: list[Outcome], size: DataSize, request: Request):
   )
 
 
-def _figures(outcome: Outcome, request: Request) -> dict[str, str]:
+def _figures(outcome: Outcome, request: CompileRequest) -> dict[str, str]:
   """One column of the table: label -> figure."""
   topology, found = outcome.topology, outcome.found
   row = {

@@ -52,7 +52,7 @@ class Workload:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dispatch:
+class RepeatedCall:
   """A program that is ready to run."""
 
   call: Callable[[], Any]  # runs it once and returns its outputs
@@ -174,7 +174,7 @@ def evaluation_batch(
   return evaluate.Batch(Puzzles.of(inputs, labels, ids), counted)
 
 
-def dispatch(what: str, experiment: Experiment, steps: int) -> Dispatch:
+def dispatch(what: str, experiment: Experiment, steps: int) -> RepeatedCall:
   """The program that `trm profile` runs, on synthetic puzzles.
 
   Args:
@@ -190,7 +190,7 @@ def dispatch(what: str, experiment: Experiment, steps: int) -> Dispatch:
   split = synthetic.split(experiment.task)
   if what == "train":
     made = trainer.prepare_dispatch(program, split)
-    return Dispatch(made.call, made.steps)
+    return RepeatedCall(made.call, made.steps)
   model, task = experiment.model, experiment.task
   params = program.init().averaged_params
   batch = experiment.eval.batch_size
@@ -200,12 +200,14 @@ def dispatch(what: str, experiment: Experiment, steps: int) -> Dispatch:
     rounds = -(-steps // depth)
     rows = np.arange(batch * rounds) % len(split)
     inputs, ids = split.inputs[rows], split.puzzle_ids[rows]
-    return Dispatch(lambda: solver.solve(inputs, ids, settings), rounds * depth)
+    return RepeatedCall(
+      lambda: solver.solve(inputs, ids, settings), rounds * depth
+    )
   if what != "evaluate":
     raise UserError(f"what={what!r}: must be train, evaluate or solve")
   shown = evaluation_batch(split, batch, program.mesh)
   score = evaluate.scorer(program.mesh)
   # Evaluation reads the scores of a batch before it runs the next.
-  return Dispatch(
+  return RepeatedCall(
     lambda: jax.device_get(score(params, shown, depth, model, task)), depth
   )

@@ -11,7 +11,7 @@ import numpy as np
 from trm_jax import config as config_lib
 from trm_jax.config import Experiment
 from trm_jax.core import network
-from trm_jax.core.network import Params
+from trm_jax.core.model import Params
 from trm_jax.errors import UserError
 from trm_jax.run import result, sharding
 from trm_jax.run import weights as weights_file

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from trm_jax import config as config_lib
 from trm_jax.core import network
-from trm_jax.core.network import ModelConfig, Params
+from trm_jax.core.model import ModelConfig, Params
 from trm_jax.errors import UserError
 from trm_jax.run import card, files
 from trm_jax.run.checkpoint import described, named_leaves

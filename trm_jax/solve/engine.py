@@ -22,7 +22,7 @@ from flax import struct
 
 from trm_jax.core import network, recursion, rollout
 from trm_jax.core.halting import select_rows
-from trm_jax.core.network import Latents, ModelConfig, Weights
+from trm_jax.core.model import Latents, ModelConfig, Weights
 from trm_jax.data.task import Task
 from trm_jax.solve.rules import RULES, SolveConfig, Values
 
@@ -31,7 +31,7 @@ Array = jax.Array | np.ndarray
 _NEVER = jnp.iinfo(jnp.int32).max
 
 
-class Settings(struct.PyTreeNode):
+class EngineSettings(struct.PyTreeNode):
   """How rollouts run, as arrays, so that new values need no new compile."""
 
   marks: jax.Array  # int32 [M], ascending depths at which answers are kept
@@ -45,7 +45,7 @@ class Settings(struct.PyTreeNode):
   @classmethod
   def of(
     cls, settings: SolveConfig, marks: Sequence[int], prune: bool
-  ) -> "Settings":
+  ) -> "EngineSettings":
     """The settings as arrays; without `prune`, `first` is false."""
     return cls(
       marks=jnp.asarray(marks, jnp.int32),
@@ -154,7 +154,7 @@ def advance(
   weights: Weights,
   initial: Latents,
   queue: Queue,
-  settings: Settings,
+  settings: EngineSettings,
   shrink_at: jax.Array,
   state: State,
   plan: Plan,
@@ -194,7 +194,11 @@ def compact(state: State, slots: int) -> State:
 
 
 def refill(
-  slots: Slots, initial: Latents, queue: Queue, settings: Settings, plan: Plan
+  slots: Slots,
+  initial: Latents,
+  queue: Queue,
+  settings: EngineSettings,
+  plan: Plan,
 ) -> Slots:
   """Fills idle slots with the next rollouts of the queue."""
   idle = slots.rollout >= _idle(queue, plan)
@@ -305,7 +309,9 @@ def _idle(queue: Queue, plan: Plan) -> int:
   return queue.inputs.shape[0] * plan.breadth
 
 
-def _keys(settings: Settings, queue: Queue, puzzle, number, plan: Plan) -> Any:
+def _keys(
+  settings: EngineSettings, queue: Queue, puzzle, number, plan: Plan
+) -> Any:
   """Typed keys `[B]` from each puzzle's content and rollout."""
   fold_in = jax.vmap(jax.random.fold_in, (None, 0))
   contents = fold_in(settings.key, jnp.asarray(queue.numbers)[puzzle])

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from trm_jax.core import flops, losses, network, rollout
 from trm_jax.core.halting import Puzzles
-from trm_jax.core.network import ModelConfig, Params
+from trm_jax.core.model import ModelConfig, Params, portable
 from trm_jax.data.task import Split, Task, show
 from trm_jax.run import sharding
 from trm_jax.solve import vote
@@ -148,7 +148,7 @@ def evaluate(
     are no accuracies.
   """
   depth = depth if model.is_recursive else 1
-  model = network.portable(model, mesh.devices.flat[0].platform)
+  model = portable(model, mesh.devices.flat[0].platform)
   facts: Record = {"weights": network.count_weights(params)}
   if training_flops is not None:
     facts["training_flops"] = training_flops
@@ -185,7 +185,7 @@ def refine(
   """Answers int32 `[D, B, S]` and halting logits `[D, B]` after each step."""
   return rollout.scan(
     params, puzzles.inputs, puzzles.puzzle_ids, depth,
-    network.portable(model),  # the arrays may be on any devices
+    portable(model),  # the arrays may be on any devices
     lambda state, step: (state, (step.answers, step.outputs.q_halt)),
   )[1]  # fmt: skip
 

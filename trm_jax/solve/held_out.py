@@ -9,7 +9,7 @@ import numpy as np
 
 from trm_jax import config as config_lib
 from trm_jax.config import Experiment
-from trm_jax.core.network import Params
+from trm_jax.core.model import Params
 from trm_jax.data import datasets
 from trm_jax.data.task import Settings, Split
 from trm_jax.errors import UserError

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 class Values(NamedTuple):
   """Inputs of halting rules: numpy or jax arrays of one shape."""
 
-  margin: Any  # float, the halting margin, see `rollout.Step`
-  residual: Any  # float, relative change of `y`, see `rollout.Step`
+  margin: Any  # float, the halting margin, see `rollout.StepResult`
+  residual: Any  # float, relative change of `y`, see `rollout.StepResult`
   unchanged: Any  # int, steps for which the answer has been the same
   solved: Any  # bool, whether the answer solves the puzzle; False if unchecked
 

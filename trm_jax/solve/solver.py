@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
-from trm_jax.core import flops, network
-from trm_jax.core.network import ModelConfig, Params
+from trm_jax.core import flops
+from trm_jax.core.model import ModelConfig, Params, portable
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
 from trm_jax.run import sharding
 from trm_jax.solve import layout, vote
-from trm_jax.solve.engine import Found, Plan, Queue, Settings
+from trm_jax.solve.engine import EngineSettings, Found, Plan, Queue
 from trm_jax.solve.rules import SolveConfig
 
 # Bytes of puzzles and answers that a device holds at once.
@@ -78,7 +78,7 @@ class Solver:
     devices: Sequence[Any] | None = None,
   ):
     devices = jax.devices() if devices is None else devices
-    self.model = network.portable(model, devices[0].platform)
+    self.model = portable(model, devices[0].platform)
     self.task = task
     self.slots = slots
     self.memory_bytes = _MEMORY_BYTES
@@ -185,7 +185,7 @@ class Solver:
       jax.eval_shape(begin),
     )
     numbers = jax.eval_shape(
-      lambda: (Settings.of(settings, marks, True), jnp.int32(0))
+      lambda: (EngineSettings.of(settings, marks, True), jnp.int32(0))
     )
     return go_on.lower(self._weights, self._initial, queue, *numbers, state)
 
@@ -286,7 +286,7 @@ class Solver:
     shape = capacity, len(marks)
     begin, go_on = layout.programs(self._mesh, plan, slots, *shape)
     state = begin()
-    numbers = Settings.of(settings, marks, prune)
+    numbers = EngineSettings.of(settings, marks, prune)
     previous = None
     while True:
       smaller = slots // _SHRINK if slots >= _SHRINK * _SMALLEST else 0

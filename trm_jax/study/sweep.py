@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from trm_jax.core import flops, network
-from trm_jax.core.network import Params
+from trm_jax.core.model import Params
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.run import folder as run_folder

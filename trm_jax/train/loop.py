@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from trm_jax.config import Experiment
-from trm_jax.core.network import Params
+from trm_jax.core.model import Params
 from trm_jax.data.task import Split
 from trm_jax.run import checkpoint, metrics, processes
 from trm_jax.run.folder import RunFolder

@@ -15,8 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from trm_jax.config import Experiment
-from trm_jax.core import network
-from trm_jax.core.network import Params
+from trm_jax.core.model import Params, portable
 from trm_jax.data.batches import Table
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
@@ -98,7 +97,7 @@ def lay_out(
   if several and (mesh.shape["model"] > 1 or recipe.model.attention == "cudnn"):
     # Below a vmap, JAX can neither split a kernel's heads over "model" nor
     # differentiate the kernel of cuDNN.
-    model = network.portable(recipe.model)
+    model = portable(recipe.model)
     recipe = dataclasses.replace(recipe, model=model)
   split_slots = sharding.split_slots(
     mesh, experiment.train.microbatches(mesh.shape["data"])

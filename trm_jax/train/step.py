@@ -18,7 +18,7 @@ from trm_jax.config import Experiment, TrainConfig
 from trm_jax.core import flops, halting, losses, network, optim, recursion
 from trm_jax.core.depth import DepthConfig
 from trm_jax.core.halting import Carry, HaltingConfig, Puzzles
-from trm_jax.core.network import ModelConfig, Params, Weights
+from trm_jax.core.model import ModelConfig, Params, Weights
 from trm_jax.core.optim import OptimConfig
 from trm_jax.data import batches
 from trm_jax.data.batches import Table
@@ -178,7 +178,7 @@ def draw_puzzles(
   )
 
 
-class Slots(struct.PyTreeNode):
+class TrainingSlots(struct.PyTreeNode):
   """Inputs of the loss by batch slot; every leaf is `[B, ...]`.
 
   Attributes:
@@ -222,7 +222,7 @@ def learn(
     recursion.initial_latents(params.initial, batch, model, key(2)),
   )
   ids = carry.puzzles.puzzle_ids
-  slots = Slots(
+  slots = TrainingSlots(
     carry=carry,
     minimum_steps=halting.draw_minimum_steps(key(1), batch, recipe.halting),
     puzzle_rows=params.puzzle_table[ids],
@@ -276,7 +276,7 @@ def learn(
 def _loss(
   weights: Weights,
   puzzle_rows: jax.Array,
-  slots: Slots,
+  slots: TrainingSlots,
   recipe: Recipe,
   batch: int,
 ):

@@ -17,7 +17,7 @@ from flax import struct
 
 from trm_jax.core import attention, flops, layers, network
 from trm_jax.core.family import Family, Passes, Style
-from trm_jax.core.network import ModelConfig, Weights
+from trm_jax.core.model import ModelConfig, Weights
 
 
 class Cache(struct.PyTreeNode):

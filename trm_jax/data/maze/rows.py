@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from trm_jax.data.csv_rows import Format
+from trm_jax.data.csv_rows import CsvFormat
 from trm_jax.data.maze import grid, paths
 
 
-def csv_format(size: int) -> Format:
+def csv_format(size: int) -> CsvFormat:
   """The format of mazes with a shortest path as answer."""
-  return Format(
+  return CsvFormat(
     length=size * size,
     board=f"a {size}x{size} maze",
     alphabet=grid.TOKENS,
@@ -18,7 +18,7 @@ def csv_format(size: int) -> Format:
 
 
 def _faults(inputs, labels):
-  """Yields kinds of faults, see `csv_rows.Format.faults`."""
+  """Yields kinds of faults, see `csv_rows.CsvFormat.faults`."""
   for token in (grid.START, grid.GOAL):
     count = (inputs == token).sum(-1)
     name = grid.render(np.array([token]))

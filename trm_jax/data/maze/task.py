@@ -9,7 +9,7 @@ from trm_jax.data.csv_rows import Rows
 from trm_jax.data.maze import grid, paths
 from trm_jax.data.maze.generate import generate
 from trm_jax.data.maze.rows import csv_format
-from trm_jax.data.prepared import PuzzleData, Puzzles
+from trm_jax.data.prepared import PuzzleData, PuzzleSource
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
 
@@ -72,7 +72,7 @@ def _generate(settings: MazeData, split: str, train: Rows | None, say):
   )
 
 
-PUZZLES = Puzzles(
+PUZZLES = PuzzleSource(
   name="maze",
   version=1,
   repository="sapientinc/maze-30x30-hard-1k",

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from trm_jax.data.csv_rows import Format, Rows
+from trm_jax.data.csv_rows import CsvFormat, Rows
 from trm_jax.data.sudoku import board
 from trm_jax.data.sudoku.solver import solve
 
 
-def csv_format(size: int) -> Format:
+def csv_format(size: int) -> CsvFormat:
   """The format of puzzles with a full board that keeps the givens."""
 
   def faults(inputs, labels):
@@ -27,7 +27,7 @@ def csv_format(size: int) -> Format:
       ),
     )
 
-  return Format(
+  return CsvFormat(
     length=size * size,
     board=f"a {size}x{size} board",
     alphabet={c: t for c, t in board.TOKENS.items() if t <= size + 1},

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from trm_jax.data import checks
 from trm_jax.data.csv_rows import Rows
-from trm_jax.data.prepared import PuzzleData, Puzzles, SlowCheck
+from trm_jax.data.prepared import PuzzleData, PuzzleSource, SlowCheck
 from trm_jax.data.sudoku import board, symmetry
 from trm_jax.data.sudoku.generate import generate
 from trm_jax.data.sudoku.rows import csv_format, is_ambiguous
@@ -72,7 +72,7 @@ def _generate(settings: SudokuData, split: str, train: Rows | None, say):
   )
 
 
-PUZZLES = Puzzles(
+PUZZLES = PuzzleSource(
   name="sudoku",
   version=1,
   repository="sapientinc/sudoku-extreme",

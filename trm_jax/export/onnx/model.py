@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from trm_jax.core import layers as core_layers
-from trm_jax.core.network import Latents, ModelConfig, Params, Weights
+from trm_jax.core.model import Latents, ModelConfig, Params, Weights
 from trm_jax.export.onnx.graph import Graph, Value
 
 Rotary = tuple[Value, Value] | None
