@@ -91,7 +91,7 @@ CASES = {
   "variant_of_none": (
     "train",
     "--config={}/no_variants.py:foo new",
-    r"no_variants\.py: get_config\(\) takes 0 positional arguments",
+    r"no_variants\.py:foo: this config has no variants",
   ),
   "syntax": ("train", "--config={}/syntax.py new", r"syntax\.py, line 1"),
   "nothing": ("train", "--config={}/nothing.py new", r"no function get_config"),

@@ -6,6 +6,7 @@ fields are filled in here, so that any field can be overridden and is recorded.
 """
 
 import dataclasses
+import inspect
 import pathlib
 import sys
 import traceback
@@ -38,6 +39,8 @@ def load(text: str) -> ConfigDict:
       )
     if not hasattr(module, "get_config"):
       raise UserError(f"--config={name}: the file has no function get_config()")
+    if colon and not inspect.signature(module.get_config).parameters:
+      raise UserError(f"--config={text}: this config has no variants")
     config = module.get_config(*([variant] if colon else []))
   except UserError:
     raise
