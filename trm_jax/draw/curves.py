@@ -273,12 +273,11 @@ def _band(
   axes: Axes, x, records: Sequence[Mapping[str, Any]], name: str, colour,
   errors: float,
 ):  # fmt: skip
-  """Shades this many standard errors on both sides of a curve."""
+  """Shades this many standard errors on both sides of a fraction."""
   mean = np.array([record[name] for record in records])
   spread = errors * np.array([record[f"{name}_se"] for record in records])
-  axes.fill_between(
-    x, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0
-  )
+  low, high = np.clip([mean - spread, mean + spread], 0, 1)
+  axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
 
 
 def _line(axes: Axes, rows: Sequence[Row], name: str, **style):
