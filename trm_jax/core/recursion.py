@@ -17,7 +17,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from trm_jax.core import family, layers, network
+from trm_jax.core import layers, network
 from trm_jax.core.model import Latents, ModelConfig, Weights
 
 # Folded into keys for the answer's noise; latent steps fold their number.
@@ -131,8 +131,8 @@ def supervision_step(
     respect to `latents`.
   """
   chex.assert_shape(x, (None, config.length, config.width))
-  model = family.get(config.family)
-  assert model.step, f"{model.name} has a step"
+  family = config.kind
+  assert family.step, f"{family.name} has a step"
   table = network.rotary(config)
 
   def nets_of(weights: Weights, remat: str) -> Nets:
@@ -142,7 +142,7 @@ def supervision_step(
       )
       return functools.partial(_with_noise, apply, config.path_noise)
 
-    return {stack: net(weights[stack]) for stack in model.stacks(config)}
+    return {stack: net(weights[stack]) for stack in family.stacks(config)}
 
   # Everything that enters the first T-1 cycles is cut off, not only what
   # leaves them: then differentiation never traces them at all.
@@ -156,7 +156,7 @@ def supervision_step(
     keys=keys,
     perturb=perturb or (lambda latents, _: latents),
   )
-  return model.step(step, latents)
+  return family.step(step, latents)
 
 
 def run_cycles(step: StepInputs, latents: Latents, cycle: Cycle) -> Latents:

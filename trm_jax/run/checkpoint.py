@@ -276,7 +276,8 @@ def _fingerprints(tree: Any) -> dict[str, int]:
   for name, leaf in named_leaves(tree).items():
     part = "/".join(name.split("/")[:2])
     parts.setdefault(part, []).append(leaf)
-  return {name: int(value) for name, value in _fingerprint_each(parts).items()}
+  found = jax.device_get(_fingerprint_each(parts))  # in one transfer
+  return {name: int(value) for name, value in found.items()}
 
 
 @jax.jit

@@ -6,6 +6,7 @@ there is neither the axis nor the vmap.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -105,7 +106,7 @@ def lay_out(
 
   def init():
     if several:
-      init_member = lambda seed: train.init_state(recipe, seed)  # noqa: E731
+      init_member = functools.partial(train.init_state, recipe)
       return jax.vmap(init_member)(np.asarray(seeds, np.uint32))
     return train.init_state(recipe, seeds[0])
 
