@@ -52,9 +52,9 @@ def _equal(ours, theirs):
 def _save(folder, steps, keep=10, scores=None):
   with Checkpoints(folder, keep) as checkpoints:
     for step in steps:
-      score = (scores or {}).get(step)
-      metrics = None if score is None else {"exact_accuracy": score}
-      checkpoints.save(step, _sharded(step), metrics)
+      checkpoints.save(step, _sharded(step))
+      if scores and step in scores:
+        checkpoints.score(step, {"exact_accuracy": scores[step]})
 
 
 @pytest.fixture(scope="module")
@@ -224,13 +224,19 @@ def test_what_cannot_be_written(tmp_path, monkeypatch):
   def fail(*_, **__):
     raise ValueError("RESOURCE_EXHAUSTED: no space left on device\nmore")
 
+  class Saving:
+    result = fail
+
   message = r"space, the same command goes on from step [12]\. .*device$"
-  for name in ("save_async", "wait"):
-    with monkeypatch.context() as patch:
-      patch.setattr(checkpoints._orbax, name, fail)
-      with pytest.raises(UserError, match=message):
-        checkpoints.save(2, _sharded(2))
-        checkpoints.wait()
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints._orbax, "save_async", fail)
+    with pytest.raises(UserError, match=message):
+      checkpoints.save(2, _sharded(2))
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints._orbax, "save_async", lambda *_, **__: Saving())
+    checkpoints.save(2, _sharded(2))
+    with pytest.raises(UserError, match=message):
+      checkpoints.wait()
   with monkeypatch.context() as patch:
     patch.setattr(checkpoints._orbax, "close", fail)
     with pytest.raises(UserError, match=message), checkpoints:

@@ -54,7 +54,8 @@ def run(tmp_path_factory):
         ),
         program.abstract,
       )
-      checkpoints.save(step, states[step], {"exact_accuracy": score})
+      checkpoints.save(step, states[step])
+      checkpoints.score(step, {"exact_accuracy": score})
   write_json(folder.identifiers, NAMES)
   write_json(folder.calibration, CALIBRATION)
   write_json(folder.result, {"checkpoint": 4, "depths": SCORES})

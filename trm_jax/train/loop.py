@@ -6,20 +6,30 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from trm_jax import config as config_lib
 from trm_jax.config import Experiment
 from trm_jax.core.model import Params
 from trm_jax.data.task import Split
+from trm_jax.errors import UserError
 from trm_jax.run import checkpoint, metrics, processes
 from trm_jax.run.folder import RunFolder
 from trm_jax.solve import evaluate
 from trm_jax.train import step as train
 from trm_jax.train.program import Program, build, stage
+
+# Settings of JAX that change random numbers or arithmetic.
+_DECIDE_DRAWS = (
+  "jax_enable_x64",
+  "jax_threefry_partitionable",
+  "jax_default_matmul_precision",
+)
 
 
 class Progress(Protocol):
@@ -80,8 +90,9 @@ def fit(
 ) -> tuple[list[Member], float]:
   """Trains to the end, from the folder's last checkpoint if there is one.
 
-  The best checkpoint has the best score, or the best mean over several seeds,
-  without those that have diverged.
+  A state is saved before it is evaluated; a run that is interrupted meanwhile
+  evaluates when it resumes. The best checkpoint has the best score, or the best
+  mean over several seeds, without those that have diverged.
 
   Args:
     experiment: the experiment.
@@ -99,8 +110,8 @@ def fit(
 
   Raises:
     Stopped: after a signal and a checkpoint.
-    UserError: if the experiment's own seed diverged, or a checkpoint cannot be
-      read or written.
+    UserError: if the experiment's own seed diverged, a checkpoint cannot be
+      read or written, or it was trained on other data or other random numbers.
   """
   program = build(experiment, seeds)
   table = stage(training, program.mesh)
@@ -112,7 +123,16 @@ def fit(
     ) as checkpoints,
     contextlib.ExitStack() as closing,
   ):
-    state = restore_or_init(program, checkpoints, progress)
+    facts = {
+      "config": folder.read_config(),
+      "data": {
+        name: split.digest()
+        for name, split in (("training", training), ("held out", held_out))
+        if split
+      },
+      "jax": {name: getattr(jax.config, name) for name in _DECIDE_DRAWS},
+    }
+    state, saved = restore_or_init(program, checkpoints, facts, progress)
     step = checkpoints.latest or 0
     history = _History(folder, seeds, step, tensorboard)
     closing.callback(history.close)
@@ -135,12 +155,24 @@ def fit(
       on_divergence,
       history.diverged,
       history.seconds,
+      saved.get("log"),
     )
     stop_requested = closing.enter_context(stop_signals())
 
-    def evaluate_members(step: int, held_out: Split):
+    def stop_if_requested():
+      """Called only when the state of this step has been saved."""
+      if number := stop_requested(step):
+        checkpoints.wait()
+        raise Stopped(step, number)
+
+    def between_batches(done: int, total: int):
+      if done < total:
+        stop_if_requested()
+
+    def evaluate_members(held_out: Split) -> dict[int, list[evaluate.Record]]:
       """Evaluates members that have not diverged; member -> records."""
       found: dict[int, list[evaluate.Record]] = {}
+      seconds: dict[int, float] = {}
       for i in range(len(program.seeds)):
         if i in history.diverged:
           continue
@@ -154,45 +186,53 @@ def fit(
           batch_size=experiment.eval.batch_size,
           mesh=program.mesh,
           training_flops=program.recipe.training_flops(step),
+          on_batch=between_batches,
         )
-        seconds = time.perf_counter() - started
-        log.pause(seconds)
-        history.write(step, "test", i, found[i][-1] | {"seconds": seconds})
+        seconds[i] = time.perf_counter() - started
+        log.pause(seconds[i])
+      history.check_claim()
+      mean = _mean([records[-1] for records in found.values()])
+      if experiment.task.best_metric in mean:  # the split has labels
+        checkpoints.score(step, mean)
+      # After the score, because an evaluation without rows is repeated.
+      for i, records in found.items():
+        history.write(step, "test", i, records[-1] | {"seconds": seconds[i]})
       if found:
-        mean = _mean([records[-1] for records in found.values()])
         suffix = f", mean of {len(found)} seeds" if len(found) > 1 else ""
         progress.say(describe(step, mean) + suffix)
       return found
 
-    records: dict[int, list[evaluate.Record]] = {}
     last = experiment.train.steps
     count = experiment.train.steps_per_dispatch
+    records: dict[int, list[evaluate.Record]] = {}
+
+    def is_evaluated(step: int) -> bool:
+      return step == last or (step > 0 and step % experiment.eval.every == 0)
+
+    if held_out and is_evaluated(step) and not history.has_scores(step):
+      records = evaluate_members(held_out)  # interrupted before
     while step < last and len(history.diverged) < len(program.seeds):
       choices = program.recipe.choices(step, count)
       state, dispatched = program.dispatch(state, table, choices)
       step += count
       log.push(step, dispatched)
-      scores = None
-      if held_out and (step % experiment.eval.every == 0 or step == last):
-        log.flush()  # raises, before a checkpoint, if not finite
-        records = evaluate_members(step, held_out)
-        scores = _mean([found[-1] for found in records.values()])
-        if experiment.task.best_metric not in scores:
-          scores = None  # the split has no labels
       stop = stop_requested(step)
+      evaluates = held_out is not None and is_evaluated(step)
       due = step == last or step % experiment.checkpoint.every == 0
-      if due or scores or stop:
-        log.flush()
+      if due or evaluates or stop:
+        log.flush()  # raises, before a checkpoint, if not finite
         started = time.perf_counter()
-        history.flush(folder, step, log.seconds)
-        checkpoints.save(step, state, scores)
+        history.flush(step, log.seconds)
+        checkpoints.save(step, state, {**facts, "log": log.pending()})
         log.pause(time.perf_counter() - started)
-      if stop and step < last:
+      if stop and (step < last or evaluates):
         checkpoints.wait()
         raise Stopped(step, stop)
+      if held_out and evaluates:
+        records = evaluate_members(held_out)
     checkpoints.wait()
     if held_out and not records:  # resumed after the last step
-      records = evaluate_members(step, held_out)
+      records = evaluate_members(held_out)
     members = [
       Member(
         seed=seed,
@@ -222,6 +262,7 @@ class _History:
     step: int,
     tensorboard: bool,
   ):
+    self._folder = folder
     self._suffixes = [""] if seeds is None else [f"/seed{s}" for s in seeds]
     self.diverged: dict[int, int] = {}
     self.learning: list[list[evaluate.Record]] = [[] for _ in self._suffixes]
@@ -248,10 +289,22 @@ class _History:
     if self._writer and is_new:
       self._writer.write(step, kind + self._suffixes[member], row)
 
-  def flush(self, folder: RunFolder, step: int, seconds: float):
+  def has_scores(self, step: int) -> bool:
+    """Whether all members that have not diverged were evaluated at a step."""
+    return all(
+      member in self.diverged or any(row["step"] == step for row in rows)
+      for member, rows in enumerate(self.learning)
+    )
+
+  def check_claim(self):
+    """Raises a `UserError` if the folder belongs to this run no longer."""
+    if self._writer:
+      self._folder.check_claim()
+
+  def flush(self, step: int, seconds: float):
     """Saves all rows before a checkpoint."""
     if self._writer:
-      folder.check_claim()
+      self.check_claim()
       if self._suffixes != [""]:
         self._writer.write(step, "all", {"seconds": seconds})
       self._writer.flush()
@@ -262,7 +315,7 @@ class _History:
       self._writer.close()
 
   def _remember(self, kind: str, member: int, row: dict[str, Any]) -> bool:
-    """Returns False for an evaluation repeated after the last step."""
+    """Returns False for an evaluation that was repeated."""
     if "diverged" in row:
       self.diverged.setdefault(member, row["step"])
     elif kind == "test":
@@ -274,14 +327,35 @@ class _History:
 
 
 def restore_or_init(
-  program: Program, checkpoints: checkpoint.Checkpoints, progress: Progress
-) -> train.TrainState:
-  """The state of the latest checkpoint, or an initial one."""
-  if checkpoints.latest is None:
-    return program.init()
-  state = checkpoints.restore(checkpoints.latest, program.abstract)
-  progress.say(f"resumed from the checkpoint of step {checkpoints.latest}")
-  return state
+  program: Program,
+  checkpoints: checkpoint.Checkpoints,
+  facts: Mapping[str, Any],
+  progress: Progress,
+) -> tuple[train.TrainState, dict[str, Any]]:
+  """The latest checkpoint's state and facts, or an initial state.
+
+  Raises:
+    UserError: if the checkpoint was made with other `facts`, of which it may
+      lack some.
+  """
+  step = checkpoints.latest
+  if step is None:
+    return program.init(), {}
+  saved = checkpoints.facts(step)
+  where = f"checkpoint {checkpoints.directory / str(step)}"
+  if "config" in saved:
+    config_lib.refuse_change(facts["config"], saved["config"], where)
+  known = {name: saved[name] for name in ("data", "jax") if name in saved}
+  ours = {name: facts[name] for name in known}
+  if found := config_lib.differences(ours, known):
+    raise UserError(
+      f"{where} was trained on other puzzles or random numbers; put back the "
+      "data and the environment variables. They differ in\n  "
+      + "\n  ".join(found)
+    )
+  state = checkpoints.restore(step, program.abstract)
+  progress.say(f"resumed from the checkpoint of step {step}")
+  return state, saved
 
 
 def _mean(rows: Sequence[metrics.Row]) -> metrics.Row:
@@ -323,17 +397,18 @@ def describe(step: int, record: evaluate.Record) -> str:
 def stop_signals() -> Iterator[Callable[[int], int | None]]:
   """Yields a function that returns the signal to stop by, or None.
 
-  It is called between dispatches. With several processes, which must stop at
-  the same step, JAX's coordination service handles SIGTERM and chooses it.
+  It is called between dispatches and between batches of an evaluation. With
+  several processes, which must stop at the same call, JAX's coordination
+  service handles SIGTERM and chooses it.
   """
   several = processes.are_several()
   received: list[int] = []
 
   def on_signal(number, frame):
     del frame
+    if number == signal.SIGINT and number in received:
+      raise KeyboardInterrupt  # Ctrl-C again: stop without saving
     received.append(number)
-    if len(received) > 1:  # the second time: stop without saving
-      raise KeyboardInterrupt
     if several:
       os.kill(os.getpid(), signal.SIGTERM)
 
@@ -345,9 +420,13 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
     reached = multihost_utils.reached_preemption_sync_point(number)
     return signal.SIGTERM if reached else None
 
-  # With several processes JAX handles SIGTERM.
-  caught = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
-  previous = {number: signal.signal(number, on_signal) for number in caught}
+  caught = [signal.SIGINT, signal.SIGHUP]
+  if not several:  # otherwise JAX handles it
+    caught.append(signal.SIGTERM)
+  previous = {number: signal.getsignal(number) for number in caught}
+  for number, handler in previous.items():
+    if handler != signal.SIG_IGN:  # as nohup sets for SIGHUP
+      signal.signal(number, on_signal)
   try:
     yield requested
   finally:
