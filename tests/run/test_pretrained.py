@@ -201,7 +201,7 @@ def test_a_folder_without_a_checkpoint_is_told(damaged):
 def test_damaged_facts_of_a_file_are_told(exported, facts, message):
   _, path = exported
   metadata = {
-    "format": weights.FORMAT, "config": json.dumps(CONFIG), "facts": facts,
+    "format": "trm_jax/1", "config": json.dumps(CONFIG), "facts": facts,
   }  # fmt: skip
   save_file(load_file(path), path, metadata)
   with pytest.raises(UserError, match=message):

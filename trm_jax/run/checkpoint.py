@@ -6,6 +6,8 @@ bits, which detects storage errors.
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -59,7 +61,7 @@ class Checkpoints:
       )
     except OSError as error:
       raise UserError(f"cannot use {directory}: {error.strerror}") from error
-    except ValueError as error:  # Orbax reads the metadata of all of them
+    except Exception as error:  # Orbax reads the metadata of all of them
       raise UserError(
         f"the metadata of a checkpoint in {directory} is damaged; delete that "
         f"checkpoint's folder. Cause: {first_line(error)}"
@@ -140,12 +142,13 @@ class Checkpoints:
       return
     self.wait()
     own = {"step": step, "fingerprints": _fingerprints(state)}
+    kept = {**(facts or {}), **own}
     with self._writing():
       self._saving = self._orbax.save_async(
         step,
         without_empty(state),
         force=True,
-        custom_metadata=cast(Any, {**(facts or {}), **own}),
+        custom_metadata=cast(Any, kept | {"digest": _digest(kept)}),
       )
 
   def wait(self):
@@ -175,11 +178,16 @@ class Checkpoints:
     try:
       found = self._orbax.metadata(step).custom_metadata
       facts = dict(cast(dict, found or {}))
+      if not facts:  # Orbax takes damaged metadata for empty
+        raise ValueError("its metadata cannot be read")
+      digest = facts.pop("digest", None)
+      if (digest or "step" in facts) and digest != _digest(facts):
+        raise ValueError("its metadata is not that which was saved")
+      # The first checkpoints of this format did not name their step.
+      if facts.get("step", step) != step:
+        raise ValueError(f"it is of step {facts['step']}")
     except Exception as error:  # Orbax and TensorStore raise many types
       raise self._damaged(step, first_line(error)) from error
-    # The first checkpoints of this format did not name their step.
-    if facts.get("step", step) != step:
-      raise self._damaged(step, f"it is of step {facts['step']!r:.20}")
     return facts
 
   def restore(self, step: int, abstract: Any, partial: bool = False) -> Any:
@@ -311,6 +319,11 @@ def _fingerprints(tree: Any) -> dict[str, int]:
 @jax.jit
 def _fingerprint_each(parts: dict[str, Any]) -> dict[str, jax.Array]:
   return {name: fingerprint(part) for name, part in parts.items()}
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+  text = json.dumps(facts, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _score_file(directory: pathlib.Path, step: int) -> pathlib.Path:

@@ -27,6 +27,7 @@ from trm_jax.run.files import (
   is_remote,
   locate,
   read_json,
+  refuse_patterns,
   write_json,
   write_text,
 )
@@ -39,6 +40,7 @@ class RunFolder:
     if not str(path):
       raise UserError("--workdir is missing: name a folder for the run")
     self.path = locate(path)
+    refuse_patterns(self.path)
     self.is_remote = is_remote(self.path)
     self._claim = ""
     self._lock_file: tuple[int, int] | None = None
@@ -213,6 +215,7 @@ class RunFolder:
       ),
       "a list of names",
       "give the command that made the run again, which writes it anew",
+      most=2**28,
     )
     return ["<blank>"] if names is None else names
 

@@ -12,10 +12,13 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from trm_jax.data import checks
 from trm_jax.errors import UserError
 from trm_jax.run.files import is_remote, write_text
 
 Row = dict[str, Any]
+
+_LONGEST_FILE = 2**30  # bytes
 
 
 class Writer:
@@ -103,25 +106,38 @@ def read(path: pathlib.Path) -> Iterator[Row]:
   if not path.exists():
     return
   try:
-    lines = path.read_bytes().decode(errors="replace").splitlines()
-  except OSError as error:
-    raise UserError(f"cannot read {path}: {error.strerror}") from error
+    content = checks.read_bytes(path, _LONGEST_FILE)
+  except (OSError, ValueError) as error:
+    cause = getattr(error, "strerror", None) or error
+    raise UserError(f"cannot read {path}: {cause}") from error
+  lines = content.decode(errors="replace").splitlines()
+  del content
   for number, line in enumerate(lines, start=1):
     try:
-      row = json.loads(line)
+      row = checks.parse_json(line)
       if not (
         isinstance(row, dict)
-        and isinstance(row.get("step"), int)
+        and type(row.get("step")) is int
         and isinstance(row.get("split"), str)
       ):
         raise ValueError("not an object with a whole 'step' and a 'split'")
-    except ValueError as error:
+      for name, value in row.items():
+        # float() of an integer of 400 digits overflows.
+        if name != "split" and not _is_number(value):
+          raise ValueError(f"{name!r} is not a number")
+    except (ValueError, RecursionError) as error:
       if number == len(lines):
         return
       raise UserError(
         f"{path}, line {number} is damaged ({error}); mend or delete that line"
       ) from error
     yield row
+
+
+def _is_number(value: Any) -> bool:
+  if isinstance(value, float):
+    return True
+  return isinstance(value, int) and abs(value) < 2**63
 
 
 def refuse_divergence(step: int, member: int, values: str):
@@ -255,11 +271,9 @@ class TrainingLog:
 def _summarise(sums: Mapping[str, float], steps: int) -> Row:
   """Means over optimizer steps, or over halted puzzles."""
   count = sums["count"]
-  row = {
-    name: total / steps
-    for name, total in sums.items()
-    if name.endswith("loss") or name == "gradient_norm"
-  }
+  means = sorted(name for name in sums if name.endswith("loss"))
+  means.sort(key=len)  # the whole loss first
+  row = {name: sums[name] / steps for name in (*means, "gradient_norm")}
   row["halted"] = count / steps
   if count:
     for name in ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps"):
