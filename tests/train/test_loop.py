@@ -16,8 +16,10 @@ from trm_jax import config as config_lib
 from trm_jax.data import datasets
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
+from trm_jax.run import changes
 from trm_jax.run.folder import RunFolder
-from trm_jax.train import loop
+from trm_jax.train import history, loop
+from trm_jax.train.signals import stop_signals
 
 CONFIG = {
   "data": {
@@ -154,7 +156,7 @@ def test_a_longer_run_goes_on_as_if_it_had_been_long(fit, whole, tmp_path):
 def test_a_schedule_over_all_steps_keeps_their_number(schedule):
   ours = changed(train={"steps": 36}) | schedule
   with pytest.raises(UserError, match=r"schedule='\w+' depends on it"):
-    config_lib.refuse_change(ours, CONFIG | schedule, "run")
+    changes.refuse(ours, CONFIG | schedule, "run")
 
 
 def test_how_a_run_is_watched_may_change(fit, whole, tmp_path):
@@ -234,7 +236,7 @@ def test_a_checkpoint_of_another_run_is_refused(fit, whole, tmp_path):
 
 def test_a_folder_that_is_moved_ends_the_run(fit, whole, tmp_path, monkeypatch):
   """Whatever takes its place is not written to."""
-  flush = loop._History.flush
+  flush = history.History.flush
 
   def move_then_flush(self, step, seconds):
     if step == 8:
@@ -244,7 +246,7 @@ def test_a_folder_that_is_moved_ends_the_run(fit, whole, tmp_path, monkeypatch):
       shutil.copytree(whole[0], tmp_path / "run")
     flush(self, step, seconds)
 
-  monkeypatch.setattr(loop._History, "flush", move_then_flush)
+  monkeypatch.setattr(history.History, "flush", move_then_flush)
   with pytest.raises(UserError, match=r"run was moved or deleted during train"):
     fit(tmp_path / "run")
   monkeypatch.undo()
@@ -255,12 +257,34 @@ def test_a_folder_that_is_moved_ends_the_run(fit, whole, tmp_path, monkeypatch):
 def test_metrics_deleted_during_training_are_written_again(
   fit, whole, tmp_path, monkeypatch
 ):
-  flush = loop._History.flush
+  flush = history.History.flush
 
   def delete_then_flush(self, step, seconds):
     (tmp_path / "metrics.jsonl").unlink()
     flush(self, step, seconds)
 
-  monkeypatch.setattr(loop._History, "flush", delete_then_flush)
+  monkeypatch.setattr(history.History, "flush", delete_then_flush)
   fit(tmp_path)
   assert timeless_rows(tmp_path) == timeless_rows(whole[0])
+
+
+def test_signals_stop_a_run_and_only_a_second_interrupt_ends_it_at_once():
+  before = signal.getsignal(signal.SIGHUP)
+  with stop_signals() as requested:
+    assert requested(0) is None
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+      os.kill(os.getpid(), number)
+      assert requested(0) == signal.SIGHUP
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+  assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+  try:
+    with stop_signals() as requested:
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert requested(0) is None
+  finally:
+    signal.signal(signal.SIGHUP, before)

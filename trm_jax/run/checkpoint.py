@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from trm_jax.config import differences
 from trm_jax.core.hashing import mix
 from trm_jax.errors import UserError
 from trm_jax.run import processes
+from trm_jax.run.changes import differences
 from trm_jax.run.files import is_remote, read_json, write_json
 
 _PARTIAL = ocp.options.PyTreeOptions(

@@ -23,6 +23,7 @@ import filelock
 
 from trm_jax import config as config_lib
 from trm_jax.errors import UserError
+from trm_jax.run import changes
 from trm_jax.run.files import (
   is_remote,
   locate,
@@ -60,7 +61,7 @@ class RunFolder:
     """Claims the folder for a new or resumed run, until the process ends.
 
     The config may change until something was trained, so that a command that
-    failed early can be corrected; then only as `config.refuse_change` allows.
+    failed early can be corrected; then only as `changes.refuse` allows.
 
     Args:
       config: the resolved config as plain values.
@@ -80,11 +81,11 @@ class RunFolder:
     try:
       known = self._known_config()
       if known is not None:
-        config_lib.refuse_change(config, known, os.fspath(self.path))
+        changes.refuse(config, known, os.fspath(self.path))
       if (
         known is None
         or not (self.path / "config.json").exists()
-        or config_lib.changes_results(config, known)
+        or changes.changes_results(config, known)
       ):
         write_json(self.path / "overrides.json", overrides)
         write_json(self.path / "config.json", config)

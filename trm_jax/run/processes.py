@@ -22,9 +22,9 @@ from typing import Any
 import jax
 from jax._src import distributed  # the only way to the key-value store
 
-from trm_jax.config import differences
 from trm_jax.errors import UserError
 from trm_jax.run import files, supervisor
+from trm_jax.run.changes import differences
 
 LOST = supervisor.LOST
 

@@ -17,10 +17,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trm_jax.config import differences
 from trm_jax.core.family import FAMILIES
 from trm_jax.errors import UserError
 from trm_jax.run import files
+from trm_jax.run.changes import differences
 from trm_jax.run.files import write_json
 from trm_jax.study.grid import Setting
 

@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from trm_jax.config import differences
 from trm_jax.core import flops, network
 from trm_jax.core.model import Params
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 from trm_jax.run import processes, sharding, weights
+from trm_jax.run.changes import differences
 from trm_jax.run.folder import RunFolder
 from trm_jax.solve import evaluate
 from trm_jax.study import results
