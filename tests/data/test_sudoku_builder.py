@@ -47,7 +47,7 @@ def settings(tmp_path):
 
 def kept(settings):
   """The folders of complete datasets."""
-  found = pathlib.Path(settings.cache_dir).glob("records/*/1.0.0")
+  found = pathlib.Path(settings.cache_dir).glob("records/*/1.*")
   return sorted(path.parent.name for path in found)
 
 

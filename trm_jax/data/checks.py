@@ -1,14 +1,18 @@
 """Checks of settings; errors name the field, its value and the expectation."""
 
 import dataclasses
+import errno
 import json
 import os
 import reprlib
+import stat
 import types
 import typing
 from typing import Any
 
 from trm_jax.errors import UserError
+
+_MOST_JSON = 500_000_000  # bytes; parsed JSON takes many times the memory
 
 
 def convert_fields(settings: Any) -> None:
@@ -94,8 +98,9 @@ def require_multiple(settings: Any, *names: str, of: str) -> None:
 def read_json(path: str | os.PathLike, wanted: str) -> Any:
   """Reads a JSON file; refuses objects with duplicate keys."""
   try:
+    require_file(path, _MOST_JSON)
     with open(path, "rb") as file:
-      return json.loads(file.read(), object_pairs_hook=_object)
+      return parse_json(file.read(_MOST_JSON))
   except OSError as error:
     raise UserError(
       f"{path}: cannot be read ({error.strerror}); expected {wanted}. Check "
@@ -105,6 +110,23 @@ def read_json(path: str | os.PathLike, wanted: str) -> Any:
     raise UserError(
       f"{path}: not JSON ({error}); expected {wanted}. Copy it again."
     ) from error
+
+
+def parse_json(text: str | bytes) -> Any:
+  """`json.loads`, but raises a `ValueError` for an object with a key twice."""
+  return json.loads(text, object_pairs_hook=_object)
+
+
+def require_file(path: str | os.PathLike, most: int | None = None) -> None:
+  """Raises an `OSError` unless a path is a file, of at most `most` bytes.
+
+  Reading a pipe or a device may block or never end.
+  """
+  status = os.stat(path)
+  if not stat.S_ISREG(status.st_mode):
+    raise OSError(errno.EINVAL, "not a file")
+  if most is not None and status.st_size > most:
+    raise OSError(errno.EFBIG, f"more than {most:,} bytes")
 
 
 def _object(items: list[tuple]) -> dict:

@@ -280,8 +280,6 @@ class PuzzleSource:
         f"{path}: {len(rows.skipped):,} bad rows of {count:,} were left out. "
         f"The first: {' | '.join(rows.skipped[:3])}"
       )
-    for note in notes:
-      logging.warning("%s", note)
     return rows, notes
 
   def _files(self, settings: PuzzleData) -> dict[str, str]:
