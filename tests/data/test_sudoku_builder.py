@@ -133,7 +133,7 @@ def test_second_solutions_among_the_chosen_rows(write, tmp_path):
     subsample=0,
     cache_dir=str(tmp_path / "c"),
   )
-  (note,) = prepare(settings)
+  note, _ = prepare(settings)
   assert "3 rows are too many to look for second solutions" in note
   assert prepare(dataclasses.replace(settings, min_rating=8)) == []
   few = dataclasses.replace(settings, min_rating=7)

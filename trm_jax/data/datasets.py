@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trm_jax.data import folder
+from trm_jax.data import duplicates, folder
 from trm_jax.data.arc.task import ArcData
 from trm_jax.data.maze.task import MazeData
 from trm_jax.data.sudoku.task import SudokuData
@@ -36,8 +36,15 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> list[str]:
   """
   if settings.path:
     folder.metadata(settings.path, settings.task)
-    return []
-  return settings.task.dataset.prepare(settings, say)
+  elif settings.task.dataset.prepare:
+    return settings.task.dataset.prepare(settings, say)
+  questions = {}
+  for name in folder.SPLITS:
+    if has_split(settings, name):
+      split = load(settings, name)
+      originals = split.take(np.arange(len(split)), copies=1)
+      questions[name] = split.inputs[originals.rows[0]]
+  return duplicates.notes(questions, settings.task)
 
 
 def has_split(settings: Settings, split: str) -> bool:

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from huggingface_hub.errors import HfHubHTTPError
 
-from trm_jax.data import checks, csv_rows, records
+from trm_jax.data import checks, csv_rows, duplicates, records
 from trm_jax.data.csv_rows import CsvFormat, Rows
 from trm_jax.data.records import Say
 from trm_jax.data.task import Dataset, Split
@@ -225,7 +225,7 @@ class PuzzleSource:
     return records.prepare(config, settings.cache_dir, say, announcement)
 
   def _make(
-    self, settings: PuzzleData, files: dict[str, str], say: Say
+    self, settings: Any, files: dict[str, str], say: Say
   ) -> tuple[records.Splits, list[str]]:
     """Reads or generates the records of each split, with notes on them."""
     splits: dict[str, Rows] = {}
@@ -242,6 +242,8 @@ class PuzzleSource:
       else:
         splits[split], split_notes = self._selected(settings, split, source)
         notes += split_notes
+    questions = {split: rows.inputs for split, rows in splits.items()}
+    notes += duplicates.notes(questions, settings.task)
     return {split: _records(rows) for split, rows in splits.items()}, notes
 
   def _selected(

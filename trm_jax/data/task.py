@@ -158,6 +158,9 @@ class Symmetry:
     undo: the inverse of `apply`, for tokens of any values; None for none.
     count: if symmetries are the numbers from 0 to count - 1, their count.
     describe: `symmetry -> str`, a caption that may have several lines.
+    keys: `questions [N, S] -> uint64 [N]`, in numpy. Of these questions, those
+      with equal keys are images of each other; some images may have other keys.
+      None if there is no fast way to tell.
   """
 
   sample: Callable[..., Any]
@@ -165,6 +168,7 @@ class Symmetry:
   undo: Callable[..., jax.Array] | None = None
   count: int | None = None
   describe: Callable[[np.ndarray], str] = str
+  keys: Callable[[np.ndarray], np.ndarray] | None = None
 
   def augment(self, key: Any, *tokens: Any) -> tuple[Any, ...]:
     """A question and its answer, [S] each, under one random symmetry."""
@@ -189,7 +193,7 @@ class Dataset:
     num_groups: `(settings, split) -> int`.
     prepare: `(settings, say) -> notes`; makes the dataset if it does not exist.
       `say` is called with a sentence before work that may take a minute; notes
-      are sentences for users.
+      are sentences for users. None if nothing is kept on disk.
     identifiers: `settings -> names`, one per puzzle id.
     expected_size: `settings -> (rows, copies, puzzle ids)`, estimated without
       reading anything, to plan memory.
@@ -201,9 +205,7 @@ class Dataset:
 
   load: Callable[[Any, str, np.ndarray | None], Split] = _no_data
   num_groups: Callable[[Any, str], int] = _no_data
-  prepare: Callable[[Any, Callable[[str], None]], list[str]] = (
-    lambda settings, say: []
-  )
+  prepare: Callable[[Any, Callable[[str], None]], list[str]] | None = None
   identifiers: Callable[[Any], list[str]] = lambda settings: [BLANK]
   expected_size: Callable[[Any], tuple[int, int, int]] = lambda settings: (
     1024,

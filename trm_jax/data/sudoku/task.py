@@ -110,6 +110,7 @@ def sudoku_task(size: int) -> Task:
       sample=functools.partial(symmetry.sample, size=size),
       apply=symmetry.apply,
       undo=symmetry.undo,
+      keys=functools.partial(symmetry.keys, size=size),
     ),
     form="a Sudoku a line: digits, with . or 0 for a blank",
     check=board.check_givens,
