@@ -435,7 +435,8 @@ def test_tasks_of_both_layouts_are_the_same():
   [
     ("{", "not JSON"),
     ("[" * 100_000, "not JSON"),
-    ("[]", "an object whose keys are the names"),
+    ("[]", "holds no task"),
+    ("[3]", "of an object of tasks by name"),
     ("{}", "holds no task"),
     ('{"a": []}', "task 'a': .*expected an object with 'train'"),
     ('{"a": {"test": 3}}', "task 'a': 'train' is None"),

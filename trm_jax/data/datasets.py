@@ -1,7 +1,6 @@
 """All tasks, and functions that load their splits from the settings."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -87,7 +86,7 @@ def tested_on(settings, source: str):
   The source is a folder in the reference's layout, or a value of
   `settings.test`.
   """
-  if os.path.isdir(os.path.join(os.path.expanduser(source), "test")):
+  if folder.is_dataset(source):
     return dataclasses.replace(settings, path=source)
   # Generated puzzles avoid those of training, so they need its settings.
   train = settings.train if source == "generate" else ""

@@ -129,7 +129,7 @@ def find_tasks(path: str | os.PathLike) -> pathlib.Path:
     raise UserError(f"{path}: no such file or folder; check the path.")
   if (path / "test_puzzles.json").exists():
     return path / "test_puzzles.json"
-  found = sorted(path.glob(f"*{files.CHALLENGES}"))
+  found = sorted(path.glob(f"[!.]*{files.CHALLENGES}"))
   if len(found) == 1:
     return found[0]
   if not found:
@@ -145,9 +145,7 @@ def find_tasks(path: str | os.PathLike) -> pathlib.Path:
 
 def read_pairs(path: pathlib.Path) -> dict[str, tuple[files.Pair, ...]]:
   """Reads each task's test pairs from a file found by `find_tasks`."""
-  is_source = path.name.endswith(files.CHALLENGES)
-  read_file = files.read if is_source else files.read_tasks
-  return {task.name: task.test for task in read_file(str(path))}
+  return {task.name: task.test for task in files.read(str(path))}
 
 
 def read_identifiers(*folders: pathlib.Path) -> tuple[list[str], np.ndarray]:
