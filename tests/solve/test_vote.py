@@ -377,7 +377,7 @@ def test_predictions(tmp_path):
       {"inputs": np.zeros((3, 15), int), "preds": np.zeros((3, 15), int)},
       "15 tokens a row; expected a square",
     ),
-    ({"inputs": np.full((3, 16), None)}, "cannot be read .*allow_pickle"),
+    ({"inputs": np.full((3, 16), None)}, "cannot be read .*holds object"),
   ],
 )
 def test_bad_predictions_are_refused(tmp_path, changed, problem):

@@ -4,12 +4,11 @@ import dataclasses
 import math
 import os
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 
 from trm_jax.data import folder as folder_lib
+from trm_jax.data import npz
 from trm_jax.data.arc import files, grids
 from trm_jax.data.arc import names as names_lib
 from trm_jax.errors import UserError
@@ -49,7 +48,7 @@ def read(path: str | os.PathLike, num_ids: int) -> Predictions:
       Rows with identifier 0 are left out.
     num_ids: number of puzzle ids, including the blank one.
   """
-  arrays = _read_arrays(path)
+  arrays = npz.read(path, _ARRAYS)
   shape = arrays["inputs"].shape
   for name, (kind, rank) in _ARRAYS.items():
     array = arrays[name]
@@ -94,26 +93,6 @@ def read(path: str | os.PathLike, num_ids: int) -> Predictions:
 def _as_tokens(numbers):
   is_token = (numbers >= 0) & (numbers < grids.FIRST_COLOUR + grids.NUM_COLOURS)
   return np.where(is_token, numbers, grids.PAD).astype(np.uint8)
-
-
-def _read_arrays(path) -> dict[str, np.ndarray]:
-  try:
-    with np.load(path, allow_pickle=False) as archive:
-      missing = [name for name in _ARRAYS if name not in archive.files]
-      if not missing:
-        return {name: archive[name] for name in _ARRAYS}
-  # NumPy and zipfile raise any of these for damaged files.
-  except (
-    OSError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
-    MemoryError, zipfile.BadZipFile, zlib.error,
-  ) as error:  # fmt: skip
-    cause = getattr(error, "strerror", None) or error
-    raise UserError(
-      f"{path}: cannot be read ({cause}); expected an .npz file of arrays."
-    ) from error
-  raise UserError(
-    f"{path}: lacks {', '.join(missing)}; expected {', '.join(_ARRAYS)}."
-  )
 
 
 def find_tasks(path: str | os.PathLike) -> pathlib.Path:
