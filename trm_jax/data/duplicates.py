@@ -7,8 +7,7 @@ import numpy as np
 from trm_jax.data.hashes import hash_rows
 from trm_jax.data.task import Task
 
-_CHUNK = 1 << 22  # tokens hashed at a time
-_MOST_KEYED = 1_000_000  # puzzles compared under symmetries, for some seconds
+_MOST = 100_000_000  # tokens compared under symmetries, which takes seconds
 
 
 def notes(splits: Mapping[str, np.ndarray], task: Task) -> list[str]:
@@ -20,9 +19,9 @@ def notes(splits: Mapping[str, np.ndarray], task: Task) -> list[str]:
   """
   names, parts = list(splits), list(splits.values())
   ends = np.cumsum([len(part) for part in parts])
-  kinds = [np.split(np.concatenate([*map(_hash, parts)]), ends[:-1])]
+  kinds = [np.split(np.concatenate([*map(hash_rows, parts)]), ends[:-1])]
   symmetry = task.augmentation
-  if symmetry and symmetry.keys and ends[-1] <= _MOST_KEYED:
+  if symmetry and symmetry.keys and sum(map(np.size, parts)) <= _MOST:
     keys = symmetry.keys(np.concatenate(parts))
     kinds.append(np.split(keys, ends[:-1]))
   found = []
@@ -38,12 +37,6 @@ def notes(splits: Mapping[str, np.ndarray], task: Task) -> list[str]:
     what = f"puzzles of {name} repeat an earlier one"
     found += _sentence("duplicates", repeated, what)
   return found
-
-
-def _hash(rows: np.ndarray) -> np.ndarray:
-  size = max(1, _CHUNK // max(1, rows.shape[1]))
-  parts = [hash_rows(rows[i : i + size]) for i in range(0, len(rows), size)]
-  return np.concatenate([np.empty(0, np.uint64), *parts])
 
 
 def _repeats(keys: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+_CHUNK = 1 << 22  # tokens at a time, to bound the memory
+
 
 def mix(x: np.ndarray) -> np.ndarray:
   """The finalizer of splitmix64: a bijection of uint64 that mixes all bits."""
@@ -17,4 +19,9 @@ def factors(count: int) -> np.ndarray:
 
 def hash_rows(rows: np.ndarray) -> np.ndarray:
   """Hashes, uint64 [N], of rows of nonnegative integers, [N, S]."""
-  return mix(rows.astype(np.uint64) @ factors(rows.shape[1]))
+  found = np.empty(len(rows), np.uint64)
+  by, step = factors(rows.shape[1]), max(1, _CHUNK // max(1, rows.shape[1]))
+  for begin in range(0, len(rows), step):
+    some = slice(begin, begin + step)
+    found[some] = mix(rows[some].astype(np.uint64) @ by)
+  return found

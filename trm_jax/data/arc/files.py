@@ -110,14 +110,14 @@ def read(source: str) -> list[ArcTask]:
   path, *others = files = source_files(source)
   if others and others[0].endswith(SOLUTIONS):
     solutions = read_json(others[0], "the solutions of ARC tasks")
-    tasks = [_solved(task, solutions, others[0]) for task in _read(path)]
+    tasks = [_solved(task, solutions, others[0]) for task in read_file(path)]
   else:
-    tasks = [task for file in files for task in _read(file)]
+    tasks = [task for file in files for task in read_file(file)]
   return sorted(tasks, key=lambda task: task.name)
 
 
-def _read(path: str) -> list[ArcTask]:
-  """Reads the tasks of a file."""
+def read_file(path: str) -> list[ArcTask]:
+  """Reads and checks the tasks of a file, without solutions, in its order."""
   content = read_json(path, "ARC tasks")
   tasks = by_name(content, pathlib.Path(path).stem, path)
   if not tasks:

@@ -124,7 +124,9 @@ def find_tasks(path: str | os.PathLike) -> pathlib.Path:
 
 def read_pairs(path: pathlib.Path) -> dict[str, tuple[files.Pair, ...]]:
   """Reads each task's test pairs from a file found by `find_tasks`."""
-  return {task.name: task.test for task in files.read(str(path))}
+  is_source = path.name.endswith(files.CHALLENGES)
+  read_file = files.read if is_source else files.read_file
+  return {task.name: task.test for task in read_file(str(path))}
 
 
 def read_identifiers(*folders: pathlib.Path) -> tuple[list[str], np.ndarray]:
