@@ -408,6 +408,7 @@ def test_tasks_are_found(tmp_path):
     predictions.find_tasks(tmp_path / "none")
   with pytest.raises(UserError, match=r"expected test_puzzles\.json"):
     predictions.find_tasks(tmp_path)
+  (tmp_path / "._a_challenges.json").touch()  # left by an archiver
   one = tmp_path / "a_challenges.json"
   one.touch()
   assert predictions.find_tasks(tmp_path) == one
