@@ -367,7 +367,7 @@ REFUSED = [
   (put(INPUTS, header((10**30,), "<U0")), "not a whole"),
   (put(INPUTS, b"\x93NUMPY\1\0\x10\x27" + b"(" * 10_000), "not a whole"),
   *[
-    (pipe_in_place_of(name), "cannot be read")
+    (pipe_in_place_of(name), "not a regular file")
     for name in (INPUTS, "train/dataset.json", "identifiers.json")
   ],
   (folder_in_place_of(INPUTS), r"all__inputs\.npy: cannot be read"),

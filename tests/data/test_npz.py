@@ -99,9 +99,9 @@ REFUSED = {
     lambda path: path.write_bytes(header((10**12,))),
     "not a zip file",
   ),
-  "a pipe": (os.mkfifo, "not a file"),
-  "a folder": (os.mkdir, "not a file"),
-  "a device": (lambda path: path.symlink_to("/dev/zero"), "not a file"),
+  "a pipe": (os.mkfifo, "not a regular file"),
+  "a folder": (os.mkdir, "not a regular file"),
+  "a device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
   "nothing": (lambda path: None, "No such file"),
 }
 

@@ -98,13 +98,13 @@ def test_a_run_in_a_bucket_is_killed_resumed_and_evaluated(service, tmp_path):
 @needs_fake
 def test_who_claims_a_bucket_last_has_it(service):
   first, second = (RunFolder("gs://bucket/claimed") for _ in range(2))
-  first.claim({"a": {"b": 1}}, {})
+  first.claim({"eval": {"depth": 1}}, {})
   first.check_claim()
-  second.claim({"a": {"b": 1}}, {})
+  second.claim({"eval": {"depth": 1}}, {})
   second.check_claim()
   with pytest.raises(UserError, match="another process has begun to train"):
     first.check_claim()
-  assert second.read_config() == {"a": {"b": 1}}
+  assert second.read_config() == {"eval": {"depth": 1}}
 
 
 @needs_fake

@@ -1,9 +1,9 @@
 """Checks of settings; errors name the field, its value and the expectation."""
 
 import dataclasses
-import errno
 import json
 import os
+import pathlib
 import reprlib
 import stat
 import types
@@ -12,7 +12,7 @@ from typing import Any
 
 from trm_jax.errors import UserError
 
-_MOST_JSON = 500_000_000  # bytes; parsed JSON takes many times the memory
+_LONGEST_JSON = 2**28  # bytes
 
 
 def convert_fields(settings: Any) -> None:
@@ -98,9 +98,7 @@ def require_multiple(settings: Any, *names: str, of: str) -> None:
 def read_json(path: str | os.PathLike, wanted: str) -> Any:
   """Reads a JSON file; refuses objects with duplicate keys."""
   try:
-    require_file(path, _MOST_JSON)
-    with open(path, "rb") as file:
-      return parse_json(file.read(_MOST_JSON))
+    return parse_json(read_bytes(pathlib.Path(path), _LONGEST_JSON))
   except OSError as error:
     raise UserError(
       f"{path}: cannot be read ({error.strerror}); expected {wanted}. Check "
@@ -112,21 +110,36 @@ def read_json(path: str | os.PathLike, wanted: str) -> Any:
     ) from error
 
 
-def parse_json(text: str | bytes) -> Any:
-  """`json.loads`, but raises a `ValueError` for an object with a key twice."""
-  return json.loads(text, object_pairs_hook=_object)
+def parse_json(content: str | bytes) -> Any:
+  """The value of a JSON text.
 
-
-def require_file(path: str | os.PathLike, most: int | None = None) -> None:
-  """Raises an `OSError` unless a path is a file, of at most `most` bytes.
-
-  Reading a pipe or a device may block or never end.
+  Raises:
+    ValueError: if it is not JSON, or an object has a key twice.
+    RecursionError: if it is nested too deeply.
   """
-  status = os.stat(path)
-  if not stat.S_ISREG(status.st_mode):
-    raise OSError(errno.EINVAL, "not a file")
-  if most is not None and status.st_size > most:
-    raise OSError(errno.EFBIG, f"more than {most:,} bytes")
+  return json.loads(content, object_pairs_hook=_object)
+
+
+def read_bytes(path: pathlib.Path, most: int) -> bytes:
+  """The content of a file.
+
+  Raises:
+    ValueError: if it is a pipe or a device, or has more than `most` bytes.
+    OSError: if it cannot be read.
+  """
+  if isinstance(path, pathlib.Path):
+    require_file(path)
+  with path.open("rb") as file:
+    content = file.read(most + 1)
+  if len(content) > most:
+    raise ValueError(f"more than {most:,} bytes")
+  return content
+
+
+def require_file(path: str | os.PathLike) -> None:
+  """Raises a `ValueError` for pipes and devices, which may block or not end."""
+  if not stat.S_ISREG(os.stat(path).st_mode):
+    raise ValueError("not a regular file")
 
 
 def _object(items: list[tuple]) -> dict:
