@@ -277,7 +277,7 @@ REFUSED = [
     JSON + r"holds \[.*; expected",
   ),
   (put("train/dataset.json", "[]"), JSON + r"holds \[\]; expected an object"),
-  (folder_in_place_of("train/dataset.json"), JSON + "cannot be read"),
+  (folder_in_place_of("train/dataset.json"), JSON + r".*not a regular file"),
   *[
     (fields(**{name: ...}), JSON + f"{name} is missing")
     for name in (
@@ -370,7 +370,7 @@ REFUSED = [
     (pipe_in_place_of(name), "not a regular file")
     for name in (INPUTS, "train/dataset.json", "identifiers.json")
   ],
-  (folder_in_place_of(INPUTS), r"all__inputs\.npy: cannot be read"),
+  (folder_in_place_of(INPUTS), r"all__inputs\.npy: .*not a regular file"),
   *[
     (array(name, lambda _: np.array([Attack()])), rf"{name}\.npy: not a whole")
     for name in ARRAYS

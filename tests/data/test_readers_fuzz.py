@@ -140,7 +140,6 @@ def readers(folder: pathlib.Path):
   from trm_jax.core import network
   from trm_jax.errors import UserError
   from trm_jax.export import published, reference
-  from trm_jax.inspect import parity
   from trm_jax.run import weights
   from trm_jax.run.folder import RunFolder
   from trm_jax.solve import calibration
@@ -185,19 +184,6 @@ def readers(folder: pathlib.Path):
       raise UserError(f"no JSON: {error}") from error
     calibration.read(value)(np.array([-1e9, 0.0, 3.0]))
 
-  path = folder / "recording.npz"
-  recorded = dict(np.load(ROOT / "tests/recorded/parity/trm_mlp.npz"))
-  np.savez_compressed(path, **recorded)
-  recording = path.read_bytes()
-
-  def read_recorded(path):
-    parity.read_recipe(parity.Recording(str(path)), "float32")
-
-  def with_config(path):
-    text = path.read_text("utf-8", "replace")
-    np.savez(path.with_suffix(".npz"), **recorded | {"config": np.array(text)})
-    read_recorded(path.with_suffix(".npz"))
-
   def as_text(mutate):
     return lambda content, random: mutate(content.decode(), random).encode()
 
@@ -211,9 +197,6 @@ def readers(folder: pathlib.Path):
     "published": (280, theirs, mutate_safetensors, read_published),
     "archive": (100, archived, mutate_bytes,
                 lambda path: published.read_arrays(path.rename(folder / "x"))),
-    "recording": (60, recording, mutate_bytes, read_recorded),
-    "recorded config": (120, str(recorded["config"]).encode(), in_json,
-                        with_config),
     "names": (60, names, in_json, published.read_names),
     "identifiers": (60, names, in_json,
                     in_folder("identifiers.json", RunFolder.read_identifiers)),
@@ -290,7 +273,7 @@ def test_damaged_files_are_read_or_refused(told):
 def test_the_damage_is_neither_all_fatal_nor_all_harmless(told):
   for job, found in told.items():
     assert found["refused"] > 20, job
-    assert found["read"] > 0 or job in ("archive", "recording"), job
+    assert found["read"] > 0 or job == "archive", job
 
 
 def test_no_damage_makes_a_reader_hang(told):
