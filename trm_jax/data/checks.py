@@ -95,7 +95,7 @@ def read_json(path: str | os.PathLike, wanted: str) -> Any:
   """Reads a JSON file; refuses objects with duplicate keys."""
   try:
     with open(path, "rb") as file:
-      return json.loads(file.read(), object_pairs_hook=_object)
+      return parse_json(file.read())
   except OSError as error:
     raise UserError(
       f"{path}: cannot be read ({error.strerror}); expected {wanted}. Check "
@@ -105,6 +105,11 @@ def read_json(path: str | os.PathLike, wanted: str) -> Any:
     raise UserError(
       f"{path}: not JSON ({error}); expected {wanted}. Copy it again."
     ) from error
+
+
+def parse_json(text: str | bytes) -> Any:
+  """`json.loads`, but raises a `ValueError` for an object with a key twice."""
+  return json.loads(text, object_pairs_hook=_object)
 
 
 def _object(items: list[tuple]) -> dict:

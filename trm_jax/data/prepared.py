@@ -188,7 +188,7 @@ class PuzzleSource:
     return min(rows, settings.subsample or rows), 1, 1
 
   def read_rows(self, settings: PuzzleData, path: str) -> Rows:
-    """Reads and checks a csv file."""
+    """Reads and checks a file of puzzles."""
     form = self.csv_format(settings.size)
     return csv_rows.read(path, form, settings.skip_bad_rows)
 
@@ -250,7 +250,7 @@ class PuzzleSource:
     """Reads a csv file and selects the rows of a split, with notes on them."""
     skip, slow = settings.skip_bad_rows, self.slow_check
     rows = self.read_rows(settings, path)
-    count = len(rows) + len(rows.skipped)
+    count = len(rows) + rows.bad
     if slow and len(rows) <= slow.most_rows:
       rows = csv_rows.drop(rows, slow.is_bad(rows), slow.fault, skip)
       slow = None
@@ -275,9 +275,14 @@ class PuzzleSource:
       rows = csv_rows.drop(rows, slow.is_bad(rows), slow.fault, skip)
     elif slow:
       notes.append(f"{path}: {len(rows):,} rows {slow.unchecked}.")
-    if rows.skipped:
+    if rows.searched:
       notes.append(
-        f"{path}: {len(rows.skipped):,} bad rows of {count:,} were left out. "
+        f"{path}: {rows.searched:,} puzzles without an answer were solved by "
+        "search."
+      )
+    if rows.bad:
+      notes.append(
+        f"{path}: {rows.bad:,} bad rows of {count:,} were left out. "
         f"The first: {' | '.join(rows.skipped[:3])}"
       )
     for note in notes:

@@ -1,6 +1,5 @@
 """Reads ARC questions: the JSON of a task, or a competition's challenges."""
 
-import json
 import math
 import pathlib
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from trm_jax.data import checks
 from trm_jax.data.arc import grids
 from trm_jax.data.questions import Fault, Question, excerpt
 from trm_jax.data.task import Task
@@ -59,7 +59,7 @@ def _tasks(stream: BinaryIO, name: str) -> dict[str, Any]:
   if not text.strip():
     return {}
   try:
-    content = json.loads(text)
+    content = checks.parse_json(text)
   except (ValueError, RecursionError) as error:
     raise UserError(
       f"{name}: not valid json ({error}); expected {FORM}."

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from trm_jax.data import checks, dihedral
 from trm_jax.data.csv_rows import Rows
+from trm_jax.data.entries import Layout
 from trm_jax.data.maze import grid, paths
 from trm_jax.data.maze.generate import generate
 from trm_jax.data.maze.rows import csv_format
@@ -74,7 +75,7 @@ def _generate(settings: MazeData, split: str, train: Rows | None, say):
 
 PUZZLES = PuzzleSource(
   name="maze",
-  version=1,
+  version=2,
   repository="sapientinc/maze-30x30-hard-1k",
   hub_rows=1000,
   csv_format=csv_format,
@@ -96,7 +97,7 @@ def maze_task(size: int) -> Task:
   return Task(
     name="maze",
     seq_len=size * size,
-    vocab_size=len(grid.TOKENS) + 1,
+    vocab_size=grid.PATH + 1,
     dataset=PUZZLES.dataset,
     parse=functools.partial(grid.parse, size=size),
     render=grid.render,
@@ -105,6 +106,7 @@ def maze_task(size: int) -> Task:
     augmentation=dihedral.symmetry(size),
     form="a maze of '# SG', a line or as many lines as it has rows",
     check=_check,
+    layout=Layout(side=size),
     in_rows=True,
     decode=grid.render,
     style=grid.style,
