@@ -60,7 +60,8 @@ def solve(
       processor.set_memory_limit(memory)
     task = processor.model.experiment.task
     output = _Output(task, form)
-    if form.show or form.gif or not _is_live(stream):
+    is_whole = bool(form.show or form.gif) or not _is_live(stream)
+    if is_whole:
       batches = iter([questions.read(stream, task, name)])
     else:
       items = questions.arriving(stream, task, name)
@@ -72,12 +73,15 @@ def solve(
           f"{name}: {len(puzzles)} puzzles are too many to draw; at most "
           f"{_MOST_DRAWN}"
         )
-      with report.progress_bar("solving") as on_progress:
-        results = processor.solve(puzzles, form.several, on_progress)
+      if is_whole:
+        with report.progress_bar("solving") as on_progress:
+          results = processor.solve(puzzles, form.several, on_progress)
+      else:
+        results = processor.solve(puzzles, form.several)
       if form.gif and results:
         _draw_gif(puzzles, results, task, form.gif)
       try:
-        output.write(found, results)
+        output.write(found, results, is_whole)
         sys.stdout.flush()
       except BrokenPipeError:  # the reader has ended, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -158,11 +162,18 @@ class _Output:
     self._right = 0
 
   def write(
-    self, found: Sequence[Question | Fault], results: Sequence[Reasoning]
+    self,
+    found: Sequence[Question | Fault],
+    results: Sequence[Reasoning],
+    is_whole: bool,
   ):
-    """Writes the results of the questions among `found`, and the faults."""
+    """Writes the results of the questions among `found`, and the faults.
+
+    If `found` is the whole input and fails for one reason, it is given once.
+    """
     messages = [item.message for item in found if isinstance(item, Fault)]
-    shown = 1 if not results and entries.alike(messages) else entries.SHOWN
+    is_alike = is_whole and not results and entries.alike(messages)
+    shown = 1 if is_alike else entries.SHOWN
     solved = iter(results)
     for item in found:
       if isinstance(item, Question):
@@ -174,11 +185,11 @@ class _Output:
         print(f"{where}: {item.message} [{item.text}]", file=sys.stderr)
       if self._form.json:
         print(json.dumps({"line": item.line, "error": item.message}))
-    if messages and shown == 1:
+    if is_alike:
       text = next(item.text for item in found if isinstance(item, Fault))
       hint = entries.resemblance(text)
       print(
-        f"all {len(messages)} lines fail for this reason{hint and '; ' + hint}",
+        f"all {len(messages)} fail for this reason{hint and '; ' + hint}",
         file=sys.stderr,
       )
     checked = [one.checked for one in results if one.checked is not None]

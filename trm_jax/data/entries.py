@@ -6,10 +6,11 @@ checked yet. A line or board that is no entry is a fault and costs only itself.
 
 import csv
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from trm_jax.data import checks, lines
 from trm_jax.errors import UserError
@@ -163,7 +164,7 @@ def resemblance(text: str) -> str:
 def read(
   numbered: Iterator[tuple[int, str]], layout: Layout, length: int
 ) -> Iterator[Entry | Fault]:
-  """Reads entries; the first line that is not empty decides the format.
+  """Reads entries; a header as the first line makes a file csv.
 
   Args:
     numbered: lines with their numbers, see `lines.read`.
@@ -184,10 +185,8 @@ def read(
   )
   if first is None:
     return
-  if first[1].lstrip().startswith("{"):
-    yield from _json(_chain(first, numbered))
-  elif not (header := header_of(first[1])):
-    yield from _text(_chain(first, numbered), layout, length)
+  if not (header := header_of(first[1])):
+    yield from _text(itertools.chain([first], numbered), layout, length)
   elif header.width > 1:
     yield from _csv(numbered, header)
   else:  # of one column, or a title
@@ -231,11 +230,6 @@ def split(line: str, delimiter: str = ",") -> list[str]:
     raise UserError(f"not a row of a csv file ({error})") from error
 
 
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-  yield first
-  yield from rest
-
-
 def _is_comment(line: str, mark: str | None) -> bool:
   return bool(mark) and mark in line and line.lstrip().startswith(str(mark))
 
@@ -276,25 +270,12 @@ def _csv(
     )
 
 
-def _json(numbered: Iterator[tuple[int, str]]) -> Iterator[Entry | Fault]:
-  for number, line in numbered:
-    if not line.strip():
-      continue
-    if len(line) > lines.LONGEST:
-      yield _too_long(number, line)
-      continue
-    try:
-      yield _entry_of(number, line)
-    except (UserError, ValueError, RecursionError) as error:
-      if not isinstance(error, UserError):
-        error = f"not a JSON object on a line ({error})"
-      yield Fault.of(number, line, error)
-
-
-def _entry_of(number: int, line: str) -> Entry:
-  item = checks.parse_json(line)
-  if not isinstance(item, dict):
-    raise UserError("not a JSON object; expected one with a field 'question'")
+def _of_json(number: int, line: str) -> Entry:
+  """The entry of a JSON object on a line."""
+  try:
+    item = checks.parse_json(line)
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"not a JSON object on a line ({error})") from error
   fields = {}
   for key, value in item.items():
     field = _FIELDS.get(key.lower())
@@ -322,7 +303,7 @@ _Row = tuple[int, str]  # the number of a line, and its cells
 def _text(
   numbered: Iterator[_Row], layout: Layout, length: int
 ) -> Iterator[Entry | Fault]:
-  """Reads boards as text: a line each, or a line for each of their rows."""
+  """Reads JSON objects and boards: a line each, or a line for each row."""
   side = layout.side
   block: list[_Row] = []
   titles: list[_Row] = []
@@ -341,10 +322,16 @@ def _text(
       yield from flush()
       yield _too_long(number, line)
       continue
+    is_json = line.lstrip().startswith("{")
     try:
-      cells = layout.cells(line)
+      cells = None if is_json else layout.cells(line)
+      if is_json:
+        yield from flush()
+        yield _of_json(number, line)
     except UserError as error:
-      if side and layout.is_title(line):
+      if is_json:
+        yield Fault.of(number, line, error)
+      elif side and layout.is_title(line):
         yield from flush(keep_titles=True)
         titles.append((number, line))
       elif side and len(block) % side:  # a damaged row of the board

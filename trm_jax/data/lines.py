@@ -136,17 +136,17 @@ def read(
       line = rest = text.readline(LONGEST + 1)
       if not line:
         return
-      size = len(line)
-      while len(rest) > LONGEST and rest[-1] != "\n" and size <= _MOST:
+      size, allowed = len(line), _MOST if left is None else left
+      while len(rest) > LONGEST and rest[-1] != "\n" and size <= allowed:
         rest = text.readline(LONGEST + 1)
         size += len(rest)
-      if left is not None:
-        left -= size
-      if size > _MOST or (left is not None and left < 0):
+      if size > allowed:
         raise UserError(
           f"{name}: more than {most or _MOST:,} characters"
-          f"{' in a line' * (size > _MOST)}; split it into smaller files."
+          f"{' in a line' * (left is None)}; split it into smaller files."
         )
+      if left is not None:
+        left -= size
       yield number, line.removesuffix("\n")
   except OSError as error:
     raise unreadable(name, error) from error

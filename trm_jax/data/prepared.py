@@ -308,7 +308,7 @@ class PuzzleSource:
       ignored += self.generator_fields
     for name in ignored:
       del content[name]
-    wanted = "a csv file of puzzles, 'generate' or 'hub'"
+    wanted = "a file of puzzles, 'generate' or 'hub'"
     for split in _SPLITS:
       source = files.get(split, "")
       if source not in ("", "generate"):
