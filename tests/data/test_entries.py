@@ -285,6 +285,7 @@ def test_a_line_is_blank_cells_or_a_line_between_rows(text, expected):
     ("12..\n..34\n1...\n", [1]),  # three rows
     ("12..\n..34\n1...\n...2\n1...\n", [1]),  # five
     ("hello\n12..3.1..1.34..1\nsudoku,solved\n12..3.1..1.34..1", [1, 3]),
+    ("Easy, by me\n12..\n..34\n....\n....", []),
     ("12..3.1..1.34..1,1234341221434321", [1]),
     ("12..3.1..1.34..12", [1]),
     ("[Puzzle\n12..\n..34\n1...\n1...", [2]),  # a title; but two 1s
@@ -297,6 +298,23 @@ def test_what_is_not_clear_is_a_fault(text, faults):
   found = read(text, sudoku_task(4))
   lines = [item.line for item in found if isinstance(item, Fault)]
   assert lines == faults
+
+
+@pytest.mark.parametrize(
+  ("header", "told"),
+  [
+    ("sudoku,solved", "names no column of questions; name it question, puzzle"),
+    ('"Sudoku";"Solved 1"', "names no column of questions"),
+    ("puzzle\tquiz", "has several columns of questions"),
+  ],
+)
+def test_a_header_without_questions_is_told_once(header, told):
+  delimiter = next(c for c in ",;\t" if c in header)
+  row = delimiter.join(["12..3.1..1.34..1"] * 2)
+  with pytest.raises(
+    UserError, match=f"^file, line 1: the csv header .*{told}"
+  ):
+    read(f"{header}\n{row}\n{row}\n", sudoku_task(4))
 
 
 def test_mazes_with_other_characters():

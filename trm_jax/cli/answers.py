@@ -109,7 +109,10 @@ def check(argv: list[str], workdir: str, confidence: float, form: Form):
 def _open(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
   if name == "-":
     # Not `sys.stdin`, whose lock a waiting thread would hold at exit.
-    return open(0, "rb", buffering=0, closefd=False)
+    try:
+      return open(0, "rb", buffering=0, closefd=False)
+    except OSError as error:
+      raise lines.unreadable("standard input", error) from error
   return lines.open_file(name, "a file of puzzles, or - for standard input")
 
 
@@ -185,12 +188,12 @@ class _Output:
         print(f"{where}: {item.message} [{item.text}]", file=sys.stderr)
       if self._form.json:
         print(json.dumps({"line": item.line, "error": item.message}))
-    if is_alike:
+    if is_whole and messages and not results:
       text = next(item.text for item in found if isinstance(item, Fault))
+      why = " for this reason" * is_alike
       hint = entries.resemblance(text)
       print(
-        f"all {len(messages)} fail for this reason{hint and '; ' + hint}",
-        file=sys.stderr,
+        f"all {len(messages)} fail{why}{hint and '; ' + hint}", file=sys.stderr
       )
     checked = [one.checked for one in results if one.checked is not None]
     self._answered += len(results)

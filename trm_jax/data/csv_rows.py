@@ -99,7 +99,7 @@ def read(path: str | os.PathLike, form: CsvFormat, skip_bad_rows: bool) -> Rows:
   faults, good, searched = Faults(path, entries.WANTED), 0, 0
   with lines.open_file(path, entries.WANTED) as file:
     numbered = lines.read(file, path, entries.WANTED)
-    found = entries.read(numbered, form.layout, form.length)
+    found = entries.read(numbered, form.layout, form.length, path)
     for block, bad in _blocks(found):
       rows, more, count = _check(path, form, block, _MOST_SEARCHED - searched)
       searched += rows.searched
@@ -121,7 +121,8 @@ def read(path: str | os.PathLike, form: CsvFormat, skip_bad_rows: bool) -> Rows:
       for name in _ARRAYS
     },
   )
-  _refuse(rows, rows.skipped, skip_bad_rows)
+  hint = entries.resemblance(faults.first[0].text) if faults.count else ""
+  _refuse(rows, rows.skipped, skip_bad_rows, hint)
   return rows
 
 
@@ -142,13 +143,14 @@ def _messages(path: str, faults: Iterable[Fault]) -> tuple[str, ...]:
   return tuple(f"{path}, line {one.line}: {one.message}" for one in faults)
 
 
-def _refuse(rows: Rows, faults: Sequence[str], skip_bad_rows: bool):
+def _refuse(
+  rows: Rows, faults: Sequence[str], skip_bad_rows: bool, hint: str = ""
+):
   if rows.bad and not len(rows):
     alike = entries.alike(rows.skipped)
     raise UserError(
-      f"{rows.path}: every row is bad"
-      f"{', each for the same reason' * alike}; expected {entries.WANTED}. "
-      f"The first: {rows.skipped[0]}"
+      f"{rows.path}: every row is bad{', for one reason' * alike}; expected "
+      f"{entries.WANTED}{hint and '; ' + hint}. The first: {rows.skipped[0]}"
     )
   if faults and not skip_bad_rows:
     raise UserError(

@@ -149,27 +149,23 @@ def alike(messages: Sequence[str]) -> bool:
 def resemblance(text: str) -> str:
   """What a file looks like that begins with this text; "" if unknown."""
   text = text.strip()
-  if text.startswith("["):
+  if re.match(r"\[(\s*(\{|\[?\s*[\"\d])|$)", text):
     return "it looks like a JSON list; write one object on each line"
-  if text.startswith("<"):
-    return "it looks like HTML or XML"
-  names = re.split("[,;\t]", text)
-  if len(names) > 1 and all(re.search("[A-Za-z]{2}", name) for name in names):
-    return "it looks like csv; name its columns question and answer"
-  if text[:1].isdigit() or text[:1] == ".":
-    return f"its first line has {len(text)} characters"
-  return ""
+  return "it looks like HTML or XML" if text.startswith("<") else ""
 
 
 def read(
-  numbered: Iterator[tuple[int, str]], layout: Layout, length: int
+  numbered: Iterator[tuple[int, str]], layout: Layout, length: int, name: str
 ) -> Iterator[Entry | Fault]:
   """Reads entries; a header as the first line makes a file csv.
+
+  Raises a `UserError` for a header without one column of questions.
 
   Args:
     numbered: lines with their numbers, see `lines.read`.
     layout: how boards are written as text.
     length: cells of a puzzle.
+    name: the path or name of the file, for messages.
   """
   numbered = (
     line for line in numbered if not _is_comment(line[1], layout.comment)
@@ -185,8 +181,18 @@ def read(
   )
   if first is None:
     return
-  if not (header := header_of(first[1])):
-    yield from _text(itertools.chain([first], numbered), layout, length)
+  if not (header := _header(first[1], f"{name}, line {first[0]}")):
+    numbered = itertools.chain([first], numbered)
+    if delimiter := _other_header(first[1]):
+      first, second = next(numbered), next(numbered, (0, ""))
+      if second[1].count(delimiter) == first[1].count(delimiter):
+        raise UserError(
+          f"{name}, line {first[0]}: the csv header {excerpt(first[1])!r} "
+          "names no column of questions; name it question, puzzle or quizzes, "
+          "and the answers answer or solution"
+        )
+      numbered = itertools.chain([first, second], numbered)
+    yield from _text(numbered, layout, length)
   elif header.width > 1:
     yield from _csv(numbered, header)
   else:  # of one column, or a title
@@ -202,7 +208,7 @@ class Header(NamedTuple):
   width: int
 
 
-def header_of(line: str) -> Header | None:
+def _header(line: str, where: str) -> Header | None:
   """The header if a line has the name of a column of questions."""
   for delimiter in ",;\t":
     names = [name.strip(" \"'").lower() for name in line.split(delimiter)]
@@ -213,11 +219,21 @@ def header_of(line: str) -> Header | None:
     for field in places:
       if fields.count(field) > 1:
         raise UserError(
-          f"line 1: the header {excerpt(line)!r} has several columns of "
+          f"{where}: the csv header {excerpt(line)!r} has several columns of "
           f"{field}s; rename all but one."
         )
     return Header(delimiter, places, len(names))
   return None
+
+
+def _other_header(line: str) -> str:
+  """The delimiter, if a line has names of columns only."""
+  for delimiter in ",;\t":
+    names = line.split(delimiter)
+    word = r"[ \"']*[A-Za-z_]{2}[\w .-]*[ \"']*"
+    if len(names) > 1 and all(re.fullmatch(word, name) for name in names):
+      return delimiter
+  return ""
 
 
 def split(line: str, delimiter: str = ",") -> list[str]:
@@ -364,8 +380,8 @@ _DOUBTFUL = (
 
 def _no_cells(layout: Layout, length: int) -> str:
   return (
-    f"no puzzle; expected {length} cells, or a row of {layout.side}. A csv "
-    "file names its columns first, as in question,answer"
+    f"no puzzle, nor a title above the rows of one; expected {length} cells, "
+    f"or a row of {layout.side}"
   )
 
 

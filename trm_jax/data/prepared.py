@@ -1,7 +1,7 @@
-"""Datasets of rows (a question and its answer): csv files and generators.
+"""Datasets of rows (a question and its answer): files and generators.
 
 They are prepared once (see `records`), then loaded into host memory. A dataset
-is named after a digest of its settings and csv files, so edited files or
+is named after a digest of its settings and files, so edited files or
 changed settings give another dataset.
 """
 
@@ -32,14 +32,14 @@ class PuzzleData:
   Attributes:
     size: cells along one side of the board.
     train: "hub" (a dataset of the Hugging Face hub), "generate", the path of a
-      csv file, or "" for no such split.
+      file of puzzles, or "" for no such split.
     test: the same, for the test split.
     subsample: training rows to keep, chosen by the seed; 0 keeps all.
     min_rating: rows of files with a lower rating are left out of both splits.
     seed: the seed of the subsample and of the generator.
     num_train: training puzzles to generate.
     num_test: test puzzles to generate.
-    skip_bad_rows: whether bad rows of a csv file are left out with a warning;
+    skip_bad_rows: whether bad rows of a file are left out with a warning;
       otherwise they are an error.
     cache_dir: where prepared datasets are kept; "" is the default of TFDS
       (`TFDS_DATA_DIR`, or tensorflow_datasets in the home folder).
@@ -126,7 +126,7 @@ class PuzzleSource:
     repository: the dataset of the Hugging Face hub for "hub", with files
       train.csv and test.csv.
     hub_rows: rows of its train.csv.
-    csv_format: `size -> CsvFormat`, of csv files.
+    csv_format: `size -> CsvFormat`, of files.
     generate: `(settings, split, train, say) -> (inputs, labels, ratings)`.
       `train` are the Rows of the training split or None; puzzles of the split
       "test" must differ from them.
@@ -247,7 +247,7 @@ class PuzzleSource:
   def _selected(
     self, settings: PuzzleData, split: str, path: str
   ) -> tuple[Rows, list[str]]:
-    """Reads a csv file and selects the rows of a split, with notes on them."""
+    """Reads a file and selects the rows of a split, with notes on them."""
     skip, slow = settings.skip_bad_rows, self.slow_check
     rows = self.read_rows(settings, path)
     count = len(rows) + rows.bad
@@ -290,7 +290,7 @@ class PuzzleSource:
     return rows, notes
 
   def _files(self, settings: PuzzleData) -> dict[str, str]:
-    """The csv file of each split that has a source, or "generate"."""
+    """The file of each split that has a source, or "generate"."""
     files = {}
     for split in _SPLITS:
       source = getattr(settings, split)

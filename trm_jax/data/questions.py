@@ -86,7 +86,7 @@ def _items(
     yield from task.read(content, task, name)
     return
   numbered = lines.read(stream, name, task.form, most)
-  for item in entries.read(numbered, task.layout, task.seq_len):
+  for item in entries.read(numbered, task.layout, task.seq_len, name):
     yield item if isinstance(item, Fault) else _of_entry(item, task)
 
 

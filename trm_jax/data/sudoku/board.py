@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trm_jax.data import checks
 from trm_jax.data.sudoku.text import BLANKS
 from trm_jax.errors import UserError
 
@@ -56,7 +57,7 @@ def parse(text: str, *, size: int) -> np.ndarray:
   if len(cells) != size * size:
     raise UserError(
       f"a {size}x{size} Sudoku has {size * size} cells, but the grid has "
-      f"{len(cells)} characters: {cells!r}."
+      f"{len(cells)} characters: {checks.shorten(cells)}."
     )
   tokens = [TOKENS.get(character, PAD) for character in cells]
   for cell, token in enumerate(tokens):
