@@ -1,7 +1,7 @@
 """Arrays of puzzles from a file, for datasets.
 
 The file is csv with columns question and answer, JSON lines, or boards as text,
-see `entries`. Puzzles without an answer are solved by search.
+see `text`. Puzzles without an answer are solved by search.
 """
 
 import dataclasses
@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from trm_jax.data import checks, entries, lines
-from trm_jax.data.entries import Entry, Fault, Faults, Layout
+from trm_jax.data import checks, entries, lines, text
+from trm_jax.data.entries import Entry, Fault, Faults
+from trm_jax.data.text import Layout
 from trm_jax.errors import UserError
 
 # Entries checked together, and their characters, to bound the memory.
@@ -99,7 +100,7 @@ def read(path: str | os.PathLike, form: CsvFormat, skip_bad_rows: bool) -> Rows:
   faults, good, searched = Faults(path, entries.WANTED), 0, 0
   with lines.open_file(path, entries.WANTED) as file:
     numbered = lines.read(file, path, entries.WANTED)
-    found = entries.read(numbered, form.layout, form.length, path)
+    found = text.read(numbered, form.layout, form.length, path)
     for block, bad in _blocks(found):
       rows, more, count = _check(path, form, block, _MOST_SEARCHED - searched)
       searched += rows.searched

@@ -1,7 +1,6 @@
 """Reads puzzles to solve from a file, in the format of its task.
 
-By default that is a puzzle per line, rows of boards, csv or JSON lines, see
-`entries`. Tasks with another format have `Task.read`.
+By default that is csv, JSON lines or boards as text, see `text`. Tasks with another format have `Task.read`.
 
 Invalid puzzles are reported as faults, and the rest is read anyway. The input
 is not trusted.
@@ -13,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from trm_jax.data import entries, lines
+from trm_jax.data import lines, text
 from trm_jax.data.entries import Entry, Fault, Faults, excerpt
 from trm_jax.data.task import Task, judge
 from trm_jax.errors import UserError
@@ -86,7 +85,7 @@ def _items(
     yield from task.read(content, task, name)
     return
   numbered = lines.read(stream, name, task.form, most)
-  for item in entries.read(numbered, task.layout, task.seq_len, name):
+  for item in text.read(numbered, task.layout, task.seq_len, name):
     yield item if isinstance(item, Fault) else _of_entry(item, task)
 
 

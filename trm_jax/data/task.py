@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 import numpy as np
 
-from trm_jax.data.entries import A_LINE, Layout
+from trm_jax.data.text import A_LINE, Layout
 from trm_jax.errors import UserError
 
 BLANK = "<blank>"  # the name of puzzle id 0

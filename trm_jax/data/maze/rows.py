@@ -3,8 +3,8 @@
 import numpy as np
 
 from trm_jax.data.csv_rows import CsvFormat
-from trm_jax.data.entries import Layout
 from trm_jax.data.maze import grid, paths
+from trm_jax.data.text import Layout
 
 
 def csv_format(size: int) -> CsvFormat:

@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from trm_jax.data import checks, dihedral
 from trm_jax.data.csv_rows import Rows
-from trm_jax.data.entries import Layout
 from trm_jax.data.maze import grid, paths
 from trm_jax.data.maze.generate import generate
 from trm_jax.data.maze.rows import csv_format
 from trm_jax.data.prepared import PuzzleData, PuzzleSource
 from trm_jax.data.task import Task
+from trm_jax.data.text import Layout
 from trm_jax.errors import UserError
 
 

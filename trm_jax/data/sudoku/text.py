@@ -3,7 +3,7 @@
 import functools
 import re
 
-from trm_jax.data.entries import Layout
+from trm_jax.data.text import Layout
 from trm_jax.errors import UserError
 
 BLANKS = ".0*_-xX"
@@ -16,7 +16,7 @@ _REMARK = " \t,;|#"
 
 
 def layout(size: int) -> Layout:
-  """The layout of boards of this size; see `entries.Layout`."""
+  """The layout of boards of this size; see `text.Layout`."""
   return Layout(
     cells=functools.partial(_cells, size=size),
     side=size,
