@@ -285,7 +285,7 @@ class Endless(io.RawIOBase):
 
 
 @pytest.mark.parametrize(
-  "text", [b"\0", b"#" * 99 + b"\n", b"junk\n", b"-\n", b"x"]
+  "text", [b"\0", b"#" * 99 + b"\n", b"junk\n", b"-" * 30 + b"\n", b"x"]
 )
 @pytest.mark.parametrize("name", TASKS)
 def test_streams_without_end_are_left(monkeypatch, name, text):

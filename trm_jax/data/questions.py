@@ -1,6 +1,7 @@
 """Reads puzzles to solve from a file, in the format of its task.
 
-By default that is csv, JSON lines or boards as text, see `text`. Tasks with another format have `Task.read`.
+By default that is csv, JSON lines or boards as text, see `text`. Tasks with
+another format have `Task.read`.
 
 Invalid puzzles are reported as faults, and the rest is read anyway. The input
 is not trusted.
