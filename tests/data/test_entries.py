@@ -143,14 +143,17 @@ def test_a_key_twice_is_refused_everywhere():
 # Sudokus in any style.
 
 
+FORMS = (
+  "line", "count", "remark", "rows", "titled", "boxes", "ss", "sdk", "csv",
+  "jsonl", "spaced", "spaced rows",
+)  # fmt: skip
+
+
 @st.composite
-def styles(draw):
+def styles(draw, forms=FORMS):
   """How to write a file: the blank, the form of boards, what is between."""
   blank = draw(st.sampled_from(".0*_-xX"))
-  form = draw(st.sampled_from(
-    ["line", "count", "remark", "rows", "titled", "boxes", "ss", "sdk", "csv",
-     "jsonl", "spaced", "spaced rows"]
-  ))  # fmt: skip
+  form = draw(st.sampled_from(forms))
   end = draw(st.sampled_from(["\n", "\r\n", "\r"]))
   return blank, form, end
 
@@ -187,6 +190,7 @@ def write(boards, answers, size, blank, form):
       "boxes": [*boxed(rows, size, width, "", "+"), ""],
       "ss": [*boxed(rows, size, width, "*", "+"), ""],
       "sdk": ["#A me", "[Puzzle]", *rows, ""],
+      "sadman": ["[Puzzle]", *rows, "[State]", answer[:size], *rows[1:]],
       "csv": [f"{number},{answer},{board}"],
       "jsonl": [json.dumps({"id": 1, "puzzle": board, "solution": answer})],
       "spaced": [" ".join(board)],
@@ -209,7 +213,9 @@ def sudokus():
 
 
 @hypothesis.settings(deadline=None, max_examples=200)
-@hypothesis.given(style=styles(), size=st.sampled_from(list(SIZES)))
+@hypothesis.given(
+  style=styles((*FORMS, "sadman")), size=st.sampled_from(list(SIZES))
+)
 def test_boards_are_read_back_in_any_style(sudokus, style, size):
   blank, form, end = style
   boards, answers = sudokus[size]

@@ -26,6 +26,8 @@ class Layout:
       skip. Raises a `UserError` for anything else.
     side: cells of a row, of as many rows; 0 if a line is always a puzzle.
     comment: the prefix of lines to skip.
+    skipped: how headings of sections to skip begin, in lower case; the section
+      ends at an empty line or another heading `[...]`.
     is_title: `line -> bool`, whether a line without cells is a title, which
       is skipped above the rows of a board.
     blanks: characters of blank cells.
@@ -35,6 +37,7 @@ class Layout:
   cells: Callable[[str], str | None] = lambda line: line
   side: int = 0
   comment: str | None = None
+  skipped: tuple[str, ...] = ()
   is_title: Callable[[str], bool] = lambda line: False
   blanks: str = ""
   rulers: str = ""
@@ -113,6 +116,7 @@ def _text(
   side = layout.side
   block: list[_Row] = []
   titles: list[_Row] = []
+  is_skipped = False
 
   def flush(keep_titles: bool = False) -> Iterator[Entry | Fault]:
     # What looks like a title is one only above the rows of a board.
@@ -127,6 +131,12 @@ def _text(
     if len(line) > lines.LONGEST:
       yield from flush()
       yield entries.too_long(number, line)
+      continue
+    if not line.strip() or line.startswith("["):
+      is_skipped = line.lower().startswith(layout.skipped)
+      if is_skipped:
+        yield from flush()
+    if is_skipped:
       continue
     is_json = line.lstrip().startswith("{")
     try:

@@ -21,6 +21,7 @@ def layout(size: int) -> Layout:
     cells=functools.partial(_cells, size=size),
     side=size,
     comment="#",
+    skipped=("[state", "[pencil", "[colour", "[color"),
     is_title=functools.partial(_is_title, size=size),
     blanks=BLANKS,
     rulers=_RULERS,
