@@ -186,6 +186,7 @@ def write(boards, answers, size, blank, form):
       "count": [f"{board},{size * size - board.count(blank)}"],
       "remark": [f"{board} # {number} of many"],
       "rows": [*rows, ""],
+      "gapless": rows,
       "titled": [f"Grid {number:02}", *rows],
       "boxes": [*boxed(rows, size, width, "", "+"), ""],
       "ss": [*boxed(rows, size, width, "*", "+"), ""],
@@ -214,7 +215,7 @@ def sudokus():
 
 @hypothesis.settings(deadline=None, max_examples=200)
 @hypothesis.given(
-  style=styles((*FORMS, "sadman")), size=st.sampled_from(list(SIZES))
+  style=styles((*FORMS, "sadman", "gapless")), size=st.sampled_from(list(SIZES))
 )
 def test_boards_are_read_back_in_any_style(sudokus, style, size):
   blank, form, end = style

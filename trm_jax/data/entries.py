@@ -135,6 +135,8 @@ class Header(NamedTuple):
 
 def header_of(line: str, where: str) -> Header | None:
   """The header if a line has the name of a column of questions."""
+  if line.lstrip().startswith("{"):  # JSON
+    return None
   for delimiter in ",;\t":
     names = [name.strip(" \"'").lower() for name in line.split(delimiter)]
     fields = [_FIELDS.get(name) for name in names]
