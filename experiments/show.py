@@ -7,9 +7,9 @@
         [--puzzle_id=error|mean|blank] [--copies=K]
 
 Both take [--puzzles=N | --name=TASK,TASK] [--split=train|test] [--seed=N]
-[--skip_bad_rows]. A source is a csv file, an ARC folder or challenges file, or
-a folder in the reference's layout. Without one, Sudokus and mazes are
-generated.
+[--skip_bad_rows]. A source is a file of puzzles (csv, JSON lines, text), an ARC
+folder or challenges file, or a folder in the reference's layout. Without one,
+Sudokus and mazes are generated.
 
 With --workdir, draws the test puzzles of a run and the model's answers. Wrong
 cells are marked, and a bar is the probability of halting. A GIF has a frame for

@@ -5,7 +5,9 @@ file can justify fails there, not on the machine.
 """
 
 import functools
+import gzip
 import json
+import lzma
 import os
 import pathlib
 import resource
@@ -138,6 +140,8 @@ def readers(folder: pathlib.Path):
 
   from trm_jax import config as config_lib
   from trm_jax.core import network
+  from trm_jax.data import csv_rows
+  from trm_jax.data.sudoku.rows import csv_format
   from trm_jax.errors import UserError
   from trm_jax.export import published, reference
   from trm_jax.run import weights
@@ -189,6 +193,8 @@ def readers(folder: pathlib.Path):
 
   rng = np.random.default_rng(0)
   q = rng.normal(size=60)
+  sample = (ROOT / "tests/recorded/sudoku_sample.csv").read_bytes()
+  sudokus = csv_format(9)
   right = rng.random(60) < 1 / (1 + np.exp(-q))
   names = json.dumps(["<blank>", *(f"task{i}" for i in range(5))]).encode()
   in_json = as_text(mutate_json)
@@ -197,6 +203,12 @@ def readers(folder: pathlib.Path):
     "published": (280, theirs, mutate_safetensors, read_published),
     "archive": (100, archived, mutate_bytes,
                 lambda path: published.read_arrays(path.rename(folder / "x"))),
+    **{
+      name: (80, pack(sample), mutate_bytes,
+             lambda path: csv_rows.read(path, sudokus, True))
+      for name, pack in (("rows", bytes), ("gz", gzip.compress),
+                         ("xz", lzma.compress))
+    },
     "names": (60, names, in_json, published.read_names),
     "identifiers": (60, names, in_json,
                     in_folder("identifiers.json", RunFolder.read_identifiers)),
@@ -272,8 +284,9 @@ def test_damaged_files_are_read_or_refused(told):
 
 def test_the_damage_is_neither_all_fatal_nor_all_harmless(told):
   for job, found in told.items():
-    assert found["refused"] > 20, job
-    assert found["read"] > 0 or job == "archive", job
+    # A bad row is left out; a bad byte spoils what is compressed.
+    assert found["refused"] > 20 or job == "rows", job
+    assert found["read"] > 0 or job in ("archive", "gz", "xz"), job
 
 
 def test_no_damage_makes_a_reader_hang(told):

@@ -152,7 +152,7 @@ def test_many_sudokus_in_any_form(form):
 
 BAD = {
   "short": (TEXTS[0][:-1], r"16 cells.* 15 characters"),
-  "character": ("x" + TEXTS[0][1:], r"row 1, column 1 .*'x'"),
+  "character": ("y" + TEXTS[0][1:], r"row 1, column 1 .*'y'"),
   "surrogate": ("\ud800" + TEXTS[0][1:], r"row 1, column 1"),
   "digit": (np.full((4, 4), 5), r"holds '5'; expected a digit from 1 to 4"),
   "contradiction": ("11" + "." * 14, r"row 1 has two 1s"),

@@ -145,7 +145,7 @@ def agree(config: Mapping[str, Any]):
 def define_skip_bad_rows() -> flags.FlagHolder[bool]:
   """Defines `--skip_bad_rows`."""
   return flags.DEFINE_bool(
-    "skip_bad_rows", False, "Leave out bad rows of csv files and count them."
+    "skip_bad_rows", False, "Leave out bad puzzles of files and count them."
   )
 
 

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.proto import tf_example_pb2
 
-from trm_jax.data import checks
+from trm_jax.data import checks, lines
 from trm_jax.errors import UserError
 
 Say = Callable[[str], None]
@@ -263,11 +263,8 @@ def digest(path: str, wanted: str) -> str:
 
   Raises a `UserError` that names what is `wanted` if it cannot be read.
   """
-  try:
-    with open(path, "rb") as file:
+  with lines.open_file(path, wanted) as file:
+    try:
       return hashlib.file_digest(file, "sha256").hexdigest()
-  except OSError as error:
-    raise UserError(
-      f"{path}: cannot be read ({error.strerror}); expected {wanted}. Check "
-      f"the path."
-    ) from error
+    except OSError as error:
+      raise lines.unreadable(path, error) from error

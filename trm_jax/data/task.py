@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 import numpy as np
 
+from trm_jax.data.text import A_LINE, Layout
 from trm_jax.errors import UserError
 
 BLANK = "<blank>"  # the name of puzzle id 0
@@ -208,8 +209,8 @@ class Dataset:
     identifiers: `settings -> names`, one per puzzle id.
     expected_size: `settings -> (rows, copies, puzzle ids)`, estimated without
       reading anything, to plan memory.
-    read_rows: `(settings, path) -> csv_rows.Rows`, of a csv file; None if
-      sources are not csv files.
+    read_rows: `(settings, path) -> csv_rows.Rows`, of a file of puzzles; None
+      if sources are not such files.
     selects: settings that select puzzles of a source, and are reset when
       another source is tested.
   """
@@ -255,8 +256,8 @@ class Task:
       a file; None for lines of text or csv. See `questions`.
     check: `tokens [S] -> None`; raises a `UserError` for a question that the
       rules do not allow.
-    comment: the prefix of lines to skip.
-    in_rows: whether text has one row per line instead of one puzzle.
+    layout: how text holds puzzles.
+    in_rows: whether answers are written with a row per line.
     from_numbers: `integers of any shape -> str`, a puzzle given in Python as
       numbers, in the format of `read`. None if cells are not numbers.
     decode: `tokens [S] -> value`, an answer for Python and JSON.
@@ -282,7 +283,7 @@ class Task:
   form: str = "a puzzle a line"
   read: Callable[..., Any] | None = None
   check: Callable[[np.ndarray], None] | None = None
-  comment: str | None = None
+  layout: Layout = A_LINE
   in_rows: bool = False
   from_numbers: Callable[[np.ndarray], str] | None = None
   decode: Callable[[np.ndarray], Any] = lambda tokens: tokens.tolist()
