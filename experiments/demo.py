@@ -51,18 +51,18 @@ def main(argv: list[str]) -> int:
   step, params = held_out_lib.restore(folder, experiment, "best")
   records = report.evaluate_depths(experiment, step, params, held_out, DEPTHS)
   title = report.title(experiment, step)
-  report.print_records(records, title)
   paths = {
     "accuracy against depth": folder.plots / "depth.png",
     "learning curves": folder.plots / "learning.png",
     "weights": folder.path / "weights.safetensors",
     "scores": folder.result,
   }
-  curves.depth_curve(records, paths["accuracy against depth"], title)
-  report.plot_learning([folder], paths["learning curves"])
+  result.write(paths["scores"], step, records)
   facts = {"step": step, "scores": records}
   weights.save_weights(paths["weights"], params, config, facts)
-  result.write(paths["scores"], step, records)
+  curves.depth_curve(records, paths["accuracy against depth"], title)
+  report.plot_learning([folder], paths["learning curves"])
+  report.print_records(records, title)
   for what, path in paths.items():
     print(f"{what + ':':24s}{path}")
   print(f"took {time.perf_counter() - started:.0f} s")
@@ -70,4 +70,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, prints_log=True)

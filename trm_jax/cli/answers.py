@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -67,13 +66,7 @@ def solve(
     results = processor.solve(puzzles, form.several, on_progress)
   if form.gif and results:
     _draw_gif(puzzles, results, task, form.gif)
-  try:
-    status = _write(found, results, task, form)
-    sys.stdout.flush()
-  except BrokenPipeError:  # the reader has ended, such as `head`
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-  return status
+  return _write(found, results, task, form)
 
 
 def check(argv: list[str], workdir: str, confidence: float, form: Form):

@@ -33,15 +33,24 @@ from absl import app as absl_app
 from absl import flags, logging
 from ml_collections import config_flags
 
-from trm_jax.cli import configs, shipped
+from trm_jax.cli import configs, shipped, streams
 from trm_jax.errors import UserError
 
 # Flags defined here appear in the --help of the calling program.
 flags.disclaim_key_flags()
 
 
-def run(main: Callable[[list[str]], int | None]):
-  """Runs a program; a `UserError` is printed as one line, with status 2."""
+def run(main: Callable[[list[str]], int | None], prints_log: bool = False):
+  """Runs a program; a `UserError` is printed as one line, with status 2.
+
+  Losing the standard output never ends a program. If it could not be written,
+  as on a full disk, the status is 1 at the end; but 0 if its reader ended, as
+  `head` does, or if the output is only the log of a program that `prints_log`,
+  so that scripts go on behind a training that has finished.
+  """
+  streams.protect()
+  # An inherited backend, as of a notebook, may not exist here.
+  os.environ["MPLBACKEND"] = "agg"
 
   def guarded(argv: list[str]) -> int | None:
     # Errors are raised as well as logged, and Orbax logs a full disk in a
@@ -52,6 +61,9 @@ def run(main: Callable[[list[str]], int | None]):
       status = main(argv)
       if processes := _joined():
         processes.leave()
+      if cause := streams.lost():
+        print(f"error: cannot write the output: {cause}", file=sys.stderr)
+        return status or int(not prints_log)
       return status
     except UserError as error:
       return _fail(str(error))
