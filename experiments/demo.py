@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
       return 128 + stopped.signal
   step, params = held_out_lib.restore(folder, experiment, "best")
   records = report.evaluate_depths(experiment, step, params, held_out, DEPTHS)
-  title = report.title(experiment, step)
+  title = report.title(experiment, step, "held-out puzzles")
   paths = {
     "accuracy against depth": folder.plots / "depth.png",
     "learning curves": folder.plots / "learning.png",
@@ -58,11 +58,12 @@ def main(argv: list[str]) -> int:
     "scores": folder.result,
   }
   result.write(paths["scores"], step, records)
-  facts = {"step": step, "scores": records}
+  scores = result.read(folder.result, step)
+  facts = {"step": step, "scores": scores}
   weights.save_weights(paths["weights"], params, config, facts)
   curves.depth_curve(records, paths["accuracy against depth"], title)
   report.plot_learning([folder], paths["learning curves"])
-  report.print_records(records, title)
+  report.print_records(records, f"{folder.path}, step {step}")
   for what, path in paths.items():
     print(f"{what + ':':24s}{path}")
   print(f"took {time.perf_counter() - started:.0f} s")

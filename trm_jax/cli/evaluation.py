@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -37,7 +36,7 @@ class Tested:
   @property
   def kind(self) -> str:
     """Name of the puzzles in titles."""
-    return "held-out" if self.split == "test" else "training"
+    return result.puzzles_in_words(self.split, self.data)
 
   def restore(self, checkpoint: str) -> tuple[int, Params]:
     """The run's model at a checkpoint, see `held_out.restore`."""
@@ -64,7 +63,7 @@ class Tested:
     """Draws a picture into the run's folder, which may be remote."""
     path = self.folder.plots / f"{name}.png"
     with files.written_locally(path) as file:
-      plot(*values, file, report.title(self.experiment, step))
+      plot(*values, file, report.title(self.experiment, step, self.kind))
     return path
 
 
@@ -108,8 +107,7 @@ def by_depth(tested: Tested, checkpoints: Sequence[str], depths: list[int]):
   ballot = ballots and ballots[max(depths)]
   paths = tested.write(steps[-1], records, ballot, **more)
   if "exact_accuracy" in records[0]:
-    plot = functools.partial(curves.depth_curve, kind=tested.kind)
-    paths.append(tested.draw("depth", steps[-1], plot, records))
+    paths.append(tested.draw("depth", steps[-1], curves.depth_curve, records))
   report.print_records(records, title, tested.kind)
   print(f"wrote {', '.join(map(str, paths))}")
 
@@ -207,7 +205,8 @@ def _calibrate(
   q = found.q_halt[labelled, 0]  # [N, M]
   before, after = calibration.evaluate_fit(q, right, kind, seed)
   fitted = calibration.fit(q, right, kind).to_json()
-  write_json(tested.folder.calibration, {"checkpoint": step} | fitted)
+  fitted |= {"checkpoint": step, "data": tested.data}
+  write_json(tested.folder.calibration, fitted)
   picture = tested.draw("reliability", step, curves.reliability, before, after)
   return [tested.folder.calibration, picture], (
     f"calibration error {before.error:.1%}, {after.error:.1%} after "
@@ -257,9 +256,11 @@ def compare_halting(tested: Tested, checkpoint: str, depth: int, within: float):
     name: [r | {"rule": dataclasses.asdict(r["rule"])} for r in records]
     for name, records in (("replayed", replayed), ("measured", measured))
   }
-  write_json(path, {"checkpoint": step, "depth": depth} | written)
+  facts = {"checkpoint": step, "depth": depth, "data": tested.data}
+  write_json(path, facts | written)
   picture = tested.draw("halting", step, curves.halting_rules, replayed)
   bold = {i for i, r in enumerate(replayed) if any(r is one for one in best)}
-  report.print_records(replayed, f"replayed on {len(tuned)} puzzles", bold=bold)
-  report.print_records(measured, f"measured on {len(timed)} other puzzles")
+  title = f"replayed on {len(tuned)} {tested.kind}"
+  report.print_records(replayed, title, bold=bold)
+  report.print_records(measured, f"measured on {len(timed)} others")
   print(f"wrote {path}, {picture}")

@@ -47,13 +47,15 @@ def describe(
   )
 
 
-def title(experiment: Experiment, step: int) -> str:
-  """The title of a picture of a run's model."""
+def title(experiment: Experiment, step: int, puzzles: str = "") -> str:
+  """The title of a picture of a run's model, perhaps of scores on `puzzles`."""
   side = math.isqrt(experiment.task.seq_len)
   weights = network.count_weights(network.shapes(experiment.model))
   return (
     f"{_family(experiment.model)}, {weights / 1e3:,.0f}k weights, on "
     f"{side}x{side} {experiment.task.name}, after {step:,} steps"
+    + f"\n{puzzles}"
+    * bool(puzzles)
   )
 
 
@@ -134,13 +136,13 @@ _COLUMNS = {
 def print_records(
   records: Sequence[Mapping[str, Any]],
   title: str,
-  kind: str = "held-out",
+  kind: str = "held-out puzzles",
   bold: Collection[int] = (),
 ):
   """Prints scores as a table with a row per record, and notes below.
 
   Columns of equal halting rules or of breadths that are all 1 are left out.
-  `kind` is "held-out" or "training"; `bold` are indices of rows.
+  `kind` says which puzzles the scores are of; `bold` are indices of rows.
   """
   first = records[0]
   hidden = set()
@@ -166,7 +168,7 @@ def print_records(
   notes = []
   if "puzzles" in first:
     copies = ", copies included" if "pass@1" in first else ""
-    notes.append(f"{first['puzzles']} {kind} puzzles{copies}")
+    notes.append(f"{first['puzzles']} {kind}{copies}")
   if "halt" in first and "halt" in hidden:
     notes.append(f"halting: {first['halt']}")
   if "breadth" in names:

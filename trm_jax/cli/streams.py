@@ -67,7 +67,7 @@ def lost() -> str:
   error = sys.stdout.file.error if isinstance(sys.stdout, _Text) else None
   if error is None or error.errno == errno.EPIPE:
     return ""
-  return error.strerror
+  return error.strerror or str(error)
 
 
 def _discard(descriptor: int):

@@ -105,7 +105,7 @@ def load(
     config=config,
     names=names,
     step=step,
-    scores=facts.get("scores", []),
+    scores=result.checked(path, facts.get("scores", [])),
     calibration=facts.get("calibration"),
     averaged=facts.get("averaged", True) is True,
   )
