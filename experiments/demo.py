@@ -20,11 +20,9 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the run.")
 
 def main(argv: list[str]) -> int:
   """Generates, trains, evaluates, draws and saves."""
-  from rich.console import Console
-
   from trm_jax import config as config_lib
   from trm_jax.cli import progress, report
-  from trm_jax.draw import curves
+  from trm_jax.draw import console, curves
   from trm_jax.run import result, weights
   from trm_jax.run.folder import RunFolder
   from trm_jax.solve import held_out as held_out_lib
@@ -37,7 +35,9 @@ def main(argv: list[str]) -> int:
   config["data"]["cache_dir"] = str(folder.path / "data")
   experiment = config_lib.read(config)
   folder.claim(config, overrides={})
-  with Console().status("generating puzzles, each with exactly one solution"):
+  with console.make().status(
+    "generating puzzles, each with exactly one solution"
+  ):
     experiment, _ = held_out_lib.prepare(config, experiment)
     training, held_out = held_out_lib.load_splits(experiment)
   assert held_out, "the demo's config names a test split"

@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from scipy import special
 
 from trm_jax.cli import report
 from trm_jax.data import questions
 from trm_jax.data.questions import Fault, Question
 from trm_jax.data.task import Split, Task
-from trm_jax.draw import pictures, scenes, terminal
-from trm_jax.errors import UserError
+from trm_jax.draw import console, pictures, scenes, terminal
+from trm_jax.errors import UserError, printable
 from trm_jax.solve.processor import TRMProcessor
 from trm_jax.solve.reasoning import Reasoning
 
@@ -107,7 +106,8 @@ def _write(
     if isinstance(item, Fault):
       faults += 1
       where = f"line {item.line}" if item.line else "json"
-      print(f"{where}: {item.message} [{item.text}]", file=sys.stderr)
+      line = printable(f"{where}: {item.message} [{item.text}]")
+      print(line, file=sys.stderr)
       if form.json:
         print(json.dumps({"line": item.line, "error": item.message}))
       continue
@@ -118,11 +118,11 @@ def _write(
       print(json.dumps(_as_json(item, result)))
     elif form.several:
       for one in result.alternatives:
-        print(f"# {item.name}, {one.fraction:.1%}")
+        print(f"# {printable(item.name)}, {one.fraction:.1%}")
         print(_as_text(one.answer, task))
     else:
       if not item.line:
-        print(f"# {item.name}")
+        print(f"# {printable(item.name)}")
       print(_as_text(result.answer, task))
   checked = [result.checked for result in results if result.checked is not None]
   summary = f"{len(results)} answered"
@@ -161,7 +161,7 @@ def _show(question: Question, result: Reasoning, task: Task):
     terminal.draw(task, question.tokens, answer, old, question.label)
     for answer, old in zip(result.history, before, strict=True)
   ]
-  terminal.play(frames, Console(), question.name, _FRAME_SECONDS)
+  terminal.play(frames, console.make(), question.name, _FRAME_SECONDS)
   checked = {None: "", True: ", a solution", False: ", not a solution"}
   print(f"confidence {result.confidence:.1%}{checked[result.checked]}")
   for one in result.alternatives:

@@ -34,7 +34,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from trm_jax.cli import configs, shipped, streams
-from trm_jax.errors import UserError
+from trm_jax.errors import UserError, printable
 
 # Flags defined here appear in the --help of the calling program.
 flags.disclaim_key_flags()
@@ -77,7 +77,7 @@ def run(main: Callable[[list[str]], int | None], prints_log: bool = False):
 
 def say(message: str):
   """Prints and flushes, so that log files are up to date."""
-  print(message, flush=True)
+  print(printable(message), flush=True)
 
 
 def define_config() -> flags.FlagHolder:
@@ -244,7 +244,7 @@ def _end_by(error: Exception) -> int:
 
 def _end_all(message: str, status: int) -> int:
   """Prints why this process ends, and ends all other processes."""
-  print(message, file=sys.stderr, flush=True)
+  print(printable(message), file=sys.stderr, flush=True)
   if processes := _joined():
     processes.tell_failure(message.removeprefix("error: "))
     # A normal exit would wait for the other processes.

@@ -262,5 +262,7 @@ def compare_halting(tested: Tested, checkpoint: str, depth: int, within: float):
   bold = {i for i, r in enumerate(replayed) if any(r is one for one in best)}
   title = f"replayed on {len(tuned)} {tested.kind}"
   report.print_records(replayed, title, bold=bold)
-  report.print_records(measured, f"measured on {len(timed)} others")
+  report.print_records(
+    measured, f"measured on {len(timed)} other {tested.kind}"
+  )
   print(f"wrote {path}, {picture}")
