@@ -53,6 +53,22 @@ def test_a_lost_output_ends_no_work(tmp_path, redirect, words, status, told):
   assert told in errors and "Traceback" not in errors
 
 
+def test_an_inherited_backend_is_not_used():
+  program = (
+    PROGRAM.partition("def main")[0]
+    + """
+def main(argv):
+  import matplotlib
+  print(matplotlib.get_backend())
+
+app.run(main)
+"""
+  )
+  command = [sys.executable, "-c", program]
+  status, output, errors = _run(command, "", MPLBACKEND="nonsense")
+  assert (status, output.strip().lower()) == (0, "agg"), errors
+
+
 def test_what_cannot_be_encoded_is_replaced(tmp_path):
   command = [sys.executable, "-c", PROGRAM, str(tmp_path / "x")]
   status, output, errors = _run(command, "", PYTHONIOENCODING="ascii")
@@ -86,7 +102,8 @@ def test_a_run_without_an_output_is_trained_and_scored(tmp_path):
   assert (tmp_path / "run" / "checkpoints" / "24").is_dir()
   (tmp_path / "run" / "result.json").unlink()  # training wrote it
   evaluate = [*command, "evaluate", run, "--depth=1,2"]
-  status, _, errors = _run(evaluate, ">/dev/full", PYTHONIOENCODING="ascii")
+  inherited = {"PYTHONIOENCODING": "ascii", "MPLBACKEND": "nonsense"}
+  status, _, errors = _run(evaluate, ">/dev/full", **inherited)
   assert status == 1 and "cannot write the output" in errors
   assert (tmp_path / "run" / "result.json").exists()
   assert (tmp_path / "run" / "plots" / "depth.png").exists()

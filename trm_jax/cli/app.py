@@ -255,13 +255,27 @@ def _end_all(message: str, status: int) -> int:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    return flags.FLAGS([argv[0], *map(_with_home, argv[1:])])
   except SystemExit:  # --help was printed, which absl counts as a failure
     sys.exit(0)
   except Exception as error:  # overriding a field may raise anything
     status = _fail(_fault(error))
     print(f"       see {_program(argv[0])} --help", file=sys.stderr)
     sys.exit(status)
+
+
+def _with_home(argument: str) -> str:
+  """Expands `~` in paths, which shells leave as it is in `--flag=~/path`.
+
+  Not in `--config.data.FIELD=~/path`: the config keeps it, and readers of data
+  expand it.
+  """
+  flag, equals, value = argument.partition("=")
+  if not argument.startswith("-"):
+    return os.path.expanduser(argument)
+  if "." in flag:
+    return argument
+  return flag + equals + ",".join(map(os.path.expanduser, value.split(",")))
 
 
 def _program(name: str) -> str:
