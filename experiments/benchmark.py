@@ -32,7 +32,7 @@ _PEAK = flags.DEFINE_float(
   "peak_tflops", None, "Peak TFLOP/s of all devices together.", lower_bound=0
 )
 _SEEDS = flags.DEFINE_integer(
-  "seeds", 0, "Measure this many seeds trained together.", lower_bound=0
+  "seeds", 0, "Measure this many seeds trained together.", 0, 2**16
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 

@@ -64,7 +64,7 @@ CASES = {
   "negative": (
     "train",
     "tiny new --config.train.batch_size=-8",
-    r"config\.train\.batch_size=-8: must be at least 1",
+    r"config\.train\.batch_size=-8: must be from 1 to 16777216",
   ),
   "indivisible": (
     "train",

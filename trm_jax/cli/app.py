@@ -225,11 +225,14 @@ def _end_by(error: Exception) -> int:
   import jax
 
   is_device = isinstance(error, jax.errors.JaxRuntimeError)
-  if is_device and "RESOURCE_EXHAUSTED" in str(error):
+  text = str(error).lower()
+  if isinstance(error, MemoryError) or (
+    is_device and ("resource_exhausted" in text or "out of memory" in text)
+  ):
     return _fail(
       "out of memory: try a smaller config.train.batch_size and "
       "config.eval.batch_size, config.model.remat='full' or more devices. "
-      f"Cause: {str(error).splitlines()[0][:200]}"
+      f"Cause: {str(error)[:200].partition(chr(10))[0]}"
     )
   processes = _joined()
   if not processes:

@@ -185,9 +185,16 @@ def _text(record: Mapping[str, Any], name: str) -> str:
 
 
 def plot_learning(folders: Sequence[RunFolder], picture: pathlib.Path):
-  """Draws the learning curves of some runs into one picture."""
-  runs = {}
+  """Draws the learning curves of some runs into one picture.
+
+  Seeds that were trained together are several runs.
+  """
+  runs: dict[str, list[metrics.Row]] = {}
   for folder in folders:
     folder.read_config()  # raises if this is not a run's folder
-    runs[str(folder.path)] = list(metrics.read(folder.metrics))
+    for row in metrics.read(folder.metrics):
+      kind, *seed = row["split"].split("/", 1)
+      if kind != "all":
+        name = "/".join([str(folder.path), *seed])
+        runs.setdefault(name, []).append(row | {"split": kind})
   curves.learning_curves(runs, picture)

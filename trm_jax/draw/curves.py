@@ -77,8 +77,11 @@ def learning_curves(runs: Mapping[str, Sequence[Row]], path: pathlib.Path):
     _line(train, trained, "exact_accuracy", **style)
     _line(test, tested, "cell_accuracy", ls=":", marker="s", **style)
     _line(test, tested, "exact_accuracy", marker="o", **style)
+    banded = [
+      row for row in tested if {"exact_accuracy", "exact_accuracy_se"} <= {*row}
+    ]
     _band(
-      test, [row["step"] for row in tested], tested, "exact_accuracy",
+      test, [row["step"] for row in banded], banded, "exact_accuracy",
       style["color"], 1.0,
     )  # fmt: skip
   loss.set_ylabel("training loss per puzzle (nats)")
