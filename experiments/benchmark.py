@@ -26,7 +26,7 @@ _SECONDS = flags.DEFINE_float(
   "seconds", 10.0, "Time of each measurement.", lower_bound=0.1
 )
 _DEPTH = flags.DEFINE_integer(
-  "depth", 16, "Supervision steps of inference.", lower_bound=1
+  "depth", 16, "Supervision steps of inference.", 1, 2**16
 )
 _PEAK = flags.DEFINE_float(
   "peak_tflops", None, "Peak TFLOP/s of all devices together.", lower_bound=0
