@@ -22,6 +22,7 @@ A program is a file experiments/NAME.py, run as `trm NAME`, or in a checkout as
 Import what loads jax in `main`, so that `--help` is fast.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -61,8 +62,10 @@ def run(main: Callable[[list[str]], int | None], prints_log: bool = False):
       status = main(argv)
       if processes := _joined():
         processes.leave()
-      if cause := streams.lost():
-        print(f"error: cannot write the output: {cause}", file=sys.stderr)
+      lost = streams.lost()
+      if lost and lost.errno != errno.EPIPE:
+        reason = lost.strerror
+        print(f"error: cannot write the output: {reason}", file=sys.stderr)
         return status or int(not prints_log)
       return status
     except UserError as error:

@@ -4,7 +4,6 @@ A reader such as `head` may end, a disk may be full, a terminal may be closed.
 The work goes on, and what is printed after that is discarded.
 """
 
-import errno
 import io
 import os
 import select
@@ -61,13 +60,10 @@ def protect():
       setattr(sys, name, _Text(stream))
 
 
-def lost() -> str:
-  """Why standard output was lost; "" if it was not, or its reader ended."""
+def lost() -> OSError | None:
+  """Flushes standard output; the error by which it was lost, if it was."""
   sys.stdout.flush()
-  error = sys.stdout.file.error if isinstance(sys.stdout, _Text) else None
-  if error is None or error.errno == errno.EPIPE:
-    return ""
-  return error.strerror or str(error)
+  return sys.stdout.file.error if isinstance(sys.stdout, _Text) else None
 
 
 def _discard(descriptor: int):
