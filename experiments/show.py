@@ -39,8 +39,9 @@ flags.DEFINE_integer(
   "copies", 0, "Augmented copies of each puzzle.", lower_bound=0, upper_bound=20
 )
 flags.DEFINE_integer(
-  "seed", 0, "Seed of the choice of puzzles and copies.", lower_bound=0
-)
+  "seed", 0, "Seed of the choice of puzzles and copies.", lower_bound=0,
+  upper_bound=2**31 - 1,
+)  # fmt: skip
 flags.DEFINE_integer(
   "depth", None, "Supervision steps; as in the run's evaluation by default.",
   lower_bound=1, upper_bound=256,

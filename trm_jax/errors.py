@@ -1,6 +1,13 @@
 """The one error a user is meant to read."""
 
 
+def printable(text: str) -> str:
+  """A text in which control characters, as of a terminal, are escaped."""
+  return "".join(
+    c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text
+  )
+
+
 class UserError(ValueError):
   """Something outside the program is wrong, and the message says what to do.
 
@@ -8,3 +15,6 @@ class UserError(ValueError):
   like. The programs in `experiments/` print the message alone and exit with
   status 2; inside Python it is an ordinary `ValueError`.
   """
+
+  def __init__(self, message: str):
+    super().__init__(printable(message))

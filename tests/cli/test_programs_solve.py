@@ -423,5 +423,5 @@ def test_halting_rules_are_replayed_and_measured(folder, outcomes):
   with Image.open(folder / "halted" / "plots" / "halting.png") as picture:
     assert picture.format == "PNG"
   printed = _printed(outcomes, "halting")
-  assert "replayed on 6 puzzles" in printed
-  assert "measured on 6 other puzzles" in printed
+  assert "replayed on 6 held-out puzzles" in printed
+  assert "measured on 6 other held-out puzzles" in printed

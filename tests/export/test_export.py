@@ -374,7 +374,7 @@ def test_the_program_writes_every_format(run, ran):
   for name in ("ema", "raw", "torch", "stablehlo", "onnx", "orbax", "over"):
     status, printed = ran[name]
     assert status == 0, printed
-    assert "bytes), step 4. To use it:\n  " in printed
+    assert "bytes), step 4\n" in printed and "\nTo use it:\n  " in printed
     assert "{" not in printed
   averaged = pretrained.load(place / "ema.safetensors")
   _assert_same_bits(averaged.params, state.averaged_params)

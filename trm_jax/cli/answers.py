@@ -13,15 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from scipy import special
 
-from trm_jax.cli import report
+from trm_jax.cli import report, streams
 from trm_jax.data import entries, lines, questions
 from trm_jax.data.questions import Fault, Question
 from trm_jax.data.task import Split, Task
-from trm_jax.draw import pictures, scenes, terminal
-from trm_jax.errors import UserError
+from trm_jax.draw import console, pictures, scenes, terminal
+from trm_jax.errors import UserError, printable
 from trm_jax.solve.processor import TRMProcessor
 from trm_jax.solve.reasoning import Reasoning
 
@@ -80,11 +79,8 @@ def solve(
         results = processor.solve(puzzles, form.several)
       if form.gif and results:
         _draw_gif(puzzles, results, task, form.gif)
-      try:
-        output.write(found, results, is_whole)
-        sys.stdout.flush()
-      except BrokenPipeError:  # the reader has ended, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      output.write(found, results, is_whole)
+      if streams.lost():  # nobody reads the answers any more
         return 0
   return output.finish()
 
@@ -185,7 +181,8 @@ class _Output:
       self._faults += 1
       if self._faults <= shown:
         where = f"line {item.line}" if item.line else "json"
-        print(f"{where}: {item.message} [{item.text}]", file=sys.stderr)
+        line = printable(f"{where}: {item.message} [{item.text}]")
+        print(line, file=sys.stderr)
       if self._form.json:
         print(json.dumps({"line": item.line, "error": item.message}))
     if is_whole and messages and not results:
@@ -209,11 +206,11 @@ class _Output:
       print(json.dumps(_as_json(item, result)))
     elif form.several:
       for one in result.alternatives:
-        print(f"# {item.name}, {one.fraction:.1%}")
+        print(f"# {printable(item.name)}, {one.fraction:.1%}")
         print(_as_text(one.answer, task))
     else:
       if not item.line:
-        print(f"# {item.name}")
+        print(f"# {printable(item.name)}")
       print(_as_text(result.answer, task))
 
   def finish(self) -> int:
@@ -255,7 +252,7 @@ def _show(question: Question, result: Reasoning, task: Task):
     terminal.draw(task, question.tokens, answer, old, question.label)
     for answer, old in zip(result.history, before, strict=True)
   ]
-  terminal.play(frames, Console(), question.name, _FRAME_SECONDS)
+  terminal.play(frames, console.make(), question.name, _FRAME_SECONDS)
   checked = {None: "", True: ", a solution", False: ", not a solution"}
   print(f"confidence {result.confidence:.1%}{checked[result.checked]}")
   for one in result.alternatives:

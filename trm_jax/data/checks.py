@@ -63,9 +63,9 @@ def require_whole(
   for name in names:
     value = getattr(settings, name)
     if not least <= value <= most:
-      bounds = f"at least {least}"
-      if most != 2**31 - 1:
-        bounds = f"from {least} to {most}"
+      bounds = f"from {least} to {most}"
+      if most == 2**31 - 1:
+        bounds = f"at least {least}" if value < least else f"at most {most}"
       raise UserError(f"{name}={value!r}: must be {bounds}")
 
 
