@@ -66,8 +66,17 @@ class Worker:
     path = pathlib.Path(f"{self.log}.status")
     return int(path.read_text()) if path.exists() else None
 
+  @property
+  def pid(self) -> int:
+    path = pathlib.Path(f"{self.log}.pid")
+    for _ in range(2400):
+      if path.exists() and (text := path.read_text()):
+        return int(text)
+      time.sleep(0.05)
+    raise AssertionError("no process in two minutes")
+
   def send(self, number: int):
-    os.kill(int(pathlib.Path(f"{self.log}.pid").read_text()), number)
+    os.kill(self.pid, number)
 
   def wait(self, seconds: float = 120) -> tuple[int, str]:
     until = time.monotonic() + seconds

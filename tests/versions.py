@@ -4,9 +4,9 @@
 
 makes a virtual environment for each pair in FOLDER, for example of 3.12:0.11.2,
 with the other packages as in constraints.txt, or takes the one that it made
-there before; it needs the interpreters (as python3.12) in PATH, and PyPI. Prints
-a row for each pair; what was printed is in FOLDER/PAIR.log. XLA_FLAGS is passed
-on. Exits with status 1 if anything failed.
+there before. It needs the interpreters (as python3.12) in PATH, and PyPI, and
+passes XLA_FLAGS on. Prints a row for each pair; what was printed is in
+FOLDER/PAIR.log. Exits with status 1 if anything failed.
 """
 
 import os

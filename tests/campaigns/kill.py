@@ -48,10 +48,9 @@ def stop(worker: Worker, way, random: np.random.Generator):
     return
   try:
     if way == FULL_DISK:
-      pid = int(pathlib.Path(f"{worker.log}.pid").read_text())
-      most = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+      most = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)[1]
       room = int(random.integers(0, 3000))
-      resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, most))
+      resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (room, most))
     else:
       worker.send(way)
   except ProcessLookupError:  # it ended by itself
