@@ -39,6 +39,8 @@ import damage
 import numpy as np
 from programs import ROOT, environment
 
+sys.path += [str(ROOT / "tests" / room) for room in ("export", "study")]
+
 ROOM = 2**30  # bytes that a reader may take
 SLOWEST = 10.0  # seconds for one case
 HANGS = 40.0  # seconds after which the process is ended
@@ -346,7 +348,7 @@ def all_readers() -> dict[str, Reader]:
   return _text_readers() | _run_readers() | _model_readers()
 
 
-def _values(value: Any) -> Any:
+def arrays(value: Any) -> Any:
   """The arrays of a value, as bytes that can be compared."""
   import jax
 
@@ -385,7 +387,7 @@ def examine(
     outcome = ("read", "", "")
     try:
       value = reader.read(at)
-      if reader.is_sealed and _values(value) != expected:
+      if reader.is_sealed and arrays(value) != expected:
         outcome = ("another value", "", "")
     except UserError as error:
       outcome = ("refused", str(error), "")
@@ -424,7 +426,7 @@ def work(folder: pathlib.Path, cases: Iterator[tuple[str, int]]):
     if name not in expected:  # nothing is new to memory later
       expected[name] = None
       with contextlib.suppress(ValueError):  # what is good may be refused
-        expected[name] = _values(readers[name].read(good))
+        expected[name] = arrays(readers[name].read(good))
     print(json.dumps([name, seed]), file=told, flush=True)
     with contextlib.redirect_stdout(sys.stderr):
       found = examine(
@@ -437,10 +439,9 @@ def _started(folder, readers, seed: int, skip: int, count: int):
   """A process that works from case number `skip`."""
   command = [sys.executable, __file__, "--work", str(folder), "--seed", seed]
   command += ["--skip", skip, "--count", count, "--reader", ",".join(readers)]
-  paths = [ROOT / p for p in ("", "tests", "tests/export", "tests/study")]
   return subprocess.Popen(
     [str(part) for part in command],
-    env=environment() | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
+    env=environment(),
     stdout=subprocess.PIPE,
     stderr=subprocess.DEVNULL,
   )
@@ -470,7 +471,7 @@ def campaign(
     if kind not in ("read", "refused") and (name, kind) not in kinds:
       kinds.add((name, kind))
       failures.append([name, number, kind, message, details])
-      print(f"{name}, seed {number}: {kind} {message[:300]}", flush=True)
+      print(f"{name}, seed {number}: {kind} {message[:300]!r}", flush=True)
 
   with tempfile.TemporaryDirectory() as folder:
     while time.monotonic() < until and (not count or done < count):
