@@ -10,6 +10,7 @@ a round failed.
 """
 
 import argparse
+import os
 import pathlib
 import resource
 import signal
@@ -58,7 +59,11 @@ def stop(worker: Worker, way, random: np.random.Generator):
 
 
 def faults(
-  pool: ProcessPool, folder: pathlib.Path, seconds: float, seed: int
+  pool: ProcessPool,
+  folder: pathlib.Path,
+  seconds: float,
+  seed: int,
+  stops: list[str],
 ) -> Iterator[str]:
   """One round: what was wrong with it.
 
@@ -67,6 +72,7 @@ def faults(
     folder: has the run `whole`, which nothing stopped.
     seconds: how long that took.
     seed: decides when and how the run is stopped.
+    stops: the ways in which it was are added.
   """
   random = np.random.default_rng(seed)
   run = folder / f"run{seed}"
@@ -80,7 +86,9 @@ def faults(
     stop(worker, way, random)
     status, printed = worker.wait()
     name = getattr(way, "name", way)
-    if not started and status:
+    if started:
+      stops.append(str(name))
+    elif status:
       yield f"a start failed with status {status}: {printed[-500:]}"
     if "Traceback" in printed and way is not signal.SIGINT:
       yield f"{name}: a traceback: {printed[-500:]}"
@@ -113,7 +121,8 @@ def campaign(minutes: float, seed: int) -> int:
   variables = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    variables["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{name}/compiled")
+    variables["JAX_COMPILATION_CACHE_DIR"] = cache
     with ProcessPool(folder, **variables) as pool:
       for run in ("warm", "whole"):  # compiling is timed by neither
         began = time.monotonic()
@@ -123,9 +132,11 @@ def campaign(minutes: float, seed: int) -> int:
         seconds = time.monotonic() - began
       until = time.monotonic() + 60 * minutes
       while not rounds or time.monotonic() < until:
-        found = list(faults(pool, folder, seconds, seed + rounds))
+        stops: list[str] = []
+        found = list(faults(pool, folder, seconds, seed + rounds, stops))
         rounds, failed = rounds + 1, failed + bool(found)
-        print(f"seed {seed + rounds - 1}: {'FAILS' if found else 'ok'}")
+        outcome = "FAILS" if found else "ok"
+        print(f"seed {seed + rounds - 1}: {outcome}, {', '.join(stops)}")
         for line in found:
           print(f"  {line}")
         sys.stdout.flush()
