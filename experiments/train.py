@@ -4,9 +4,11 @@
         [--config.optim.lr=2e-4 ...] [--skip_bad_rows] [--tensorboard]
 
 Any field of the config can be changed on the command line. The same command
-resumes from the last checkpoint, bit for bit; another config in the same folder
-is refused. SIGTERM or Ctrl-C saves first and exits with 128 plus the signal's
-number.
+resumes from the last checkpoint, bit for bit. A run may become longer
+(train.steps, unless a schedule depends on it) and be watched in another way
+(eval.every, checkpoint, train.log_every); other changes of the config are
+refused. SIGTERM, SIGHUP or Ctrl-C saves first and exits with 128 plus the
+signal's number.
 
 Several processes: give each --coordinator=HOST:PORT of process 0,
 --num_processes and --process_id (on TPU pods and Slurm, --distributed alone)

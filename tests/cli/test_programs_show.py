@@ -101,8 +101,8 @@ def work(tmp_path_factory) -> pathlib.Path:
   write_json(run.identifiers, names)
   with Checkpoints(run.checkpoints, 1, "pass@2") as checkpoints:
     state = build(experiment).init()
-    checkpoints.save(10, state, {"pass@2": 0.5})
-    checkpoints.wait()
+    checkpoints.save(10, state)
+    checkpoints.score(10, {"pass@2": 0.5})
   run.release()
   return work
 

@@ -24,8 +24,7 @@ from trm_jax.core.halting import Puzzles
 from trm_jax.core.model import portable
 from trm_jax.errors import UserError
 from trm_jax.inspect import program, topology
-from trm_jax.run import folder as run_folder
-from trm_jax.run import sharding
+from trm_jax.run import changes, sharding
 from trm_jax.solve import evaluate
 from trm_jax.solve.solver import Solver
 from trm_jax.train.program import build
@@ -288,7 +287,7 @@ def test_a_run_may_go_on_with_another_way():
   """What is kept of a config to compare it with does not name the way."""
   other = dict(attention="splash", query_block=4, remat="none")
   ours, theirs = (
-    run_folder.computed(
+    changes.computed(
       {"model": {"width": 16} | model, "train": {"steps": 8} | train}
     )
     for model, train in (({}, {}), (other, {"microbatch": 2}))

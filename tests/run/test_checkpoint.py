@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +54,9 @@ def _equal(ours, theirs):
 def _save(folder, steps, keep=10, scores=None):
   with Checkpoints(folder, keep) as checkpoints:
     for step in steps:
-      score = (scores or {}).get(step)
-      metrics = None if score is None else {"exact_accuracy": score}
-      checkpoints.save(step, _sharded(step), metrics)
+      checkpoints.save(step, _sharded(step))
+      if scores and step in scores:
+        checkpoints.score(step, {"exact_accuracy": scores[step]})
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def test_every_truncated_file_is_refused_or_does_no_harm(saved, tmp_path):
         assert f"{folder / '3'} is damaged" in message
         assert "delete that folder to go back to step 2" in message
         assert len(message.splitlines()) == 1
-        assert file.parts[0] == "state"
+        assert file.parts[0] in ("state", "_CHECKPOINT_METADATA")
         refused.add("array" if "d" in file.parts else file.name)
       _equal(checkpoints.restore(2, _abstract()), _state(2))
   # What holds the arrays, and what says where they are.
@@ -224,13 +226,19 @@ def test_what_cannot_be_written(tmp_path, monkeypatch):
   def fail(*_, **__):
     raise ValueError("RESOURCE_EXHAUSTED: no space left on device\nmore")
 
+  class Saving:
+    result = fail
+
   message = r"space, the same command goes on from step [12]\. .*device$"
-  for name in ("save_async", "wait"):
-    with monkeypatch.context() as patch:
-      patch.setattr(checkpoints._orbax, name, fail)
-      with pytest.raises(UserError, match=message):
-        checkpoints.save(2, _sharded(2))
-        checkpoints.wait()
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints._orbax, "save_async", fail)
+    with pytest.raises(UserError, match=message):
+      checkpoints.save(2, _sharded(2))
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints._orbax, "save_async", lambda *_, **__: Saving())
+    checkpoints.save(2, _sharded(2))
+    with pytest.raises(UserError, match=message):
+      checkpoints.wait()
   with monkeypatch.context() as patch:
     patch.setattr(checkpoints._orbax, "close", fail)
     with pytest.raises(UserError, match=message), checkpoints:
@@ -298,3 +306,50 @@ def test_arrays_without_elements_come_back(tmp_path):
   assert jax.tree.structure(found) == jax.tree.structure(state)
   assert found["table"].shape == (1, 0)
   assert int(found["step"]) == 3
+
+
+def test_saves_leave_no_threads_and_open_files_behind(tmp_path):
+  counts = []
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    for step in range(1, 31):
+      checkpoints.save(step, {"step": jnp.int32(step)})
+      if step % 10 == 0:
+        files = len(os.listdir("/proc/self/fd"))
+        counts.append((threading.active_count(), files))
+  threads, files = np.subtract(counts[2], counts[0])
+  assert threads < 10 and files < 20  # after 20 more saves
+
+
+def test_a_renamed_checkpoint_is_refused(saved, tmp_path):
+  shutil.copytree(saved / "3", tmp_path / "5")
+  with (
+    Checkpoints(tmp_path) as checkpoints,
+    pytest.raises(UserError, match=r"5 is damaged.* Cause: it is of step 3$"),
+  ):
+    checkpoints.restore(5, _abstract())
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda text: text.replace('"step": 3', '"step": 4'),
+    lambda text: text.replace('"fact": 1', '"fact": 2'),
+    lambda text: text.replace('"step"', '"stfp"'),
+    lambda text: "[" * 100_000,
+    lambda text: "{}",
+    lambda text: "null",
+    lambda text: text.replace('"custom_metadata": {', '"custom_metadata": 1'),
+  ],
+)
+def test_damaged_facts_are_refused(tmp_path, damage):
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    checkpoints.save(3, _sharded(3), {"fact": 1})
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.facts(3)["fact"] == 1
+  path = tmp_path / "3" / "_CHECKPOINT_METADATA"
+  before, after = path.read_text(), damage(path.read_text())
+  assert before != after
+  path.write_text(after)
+  with pytest.raises(UserError, match=r"damaged|holds no complete"):  # noqa: SIM117
+    with Checkpoints(tmp_path) as checkpoints:
+      assert checkpoints.facts(checkpoints.find("last"))["fact"] == 1

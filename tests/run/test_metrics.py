@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import sys
 import time
@@ -196,3 +197,47 @@ def test_tensorboard_gets_the_same_rows(tmp_path):
   (events,) = (tmp_path / "board").glob("events.out.tfevents.*")
   content = events.read_bytes()
   assert b"train/loss" in content
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    '{"step": 1, "step": 2, "split": "train"}',
+    '{"step": true, "split": "train"}',
+    '{"step": 1, "split": "train", "loss": "low"}',
+    '{"step": 1, "split": "train", "loss": [1]}',
+    '{"step": 1%s, "split": "train"}' % ("0" * 400),
+    '{"step": 1, "split": "train", "loss": 1%s}' % ("0" * 5000),
+    "[" * 100_000,
+  ],
+)
+def test_rows_of_wrong_values_are_refused(tmp_path, line):
+  path = tmp_path / "metrics.jsonl"
+  row = '{"step": 2, "split": "train", "loss": 1.0}'
+  path.write_text(f"{line}\n{row}\n")
+  with pytest.raises(UserError, match=r"metrics\.jsonl, line 1 is damaged"):
+    list(read(path))
+  path.write_text(f"{row}\n{line}\n")  # as a killed process leaves it
+  assert [found["step"] for found in read(path)] == [2]
+
+
+def test_a_pipe_is_not_read(tmp_path):
+  os.mkfifo(tmp_path / "metrics.jsonl")
+  with pytest.raises(UserError, match="not a regular file"):
+    list(read(tmp_path / "metrics.jsonl"))
+
+
+def test_a_resumed_log_writes_the_rows_of_an_uninterrupted_one():
+  def rows(*parts):
+    found, pending = [], None
+    for first, last in parts:
+      log = TrainingLog(
+        6, lambda step, row: found.append((step, row[0])), pending=pending
+      )
+      for step in range(first, last, 2):
+        log.push(step + 2, _dispatch(loss=0.1 * step, count=0.3 + step))
+      log.flush()
+      pending = json.loads(json.dumps(log.pending()))
+    return [(step, row | {"steps_per_second": 0}) for step, row in found]
+
+  assert rows((0, 4), (4, 8), (8, 12)) == rows((0, 12))

@@ -54,7 +54,8 @@ def run(tmp_path_factory):
         ),
         program.abstract,
       )
-      checkpoints.save(step, states[step], {"exact_accuracy": score})
+      checkpoints.save(step, states[step])
+      checkpoints.score(step, {"exact_accuracy": score})
   write_json(folder.identifiers, NAMES)
   write_json(folder.calibration, CALIBRATION)
   write_json(folder.result, {"checkpoint": 4, "depths": SCORES})
@@ -200,7 +201,7 @@ def test_a_folder_without_a_checkpoint_is_told(damaged):
 def test_damaged_facts_of_a_file_are_told(exported, facts, message):
   _, path = exported
   metadata = {
-    "format": weights.FORMAT, "config": json.dumps(CONFIG), "facts": facts,
+    "format": "trm_jax/1", "config": json.dumps(CONFIG), "facts": facts,
   }  # fmt: skip
   save_file(load_file(path), path, metadata)
   with pytest.raises(UserError, match=message):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -182,3 +183,43 @@ def test_an_optional_file_may_be_missing_but_not_damaged(tmp_path):
     path.write_text(text)
     with pytest.raises(UserError, match="is damaged"):
       read_optional(path)
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path):
+  mine = tmp_path / "mine"
+  mine.write_text("precious")
+  for name in ("run.json.tmp", ".run.json.tmp"):
+    (tmp_path / name).symlink_to(mine)
+  write_json(tmp_path / "run.json", {"a": 1})
+  assert mine.read_text() == "precious"
+  (tmp_path / "run.json").unlink()
+  (tmp_path / "run.json").symlink_to(mine)  # is replaced itself
+  write_json(tmp_path / "run.json", {"a": 2})
+  assert mine.read_text() == "precious"
+
+
+def test_what_is_no_plain_file_is_not_read(tmp_path):
+  path = tmp_path / "some.json"
+  os.mkfifo(path)  # opening it would block
+  with pytest.raises(UserError, match="not a regular file"):
+    read_optional(path)
+  path.unlink()
+  path.symlink_to("/dev/zero")
+  with pytest.raises(UserError, match="not a regular file"):
+    read_optional(path)
+
+
+def test_the_config_of_another_program_is_kept(tmp_path):
+  text = '{"model_type": {"name": "bert"}}'
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(
+    UserError, match=r"holds a config\.json of something else"
+  ):
+    _claim(tmp_path)
+  assert (tmp_path / "config.json").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*", "what?", "b\\c"])
+def test_names_that_orbax_reads_as_patterns_are_refused(tmp_path, name):
+  with pytest.raises(UserError, match="Orbax cannot read back a folder with"):
+    RunFolder(tmp_path / name / "run")

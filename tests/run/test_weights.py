@@ -87,10 +87,10 @@ def test_foreign_files_are_refused(path, tmp_path):
   with pytest.raises(UserError, match="cannot be read"):
     load_weights(tmp_path / "none.safetensors")
   _rewrite(path, format="pt")
-  with pytest.raises(UserError, match="format is 'pt', expected 'trm_jax/1'"):
+  with pytest.raises(UserError, match="format is 'pt', expected 'trm_jax/2'"):
     load_weights(path)
-  _rewrite(path, format="trm_jax/2")
-  with pytest.raises(UserError, match="only 'trm_jax/1' is known here"):
+  _rewrite(path, format="trm_jax/3")
+  with pytest.raises(UserError, match="only 'trm_jax/2' is known here"):
     load_weights(path)
   save_file(load_file(path), path)
   with pytest.raises(UserError, match="format is None"):
@@ -206,3 +206,16 @@ def test_other_values_than_were_written_are_refused(path):
   path.write_bytes(content)
   with pytest.raises(UserError, match="is damaged or was edited"):
     load_weights(path)
+
+
+def test_no_flipped_bit_is_accepted(path):
+  content = path.read_bytes()
+  header = 8 + int.from_bytes(content[:8], "little")
+  random = np.random.default_rng(0)
+  places = [*range(header), *random.integers(header, len(content), 100)]
+  for place in places:
+    damaged = bytearray(content)
+    damaged[place] ^= 1 << int(random.integers(8))
+    path.write_bytes(damaged)
+    with pytest.raises(UserError):
+      load_weights(path)

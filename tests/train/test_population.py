@@ -153,6 +153,7 @@ def test_a_member_that_diverges_does_not_disturb_the_others(program, split):
 
 def _fit(experiment, split, folder, monkeypatch=None, stop_at=None):
   held_out, folder = split.take(np.arange(12)), RunFolder(folder)
+  folder.claim({}, {})
   if stop_at:
 
     @contextlib.contextmanager
@@ -262,6 +263,7 @@ def test_divergence_is_dated_and_survives_a_restart(
   assert [m.diverged_at for m in again] == [m.diverged_at for m in members]
   # A run of one seed ends by an error; in a study it is marked.
   folder = RunFolder(tmp_path / "single")
+  folder.claim({}, {})
   with pytest.raises(UserError, match=r"at step \d+ .*smaller config.optim.lr"):
     loop.fit(wild, folder, split, None, Told())
   (member,), _ = loop.fit(wild, folder, split, None, Told(), seeds=[0])

@@ -36,6 +36,12 @@ from ml_collections import config_flags
 from trm_jax.cli import configs, shipped
 from trm_jax.errors import UserError
 
+_PINNED = {
+  "jax_enable_x64": False,
+  "jax_default_prng_impl": "threefry2x32",
+  "jax_threefry_partitionable": True,
+}
+
 # Flags defined here appear in the --help of the calling program.
 flags.disclaim_key_flags()
 
@@ -48,6 +54,7 @@ def run(main: Callable[[list[str]], int | None]):
     # thousand lines.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _hide_late_reads
+    _pin_draws()
     try:
       status = main(argv)
       if processes := _joined():
@@ -187,6 +194,17 @@ class _ConfigParser(flags.ArgumentParser):
 
   def flag_type(self) -> str:
     return "config"
+
+
+def _pin_draws():
+  """Makes random numbers independent of the environment."""
+  for name, value in _PINNED.items():
+    variable, text = name.upper(), str(value).lower()
+    if (found := os.environ.get(variable, text)) != text:
+      print(f"note: {variable}={found} has no effect here", file=sys.stderr)
+    os.environ[variable] = text
+    if jax := sys.modules.get("jax"):
+      jax.config.update(name, value)
 
 
 def _hide_late_reads(unraisable: Any):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from trm_jax.core import network, recursion
+from trm_jax.core import hashing, network, recursion
 from trm_jax.core.model import Latents, ModelConfig, Weights
 
 
@@ -105,7 +105,7 @@ def initial_carry(batch: int, config: ModelConfig) -> Carry:
   """A carry whose slots are all halted and empty."""
   like = jax.eval_shape(
     lambda: recursion.initial_latents(
-      network.init(jax.random.key(0), config).initial, batch, config
+      network.init(hashing.base_key(0), config).initial, batch, config
     )
   )
   tokens = jnp.zeros((batch, config.seq_len), jnp.int32)
@@ -227,9 +227,11 @@ def draw_minimum_steps(
 ) -> jax.Array:
   """Steps before which a slot may not halt, int32 `[B]`, drawn per slot."""
   explore_key, steps_key = jax.random.split(key)
-  explore = jax.random.bernoulli(explore_key, halting.exploration, (batch,))
+  explore = jax.random.bernoulli(
+    explore_key, jnp.float32(halting.exploration), (batch,)
+  )
   longest = max(halting.max_steps, 2)
-  steps = jax.random.randint(steps_key, (batch,), 2, longest + 1)
+  steps = jax.random.randint(steps_key, (batch,), 2, longest + 1, jnp.int32)
   return jnp.where(explore, steps, 0)
 
 

@@ -1,6 +1,13 @@
-"""A hash of integers, to the same bits on the host and on devices."""
+"""Hashes of integers: the same bits on the host, devices and everywhere."""
 
+import jax
 import numpy as np
+from jax.typing import ArrayLike
+
+
+def base_key(seed: ArrayLike) -> jax.Array:
+  """A PRNG key of a seed, integer [], whatever the environment's default is."""
+  return jax.random.key(seed, impl="threefry2x32")
 
 
 def mix(bits):

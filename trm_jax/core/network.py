@@ -10,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from trm_jax.core import attention, layers
+from trm_jax.core import attention, hashing, layers
 from trm_jax.core.model import Latents, ModelConfig, Params, Weights, portable
 
 
@@ -87,7 +87,7 @@ def _init_latents(y_key, z_key, config: ModelConfig) -> Latents:
 
 def shapes(config: ModelConfig) -> Params:
   """What `init` returns, as `jax.ShapeDtypeStruct`s, not computed."""
-  return jax.eval_shape(lambda: init(jax.random.key(0), config))
+  return jax.eval_shape(lambda: init(hashing.base_key(0), config))
 
 
 def embed(

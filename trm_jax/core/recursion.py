@@ -17,7 +17,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from trm_jax.core import layers, network
+from trm_jax.core import hashing, layers, network
 from trm_jax.core.model import Latents, ModelConfig, Weights
 
 # Folded into keys for the answer's noise; latent steps fold their number.
@@ -100,7 +100,7 @@ def evaluation_latents(
   The random start of a model with `initial_std` is one draw for all puzzles,
   so that no answer depends on a puzzle's place in a batch.
   """
-  one = initial_latents(initial, 1, config, jax.random.key(0))
+  one = initial_latents(initial, 1, config, hashing.base_key(0))
   return jax.tree.map(
     lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape[1:])), one
   )

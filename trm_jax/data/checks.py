@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import os
+import pathlib
 import reprlib
+import stat
 import types
 import typing
 from typing import Any
 
 from trm_jax.errors import UserError
+
+_LONGEST_JSON = 2**28  # bytes
 
 
 def convert_fields(settings: Any) -> None:
@@ -94,8 +98,7 @@ def require_multiple(settings: Any, *names: str, of: str) -> None:
 def read_json(path: str | os.PathLike, wanted: str) -> Any:
   """Reads a JSON file; refuses objects with duplicate keys."""
   try:
-    with open(path, "rb") as file:
-      return json.loads(file.read(), object_pairs_hook=_object)
+    return parse_json(read_bytes(pathlib.Path(path), _LONGEST_JSON))
   except OSError as error:
     raise UserError(
       f"{path}: cannot be read ({error.strerror}); expected {wanted}. Check "
@@ -105,6 +108,32 @@ def read_json(path: str | os.PathLike, wanted: str) -> Any:
     raise UserError(
       f"{path}: not JSON ({error}); expected {wanted}. Copy it again."
     ) from error
+
+
+def parse_json(content: str | bytes) -> Any:
+  """The value of a JSON text.
+
+  Raises:
+    ValueError: if it is not JSON, or an object has a key twice.
+    RecursionError: if it is nested too deeply.
+  """
+  return json.loads(content, object_pairs_hook=_object)
+
+
+def read_bytes(path: pathlib.Path, most: int) -> bytes:
+  """The content of a file.
+
+  Raises:
+    ValueError: if it is a pipe or a device, or has more than `most` bytes.
+    OSError: if it cannot be read.
+  """
+  if isinstance(path, pathlib.Path) and not stat.S_ISREG(path.stat().st_mode):
+    raise ValueError("not a regular file")
+  with path.open("rb") as file:
+    content = file.read(most + 1)
+  if len(content) > most:
+    raise ValueError(f"more than {most:,} bytes")
+  return content
 
 
 def _object(items: list[tuple]) -> dict:

@@ -48,7 +48,9 @@ def symmetry(size: int) -> Symmetry:
     return tokens[jnp.asarray(dihedral_cells(size))[number]]
 
   return Symmetry(
-    sample=lambda key, inputs, labels: jax.random.randint(key, (), 0, 8),
+    sample=lambda key, inputs, labels: jax.random.randint(
+      key, (), 0, 8, np.int32
+    ),
     apply=apply,
     undo=lambda number, tokens: apply(
       jnp.asarray(DIHEDRAL_INVERSE)[number], tokens

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from trm_jax.core import hashing
 from trm_jax.data.task import Split, Task
 
 
@@ -19,7 +20,7 @@ def split(task: Task, rows: int = 1024, copies: int = 1000) -> Split:
   drawn = Split.of_rows(inputs, labels)
   if not task.copies:
     return drawn
-  keys = jax.random.split(jax.random.key(0), rows * copies)
+  keys = jax.random.split(hashing.base_key(0), rows * copies)
   sample = jax.jit(jax.vmap(task.copies.sample, (0, None, None)))
   return dataclasses.replace(
     drawn,

@@ -5,6 +5,7 @@ A task is one folder, registered by one line of `datasets`.
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
@@ -81,6 +82,16 @@ class Split:
       np.cumsum(counts) - counts, counts
     )
     return self.first_example[puzzles] + place, puzzles
+
+  def digest(self) -> str:
+    """A digest of all puzzles and copies; other names change nothing."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for field in dataclasses.fields(self):
+      array = getattr(self, field.name)
+      if isinstance(array, np.ndarray):
+        hashed.update(f"{field.name}{array.dtype}{array.shape}".encode())
+        hashed.update(np.ascontiguousarray(array).data)
+    return hashed.hexdigest()
 
   def take(self, groups: np.ndarray, copies: int = 0) -> "Split":
     """Selects groups; the examples are shared with this split.

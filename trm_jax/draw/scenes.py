@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from trm_jax.core import hashing
 from trm_jax.data.task import Split, Task, judge, show
 from trm_jax.solve import vote
 
@@ -226,7 +227,7 @@ def _augmented(
 ) -> list[Example]:
   if not task.augmentation or not count:
     return []
-  keys = jax.random.split(jax.random.key(seed), count)
+  keys = jax.random.split(hashing.base_key(seed), count)
   copies = _augment(keys, example.question, example.label, task)
   return [
     Example(question, label, f"copy {number + 1}")

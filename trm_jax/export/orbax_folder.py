@@ -51,6 +51,7 @@ def export(
       changed.
   """
   path = pathlib.Path(path)
+  files.refuse_patterns(path)
   files.refuse_existing(overwrite, path)
   if os.path.lexists(path):
     _read_card(path)  # replaces only an exported model

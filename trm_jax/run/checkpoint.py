@@ -6,10 +6,11 @@ bits, which detects storage errors.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import jax
@@ -19,10 +20,9 @@ from orbax.checkpoint import v1 as ocp
 
 from trm_jax.core.hashing import mix
 from trm_jax.errors import UserError
-from trm_jax.run.files import is_remote
-from trm_jax.run.folder import differences
-
-_policies = ocp.training.preservation_policies
+from trm_jax.run import processes
+from trm_jax.run.changes import differences
+from trm_jax.run.files import is_remote, read_json, write_json
 
 _PARTIAL = ocp.options.PyTreeOptions(
   loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
@@ -48,26 +48,20 @@ class Checkpoints:
     keep: int | None = None,
     best_metric: str = "exact_accuracy",
   ):
-    _check_scores(directory)
-    self._directory = directory
+    self.directory = directory
+    self._scores = _read_scores(directory, best_metric)
     self._best_metric = best_metric
-    best = _policies.BestN(
-      get_metric_fn=lambda metrics: metrics[best_metric],
-      n=1,
-      keep_checkpoints_without_metrics=False,
-    )
+    self._keep = keep
+    self._saving: Any = None  # the save under way, or the last one
     try:
       self._orbax = ocp.training.Checkpointer(
         os.fspath(directory if is_remote(directory) else directory.absolute()),
-        preservation_policy=cast(
-          Any,
-          _policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
-        ),
+        preservation_policy=cast(Any, self),
         cleanup_tmp_directories=keep is not None,  # left by a killed process
       )
     except OSError as error:
       raise UserError(f"cannot use {directory}: {error.strerror}") from error
-    except ValueError as error:  # Orbax reads the metadata of all of them
+    except Exception as error:  # Orbax reads the metadata of all of them
       raise UserError(
         f"the metadata of a checkpoint in {directory} is damaged; delete that "
         f"checkpoint's folder. Cause: {first_line(error)}"
@@ -78,6 +72,7 @@ class Checkpoints:
 
   def __exit__(self, kind, *_):
     try:
+      self.wait()
       with self._writing():
         self._orbax.close()
     except UserError:
@@ -97,12 +92,20 @@ class Checkpoints:
   @property
   def best(self) -> int | None:
     """Step of the checkpoint with the best metric; ties go to the latest."""
+    return self._best_of(self.steps)
+
+  def _best_of(self, steps: list[int]) -> int | None:
     scored = [
-      (cast(Any, found.metrics)[self._best_metric], found.step)
-      for found in self._orbax.checkpoints
-      if found.metrics
+      (self._scores[step], step) for step in steps if step in self._scores
     ]
     return max(scored)[1] if scored else None
+
+  def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+    """Orbax's question which checkpoints to keep."""
+    del context
+    steps = [found.step for found in checkpoints]
+    kept = {*sorted(steps)[-(self._keep or 0) :], self._best_of(steps)}
+    return [step in kept for step in steps]
 
   def find(self, which: str) -> int:
     """The step of checkpoint `which`: "best", "last" or a number.
@@ -111,7 +114,7 @@ class Checkpoints:
       UserError: if there is none, naming those that exist.
     """
     if not self.steps:
-      raise UserError(f"{self._directory} holds no complete checkpoint")
+      raise UserError(f"{self.directory} holds no complete checkpoint")
     if which == "last":
       return self.steps[-1]
     if which == "best":
@@ -124,34 +127,68 @@ class Checkpoints:
       )
     return int(which)
 
-  def save(
-    self, step: int, state: Any, metrics: dict[str, float] | None = None
-  ):
+  def save(self, step: int, state: Any, facts: Mapping[str, Any] | None = None):
     """Starts saving in the background, after any save still under way.
 
     Args:
       step: the checkpoint's number; does nothing if it exists.
       state: a tree of arrays, which may be donated once this returns.
-      metrics: scores of this state, which determine the best checkpoint.
+      facts: JSON values to keep with it.
 
     Raises:
       UserError: if this or the previous save could not be written.
     """
     if step in self.steps:
       return
+    self.wait()
+    own = {"step": step, "fingerprints": _fingerprints(state)}
+    kept = {**(facts or {}), **own}
     with self._writing():
-      self._orbax.save_async(
+      self._saving = self._orbax.save_async(
         step,
         without_empty(state),
         force=True,
-        metrics=cast(Any, metrics),
-        custom_metadata=cast(Any, {"fingerprints": _fingerprints(state)}),
+        custom_metadata=cast(Any, kept | {"digest": _digest(kept)}),
       )
 
   def wait(self):
     """Waits until everything is written; raises a `UserError` if it fails."""
+    saving, self._saving = self._saving, None
     with self._writing():
-      self._orbax.wait()
+      if saving:
+        saving.result()  # also ends its thread and closes its event loop
+
+  def score(self, step: int, metrics: Mapping[str, float]):
+    """Adds the scores of a saved state, which select the best checkpoint.
+
+    Raises:
+      UserError: if the state or the scores could not be written.
+    """
+    self.wait()
+    self._scores[step] = metrics[self._best_metric]
+    if processes.is_leader():
+      write_json(_score_file(self.directory, step), metrics)
+
+  def facts(self, step: int) -> dict[str, Any]:
+    """The JSON values kept with a checkpoint.
+
+    Raises:
+      UserError: if they are damaged, or those of another step.
+    """
+    try:
+      found = self._orbax.metadata(step).custom_metadata
+      facts = dict(cast(dict, found or {}))
+      if not facts:  # Orbax takes damaged metadata for empty
+        raise ValueError("its metadata cannot be read")
+      digest = facts.pop("digest", None)
+      if (digest or "step" in facts) and digest != _digest(facts):
+        raise ValueError("its metadata is not that which was saved")
+      # The first checkpoints of this format did not name their step.
+      if facts.get("step", step) != step:
+        raise ValueError(f"it is of step {facts['step']}")
+    except Exception as error:  # Orbax and TensorStore raise many types
+      raise self._damaged(step, first_line(error)) from error
+    return facts
 
   def restore(self, step: int, abstract: Any, partial: bool = False) -> Any:
     """Loads a checkpoint directly onto the devices.
@@ -170,11 +207,10 @@ class Checkpoints:
     # is not reported as damaged, with the advice to delete it.
     storable = without_empty(abstract)
     expected = described(storable)
+    saved_fingerprints = self.facts(step).get("fingerprints", {})
     try:
-      metadata = self._orbax.metadata(step)
-      stored = described(metadata.metadata)
-      custom = cast(dict, metadata.custom_metadata or {})
-      saved_fingerprints = dict(custom.get("fingerprints", {}))
+      stored = described(self._orbax.metadata(step).metadata)
+      saved_fingerprints = dict(saved_fingerprints)
     except Exception as error:  # Orbax and TensorStore raise many types
       raise self._damaged(step, first_line(error)) from error
     if not expected.keys() & stored.keys():
@@ -185,7 +221,7 @@ class Checkpoints:
       found = differences(expected, stored)
       more = [f"{len(found) - 3} more"] if found[3:] else []
       raise UserError(
-        f"checkpoint {self._directory / str(step)} is of another model than "
+        f"checkpoint {self.directory / str(step)} is of another model than "
         f"the config describes: {'; '.join(found[:3] + more)}. If config.json "
         "was edited, undo that"
       )
@@ -204,7 +240,7 @@ class Checkpoints:
     if others := [other for other in self.steps if other != step]:
       advice = f"delete that folder to go back to step {max(others)}"
     return UserError(
-      f"checkpoint {self._directory / str(step)} is damaged; {advice}. "
+      f"checkpoint {self.directory / str(step)} is damaged; {advice}. "
       f"Cause: {cause}"
     )
 
@@ -215,7 +251,7 @@ class Checkpoints:
     except (OSError, ValueError, RuntimeError) as error:
       where = f"step {self.latest}" if self.steps else "the beginning"
       raise UserError(
-        f"a checkpoint could not be written to {self._directory}; once there "
+        f"a checkpoint could not be written to {self.directory}; once there "
         f"is space, the same command goes on from {where}. "
         f"Cause: {first_line(error)}"
       ) from error
@@ -285,16 +321,31 @@ def _fingerprint_each(parts: dict[str, Any]) -> dict[str, jax.Array]:
   return {name: fingerprint(part) for name, part in parts.items()}
 
 
-def _check_scores(directory: pathlib.Path):
-  """Names a damaged score's file, which the error of Orbax does not."""
-  for path in sorted(directory.glob("*/metrics/metrics")):
-    try:
-      json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-      raise UserError(
-        f"{path} is damaged ({error}); delete that file to go on without the "
-        "score of this checkpoint"
-      ) from error
+def _digest(facts: Mapping[str, Any]) -> str:
+  text = json.dumps(facts, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _score_file(directory: pathlib.Path, step: int) -> pathlib.Path:
+  return directory / str(step) / "metrics" / "metrics"
+
+
+def _read_scores(directory: pathlib.Path, metric: str) -> dict[int, float]:
+  """Step -> score of the checkpoints that have one."""
+  scores = {}
+  for path in directory.iterdir() if directory.is_dir() else ():
+    if path.name.isdecimal():
+      found = read_json(
+        _score_file(directory, int(path.name)),
+        lambda value: (
+          isinstance(value, dict) and type(value.get(metric)) in (int, float)
+        ),
+        f"an object with a number {metric!r}",
+        "delete that file to go on without the score of this checkpoint",
+      )
+      if found:
+        scores[int(path.name)] = found[metric]
+  return scores
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

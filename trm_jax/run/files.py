@@ -6,11 +6,13 @@ import json
 import os
 import pathlib
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from etils import epath
 
+from trm_jax.data import checks
 from trm_jax.errors import UserError
 
 
@@ -30,6 +32,16 @@ def locate(path: str | os.PathLike) -> pathlib.Path:
     raise UserError(f"{text} needs gcsfs: pip install 'trm_jax[gcs]'")
   # Has the methods of `pathlib.Path` but is not a subclass.
   return cast(pathlib.Path, epath.Path(text))
+
+
+def refuse_patterns(path: pathlib.Path):
+  """Raises a `UserError` if Orbax would read a folder's path as a pattern."""
+  text = os.fspath(path if is_remote(path) else path.absolute())
+  if found := sorted(set(text) & set("[]*?\\")):
+    raise UserError(
+      f"{text}: Orbax cannot read back a folder with {' '.join(found)} in its "
+      "path; name another"
+    )
 
 
 def is_remote(path: pathlib.Path) -> bool:
@@ -53,7 +65,8 @@ def write(contents: Mapping[pathlib.Path, bytes]):
         path.write_bytes(content)  # atomic in a bucket
         continue
       path.parent.mkdir(parents=True, exist_ok=True)
-      unfinished[path] = path.with_name(path.name + ".tmp")
+      unfinished[path] = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+      unfinished[path].touch(exist_ok=False)  # follows no link
       unfinished[path].write_bytes(content)
     for path, complete in unfinished.items():
       complete.replace(path)
@@ -93,15 +106,17 @@ def read_json(
   is_valid: Callable[[Any], bool],
   expected: str,
   cure: str,
+  most: int = 2**24,
 ) -> Any:
   """The value in a JSON file; None if the file does not exist.
 
   Raises:
-    UserError: if the file is damaged or its value not valid; the message
-      contains the `expected` form and the `cure`.
+    UserError: if the file is damaged, has more than `most` bytes, or its value
+      is not valid; the message contains the `expected` form and the `cure`.
   """
   try:
-    value = json.loads(path.read_text())
+    content = checks.read_bytes(path, most)
+    value = checks.parse_json(content)
     if not is_valid(value):
       raise ValueError(f"not {expected}")
     return value

@@ -14,30 +14,23 @@ the previous one ends at its next checkpoint.
 
 import json
 import os
+import pathlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import filelock
-from flax.traverse_util import flatten_dict
 
-from trm_jax.config import complete
+from trm_jax import config as config_lib
 from trm_jax.errors import UserError
+from trm_jax.run import changes
 from trm_jax.run.files import (
   is_remote,
   locate,
   read_json,
+  refuse_patterns,
   write_json,
   write_text,
-)
-
-# Fields that do not change the results: where and how a run computes. They may
-# change on resuming.
-_WITHOUT_EFFECT = (
-  ("mesh",),
-  ("data", "cache_dir"),
-  ("model", "attention", "query_block", "remat"),
-  ("train", "microbatch"),
 )
 
 
@@ -48,8 +41,10 @@ class RunFolder:
     if not str(path):
       raise UserError("--workdir is missing: name a folder for the run")
     self.path = locate(path)
+    refuse_patterns(self.path)
     self.is_remote = is_remote(self.path)
     self._claim = ""
+    self._lock_file: tuple[int, int] | None = None
     if not self.is_remote:
       self._lock = filelock.FileLock(self.path / ".lock")
 
@@ -66,7 +61,7 @@ class RunFolder:
     """Claims the folder for a new or resumed run, until the process ends.
 
     The config may change until something was trained, so that a command that
-    failed early can be corrected.
+    failed early can be corrected; then only as `changes.refuse` allows.
 
     Args:
       config: the resolved config as plain values.
@@ -74,7 +69,8 @@ class RunFolder:
 
     Raises:
       UserError: if the folder cannot be written, belongs to another process, or
-        was made with another config; then nothing in it is changed.
+        was made with another config or holds that of another program; then
+        nothing in it is changed.
     """
     if self.is_remote:
       self._claim = uuid.uuid4().hex
@@ -83,36 +79,67 @@ class RunFolder:
       self._acquire()
     config = json.loads(json.dumps(config))  # tuples become lists
     try:
-      if self._has_trained() and (self.path / "config.json").exists():
-        self._refuse_other(config)
-      else:
+      known = self._known_config()
+      if known is not None:
+        changes.refuse(config, known, os.fspath(self.path))
+      if (
+        known is None
+        or not (self.path / "config.json").exists()
+        or changes.changes_results(config, known)
+      ):
         write_json(self.path / "overrides.json", overrides)
         write_json(self.path / "config.json", config)
     except UserError:
       self.release()
       raise
 
-  def check_claim(self):
-    """Raises a `UserError` if another process has claimed the folder since.
+  def _known_config(self) -> dict[str, Any] | None:
+    """The config that the folder was trained with, if it was."""
+    has_config = (self.path / "config.json").exists()
+    if has_config:
+      config = self.read_config()
+      if not config.keys() <= config_lib.sections(config).keys():
+        raise UserError(
+          f"{self.path} holds a config.json of something else; use another "
+          "--workdir"
+        )
+      return config if self._has_trained() else None
+    if not any(self._checkpoint_folders()):
+      return None
+    from trm_jax.run.checkpoint import Checkpoints  # Orbax imports slowly
 
-    Can only happen in a bucket; called before each checkpoint.
+    with Checkpoints(self.checkpoints) as checkpoints:
+      latest = checkpoints.latest
+      return checkpoints.facts(latest).get("config") if latest else None
+
+  def check_claim(self):
+    """Raises a `UserError` if the folder no longer belongs to this process.
+
+    Another process may have claimed a bucket, and a folder on a disk may have
+    been moved or deleted. Called before files are written there.
     """
-    if not self._claim:
-      return
-    try:
-      found = (self.path / ".claim").read_text()
-    except FileNotFoundError:
-      found = ""  # the folder was emptied
-    if found != self._claim:
+    if self.is_remote:
+      try:
+        found = (self.path / ".claim").read_text()
+      except FileNotFoundError:
+        found = ""  # the folder was emptied
+      if self._claim and found != self._claim:
+        raise UserError(
+          f"{self.path}: another process has begun to train in this folder; it "
+          "goes on from the last checkpoint, and this one ends"
+        )
+    elif self._lock_file and self._lock_file != _identity(self.path / ".lock"):
       raise UserError(
-        f"{self.path}: another process has begun to train in this folder; it "
-        "goes on from the last checkpoint, and this one ends"
+        f"{self.path} was moved or deleted during training, or another folder "
+        "took its place; the run is saved up to its last checkpoint. Move it "
+        "back, or name its new path as --workdir, to go on from there"
       )
 
   def _acquire(self):
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock.acquire(timeout=0)
+      self._lock_file = _identity(self.path / ".lock")
     except filelock.Timeout:
       raise UserError(
         f"{self.path}: another process is training in this folder; stop it, "
@@ -129,17 +156,12 @@ class RunFolder:
   def _has_trained(self) -> bool:
     """Whether the folder holds a measurement or a checkpoint."""
     measured = self.metrics.exists() and bool(self.metrics.read_bytes())
-    saved = any(path.name.isdigit() for path in self.checkpoints.glob("*"))
-    return measured or saved
+    return measured or any(self._checkpoint_folders())
 
-  def _refuse_other(self, config: Mapping[str, Any]):
-    """Raises a `UserError` if a config computes something else than the run."""
-    ours, theirs = map(complete, (config, self.read_config()))
-    if found := differences(computed(ours), computed(theirs)):
-      raise UserError(
-        f"{self.path} was made with another config; use another --workdir, "
-        "or the same settings. They differ in\n  " + "\n  ".join(found)
-      )
+  def _checkpoint_folders(self) -> Iterator[pathlib.Path]:
+    return (
+      path for path in self.checkpoints.glob("*") if path.name.isdecimal()
+    )
 
   def keep_identifiers(self, names: list[str]):
     """Writes the name of each puzzle id, unless there is only the blank one.
@@ -165,6 +187,7 @@ class RunFolder:
 
   def release(self):
     """Releases the lock on a disk."""
+    self._lock_file = None
     if not self.is_remote:
       self._lock.release()
 
@@ -193,38 +216,15 @@ class RunFolder:
       ),
       "a list of names",
       "give the command that made the run again, which writes it anew",
+      most=2**28,
     )
     return ["<blank>"] if names is None else names
 
 
-def differences(
-  ours: Mapping[str, Any],
-  theirs: Mapping[str, Any],
-  there: str = "there",
-  here: str = "here",
-) -> list[str]:
-  """The fields in which two nested configs differ, with both values."""
-  ours, theirs = _flatten(ours), _flatten(theirs)
-  missing = "(missing)"
-  return [
-    f"{name}: {theirs.get(name, missing)!r} {there}, "
-    f"{ours.get(name, missing)!r} {here}"
-    for name in sorted(ours.keys() | theirs.keys())
-    if ours.get(name, missing) != theirs.get(name, missing)
-  ]
-
-
-def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-  flat = flatten_dict(dict(config), sep=".")
-  return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
-
-
-def computed(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config without the fields that do not change the results."""
-  kept = {name: dict(section) for name, section in config.items()}
-  for section, *fields in _WITHOUT_EFFECT:
-    if not fields:
-      kept.pop(section, None)
-    for field in fields:
-      kept.get(section, {}).pop(field, None)
-  return kept
+def _identity(path: pathlib.Path) -> tuple[int, int] | None:
+  """Device and inode of a file; None if there is none."""
+  try:
+    found = path.stat()
+  except OSError:
+    return None
+  return found.st_dev, found.st_ino

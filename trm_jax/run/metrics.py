@@ -3,18 +3,22 @@
 import contextlib
 import io
 import json
+import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
 
 import jax
 import numpy as np
 
+from trm_jax.data import checks
 from trm_jax.errors import UserError
 from trm_jax.run.files import is_remote, write_text
 
 Row = dict[str, Any]
+
+_LONGEST_FILE = 2**30  # bytes
 
 
 class Writer:
@@ -44,10 +48,7 @@ class Writer:
     if is_remote(path):
       self._buffer = io.StringIO()
       self._buffer.write(text)
-    try:
-      self._file = self._buffer or path.open("a")
-    except OSError as error:
-      raise UserError(f"cannot write {path}: {error.strerror}") from error
+    self._file = self._buffer or self._open()
     self._board = _open_tensorboard(tensorboard) if tensorboard else None
 
   def write(self, step: int, split: str, values: dict[str, float]):
@@ -64,13 +65,32 @@ class Writer:
       self._board.flush()
 
   def flush(self):
-    """Writes rows that are only in memory."""
+    """Writes rows that are only in memory, and a deleted file anew."""
     if self._buffer:
       write_text(self._path, self._buffer.getvalue())
+    elif not self._is_in_place():
+      self._file.seek(0)
+      write_text(self._path, self._file.read())
+      self._file.close()
+      self._file = self._open()
+
+  def _is_in_place(self) -> bool:
+    try:
+      found = self._path.stat()
+    except FileNotFoundError:
+      return False
+    return os.path.samestat(os.fstat(self._file.fileno()), found)
+
+  def _open(self) -> IO[str]:
+    try:
+      return self._path.open("a+")
+    except OSError as error:
+      raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
   def close(self):
     """Closes the files."""
-    self.flush()
+    if self._buffer:
+      self.flush()
     # Each row was flushed, so an error here was reported before.
     with contextlib.suppress(OSError):
       self._file.close()
@@ -86,25 +106,38 @@ def read(path: pathlib.Path) -> Iterator[Row]:
   if not path.exists():
     return
   try:
-    lines = path.read_bytes().decode(errors="replace").splitlines()
-  except OSError as error:
-    raise UserError(f"cannot read {path}: {error.strerror}") from error
+    content = checks.read_bytes(path, _LONGEST_FILE)
+  except (OSError, ValueError) as error:
+    cause = getattr(error, "strerror", None) or error
+    raise UserError(f"cannot read {path}: {cause}") from error
+  lines = content.decode(errors="replace").splitlines()
+  del content
   for number, line in enumerate(lines, start=1):
     try:
-      row = json.loads(line)
+      row = checks.parse_json(line)
       if not (
         isinstance(row, dict)
-        and isinstance(row.get("step"), int)
+        and type(row.get("step")) is int
         and isinstance(row.get("split"), str)
       ):
         raise ValueError("not an object with a whole 'step' and a 'split'")
-    except ValueError as error:
+      for name, value in row.items():
+        # float() of an integer of 400 digits overflows.
+        if name != "split" and not _is_number(value):
+          raise ValueError(f"{name!r} is not a number")
+    except (ValueError, RecursionError) as error:
       if number == len(lines):
         return
       raise UserError(
         f"{path}, line {number} is damaged ({error}); mend or delete that line"
       ) from error
     yield row
+
+
+def _is_number(value: Any) -> bool:
+  if isinstance(value, float):
+    return True
+  return isinstance(value, int) and abs(value) < 2**63
 
 
 def refuse_divergence(step: int, member: int, values: str):
@@ -132,6 +165,7 @@ class TrainingLog:
       with a value that is not finite.
     diverged: member -> that step; updated.
     seconds: training time of earlier processes.
+    pending: `pending()` at the checkpoint that training goes on from.
   """
 
   def __init__(
@@ -141,13 +175,18 @@ class TrainingLog:
     on_divergence: Callable[[int, int, str], None] = refuse_divergence,
     diverged: dict[int, int] | None = None,
     seconds: float = 0.0,
+    pending: Mapping[str, Any] | None = None,
   ):
     self._log_every = log_every
     self._on_rows = on_rows
     self._on_divergence = on_divergence
     self._diverged = {} if diverged is None else diverged
-    self._pending: tuple[int, dict[str, jax.Array]] | None = None
-    self._sums: dict[str, list[np.ndarray]] = {}
+    self._dispatched: tuple[int, dict[str, jax.Array]] | None = None
+    self._steps, self._earlier = 0, 0.0
+    self._sums: dict[str, np.ndarray] = {}  # float64 [M]
+    if pending:
+      self._steps, self._earlier = pending["steps"], pending["seconds"]
+      self._sums = {n: np.array(v) for n, v in pending["sums"].items()}
     self._before = seconds
     self._since = time.perf_counter()
     self._paused = 0.0
@@ -162,15 +201,25 @@ class TrainingLog:
 
     Reads those of the previous dispatch, and may call `on_divergence`.
     """
-    previous, self._pending = self._pending, (step, metrics)
+    previous, self._dispatched = self._dispatched, (step, metrics)
     if previous:
       self._absorb(*previous)
 
   def flush(self):
     """Waits for the device and reads the last dispatch's metrics."""
-    pending, self._pending = self._pending, None
-    if pending:
-      self._absorb(*pending)
+    previous, self._dispatched = self._dispatched, None
+    if previous:
+      self._absorb(*previous)
+
+  def pending(self) -> dict[str, Any]:
+    """The measurements since the last row, as JSON values; call `flush` first.
+
+    With them a resumed run writes the rows of an uninterrupted one.
+    """
+    # Of members that have diverged, which get no more rows, they may be NaN.
+    sums = {n: np.nan_to_num(v).tolist() for n, v in self._sums.items()}
+    seconds = self._earlier + self._elapsed()
+    return {"steps": self._steps, "seconds": seconds, "sums": sums}
 
   def pause(self, seconds: float):
     """Subtracts time that was not spent on training."""
@@ -183,16 +232,23 @@ class TrainingLog:
     values = jax.tree.map(np.atleast_2d, jax.device_get(metrics))  # [M, K]
     self._check_finite(step, values)
     for name, array in values.items():
-      self._sums.setdefault(name, []).append(array)
+      total = array.sum(axis=1, dtype=np.float64)
+      self._sums[name] = self._sums.get(name, 0.0) + total
+    self._steps += values["loss"].shape[1]
     if step % self._log_every == 0:
-      seconds = self._elapsed()
-      sums = {n: np.concatenate(a, axis=1) for n, a in self._sums.items()}
+      elapsed = self._elapsed()
+      speed = self._steps / (self._earlier + elapsed)
       rows = {
-        member: _summarise({n: a[member] for n, a in sums.items()}, seconds)
-        for member in range(len(sums["loss"]))
+        member: _summarise(
+          {name: float(sums[member]) for name, sums in self._sums.items()},
+          self._steps,
+        )
+        | {"steps_per_second": speed}
+        for member in range(len(values["loss"]))
         if member not in self._diverged
       }
-      self._sums, self._before = {}, self._before + seconds
+      self._sums, self._steps, self._earlier = {}, 0, 0.0
+      self._before += elapsed
       self._since, self._paused = time.perf_counter(), 0.0
       self._on_rows(step, rows)
 
@@ -212,19 +268,16 @@ class TrainingLog:
         self._on_divergence(step, member, ", ".join(named))
 
 
-def _summarise(values: dict[str, np.ndarray], seconds: float) -> Row:
+def _summarise(sums: Mapping[str, float], steps: int) -> Row:
   """Means over optimizer steps, or over halted puzzles."""
-  steps = len(values["loss"])
-  count = float(values["count"].sum())
-  row = {
-    "loss": float(values["loss"].mean()),
-    "gradient_norm": float(values["gradient_norm"].mean()),
-    "halted": count / steps,
-    "steps_per_second": steps / seconds,
-  }
+  count = sums["count"]
+  means = sorted(name for name in sums if name.endswith("loss"))
+  means.sort(key=len)  # the whole loss first
+  row = {name: sums[name] / steps for name in (*means, "gradient_norm")}
+  row["halted"] = count / steps
   if count:
     for name in ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps"):
-      row[name] = float(values[name].sum()) / count
+      row[name] = sums[name] / count
   return row
 
 

@@ -24,7 +24,7 @@ from jax._src import distributed  # the only way to the key-value store
 
 from trm_jax.errors import UserError
 from trm_jax.run import files, supervisor
-from trm_jax.run import folder as run_folder
+from trm_jax.run.changes import differences
 
 LOST = supervisor.LOST
 
@@ -154,7 +154,7 @@ def agree(facts: Mapping[str, Any]):
   first, *others = _exchange("facts", ours)
   for number, theirs in enumerate(others, start=1):
     there = f"in process {number}"
-    if found := run_folder.differences(first, theirs, there, "in process 0"):
+    if found := differences(first, theirs, there, "in process 0"):
       raise UserError(
         f"process {number} was started otherwise than process 0; give all of "
         "them the same command and the same code. They differ in\n  "

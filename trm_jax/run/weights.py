@@ -20,7 +20,9 @@ from trm_jax.errors import UserError
 from trm_jax.run import card, files
 from trm_jax.run.checkpoint import described, named_leaves
 
-FORMAT = "trm_jax/1"
+FORMAT = "trm_jax/2"
+# Its fingerprint, if any, covers only the arrays.
+_EARLIER_FORMAT = "trm_jax/1"
 
 # Names of dtypes in safetensors -> in numpy.
 _DTYPES = {
@@ -49,12 +51,8 @@ def save_weights(
     name: np.ascontiguousarray(jax.device_get(leaf))
     for name, leaf in named_leaves(params).items()
   }
-  metadata = {
-    "format": FORMAT,
-    "config": json.dumps(config),
-    "facts": json.dumps(facts),
-    "sha256": card.fingerprint(arrays),
-  }
+  metadata = {"config": json.dumps(config), "facts": json.dumps(facts)}
+  metadata |= {"format": FORMAT, "sha256": _fingerprint(arrays, metadata)}
   try:
     content = save(arrays, metadata)
   except safetensors.SafetensorError as error:
@@ -89,12 +87,25 @@ def load_weights(
     arrays = {name: file.get_tensor(name) for name in names}
   for name, array in arrays.items():
     check_finite(path, name, array)
-  if "sha256" in metadata:  # the first files of this format had none
-    found = card.fingerprint(arrays)
-    card.check_fingerprint(path, found, metadata["sha256"])
+  written = metadata.get("sha256")
+  if metadata["format"] == FORMAT:
+    found = _fingerprint(arrays, metadata)
+    card.check_fingerprint(path, found, written)
+  elif written:
+    card.check_fingerprint(path, card.fingerprint(arrays), written)
   leaves = [jnp.asarray(arrays[name]) for name in named_leaves(expected)]
   params = jax.tree.unflatten(jax.tree.structure(expected), leaves)
   return params, config, facts
+
+
+def _fingerprint(
+  arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> str:
+  texts = {
+    name: np.frombuffer(metadata[name].encode(), np.uint8)
+    for name in ("config", "facts")
+  }
+  return card.fingerprint({**arrays, **texts})
 
 
 @contextlib.contextmanager
@@ -128,7 +139,7 @@ def check_finite(path: pathlib.Path, name: str, array: np.ndarray):
 
 def _check_format(path: pathlib.Path, metadata: Mapping[str, str]):
   found = metadata.get("format")
-  if found == FORMAT:
+  if found in (FORMAT, _EARLIER_FORMAT):
     return
   if found is not None and found.startswith("trm_jax/"):
     raise UserError(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from trm_jax.core import network, recursion, rollout
+from trm_jax.core import hashing, network, recursion, rollout
 from trm_jax.core.halting import select_rows
 from trm_jax.core.model import Latents, ModelConfig, Weights
 from trm_jax.data.task import Task
@@ -57,7 +57,7 @@ class EngineSettings(struct.PyTreeNode):
       first=jnp.asarray(prune and settings.select == "first"),
       initial_noise=jnp.float32(settings.initial_noise),
       cycle_noise=jnp.float32(settings.cycle_noise),
-      key=jax.random.key(settings.seed),
+      key=hashing.base_key(settings.seed),
     )
 
 
@@ -126,7 +126,7 @@ def start(slots: int, puzzles: int, marks: int, plan: Plan) -> State:
   rollouts = puzzles * plan.breadth
   like = jax.eval_shape(
     lambda: recursion.evaluation_latents(
-      network.init(jax.random.key(0), model).initial, slots, model
+      network.init(hashing.base_key(0), model).initial, slots, model
     )
   )
   zero = jnp.zeros(1, jnp.int32)

@@ -18,7 +18,7 @@ from trm_jax import config as config_lib
 from trm_jax.config import Experiment
 from trm_jax.core.family import FAMILIES
 from trm_jax.errors import UserError
-from trm_jax.run import folder as run_folder
+from trm_jax.run.changes import computed
 from trm_jax.train import step as train
 
 # Fields of the model in labels and tables, unless the family ignores them.
@@ -181,9 +181,9 @@ def _make(
     for (section, field), value in overrides.items()
     if field not in (*_FIELDS, "family")
   }
-  computed = json.dumps(run_folder.computed(config), sort_keys=True)
+  text = json.dumps(computed(config), sort_keys=True)
   return Setting(
-    key=hashlib.sha256(computed.encode()).hexdigest()[:12],
+    key=hashlib.sha256(text.encode()).hexdigest()[:12],
     experiment=experiment,
     config=json.loads(json.dumps(config)),
     fields=json.loads(json.dumps(fields)),

@@ -20,7 +20,8 @@ from typing import Any
 from trm_jax.core.family import FAMILIES
 from trm_jax.errors import UserError
 from trm_jax.run import files
-from trm_jax.run.folder import differences, write_json
+from trm_jax.run.changes import differences
+from trm_jax.run.files import write_json
 from trm_jax.study.grid import Setting
 
 # The scores at one depth, as returned by `evaluate.evaluate`.

@@ -23,8 +23,9 @@ from trm_jax.core import flops, network
 from trm_jax.core.model import Params
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
-from trm_jax.run import folder as run_folder
 from trm_jax.run import processes, sharding, weights
+from trm_jax.run.changes import differences
+from trm_jax.run.folder import RunFolder
 from trm_jax.solve import evaluate
 from trm_jax.study import results
 from trm_jax.study.grid import Setting, StudyConfig
@@ -94,7 +95,7 @@ def check_comparable(trials: Sequence[Trial], settings: Sequence[Setting]):
   """Refuses trials or settings with different data or test."""
   ours = settings[0].comparable
   for trial in trials:
-    found = run_folder.differences(ours, trial.comparable)
+    found = differences(ours, trial.comparable)
     if found:
       raise UserError(
         f"the model {trial.setting}-seed{trial.seed} is of another study: its "
@@ -102,7 +103,7 @@ def check_comparable(trials: Sequence[Trial], settings: Sequence[Setting]):
         "or the same data and test. They differ in\n  " + "\n  ".join(found)
       )
   for setting in settings[1:]:
-    found = run_folder.differences(setting.comparable, ours)
+    found = differences(setting.comparable, ours)
     if found:
       raise UserError(
         "config.grid: models are only compared on the same data and test, but "
@@ -175,7 +176,7 @@ def carry_out(
   """
   setting, experiment = work.setting, work.setting.experiment
   scratch = folder.unfinished(setting.key, work.seeds)
-  run = run_folder.RunFolder(scratch)
+  run = RunFolder(scratch)
   members, seconds = fit.fit(
     experiment, run, training, held_out, progress, seeds=work.seeds
   )

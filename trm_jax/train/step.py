@@ -15,7 +15,15 @@ from flax import struct
 from jax.typing import ArrayLike
 
 from trm_jax.config import Experiment, TrainConfig
-from trm_jax.core import flops, halting, losses, network, optim, recursion
+from trm_jax.core import (
+  flops,
+  halting,
+  hashing,
+  losses,
+  network,
+  optim,
+  recursion,
+)
 from trm_jax.core.depth import DepthConfig
 from trm_jax.core.halting import Carry, HaltingConfig, Puzzles
 from trm_jax.core.model import ModelConfig, Params, Weights
@@ -83,7 +91,7 @@ class TrainState(struct.PyTreeNode):
   @property
   def key(self) -> jax.Array:
     """The run's base key."""
-    return jax.random.fold_in(jax.random.key(self.seed), 1)
+    return jax.random.fold_in(hashing.base_key(self.seed), 1)
 
   @property
   def averaged_params(self) -> Params:
@@ -112,7 +120,7 @@ class Learned(struct.PyTreeNode):
 def init_state(recipe: Recipe, seed: ArrayLike | None = None) -> TrainState:
   """An initial state; `seed`, integer [], replaces the recipe's."""
   seed = recipe.train.seed if seed is None else seed
-  key = jax.random.fold_in(jax.random.key(seed), 0)
+  key = jax.random.fold_in(hashing.base_key(seed), 0)
   return state_from_params(network.init(key, recipe.model), recipe, seed)
 
 
@@ -338,7 +346,8 @@ def train_step(
 
   Returns:
     The next state, and scalar metrics: the sums of
-    `losses.losses_and_metrics`, `loss` per puzzle and `gradient_norm`.
+    `losses.losses_and_metrics`, but losses and `loss` per puzzle, and
+    `gradient_norm`.
   """
   incoming, cursor = draw_puzzles(state, table, recipe)
 
@@ -347,10 +356,13 @@ def train_step(
 
     def branch(state, incoming):
       state, learned = learn(state, incoming, recipe_of_model, split_slots)
-      return state, learned.metrics | {
-        "loss": learned.loss / recipe.train.batch_size,
-        "gradient_norm": optax.tree.norm(learned.gradients),
+      per_puzzle = {
+        name: value / recipe.train.batch_size
+        for name, value in (learned.metrics | {"loss": learned.loss}).items()
+        if name.endswith("loss")
       }
+      norm = optax.tree.norm(learned.gradients)
+      return state, learned.metrics | per_puzzle | {"gradient_norm": norm}
 
     return branch
 

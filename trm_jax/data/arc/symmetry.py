@@ -28,8 +28,10 @@ def _sample_copy(key, inputs, labels):
   """A random symmetry: of the square, and of colours 1 to 9."""
   del inputs, labels
   square, colours = jax.random.split(key)
-  order = jnp.argsort(jax.random.bits(colours, (grids.NUM_COLOURS - 1,)))
-  number = jax.random.randint(square, (1,), 0, 8)
+  order = jnp.argsort(
+    jax.random.bits(colours, (grids.NUM_COLOURS - 1,), jnp.uint32)
+  )
+  number = jax.random.randint(square, (1,), 0, 8, jnp.int32)
   copy = jnp.concatenate([number, jnp.zeros(1, order.dtype), order + 1])
   return copy.astype(jnp.uint8)
 
@@ -83,7 +85,7 @@ def _sample_offset(key, inputs, labels):
   largest = jnp.maximum(
     jnp.stack(_box(inputs, size)[2:]), jnp.stack(_box(labels, size)[2:])
   )
-  return jax.random.randint(key, (2,), 0, size - largest + 1)
+  return jax.random.randint(key, (2,), 0, size - largest + 1, jnp.int32)
 
 
 def _translate(offset, tokens):

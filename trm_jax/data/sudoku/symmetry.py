@@ -34,7 +34,9 @@ def sample(
   height, width = BOXES[size]
   bands, stacks = size // height, size // width
   # A single draw compiles and runs far faster than one per choice.
-  draws = jax.random.bits(key, (1 + size + bands + size + stacks + size,))
+  draws = jax.random.bits(
+    key, (1 + size + bands + size + stacks + size,), jnp.uint32
+  )
   flip, digits, *axes = jnp.split(
     draws, np.cumsum([1, size, bands, size, stacks])
   )
