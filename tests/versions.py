@@ -73,7 +73,7 @@ def law(python: pathlib.Path, command: list[str], log) -> str:
   started = time.monotonic()
   variables = {
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(python.parent.parent / "compiled"),
+    "JAX_COMPILATION_CACHE_DIR": str(python.parents[2] / "compiled"),
     "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
   }
   try:

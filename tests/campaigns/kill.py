@@ -24,6 +24,7 @@ import numpy as np
 from process_pool import ProcessPool, Worker, timeless_rows
 from programs import TINY, restored
 
+HANGS = 300  # seconds
 STOPS = 5  # of a round, at most
 FULL_DISK = "full disk"
 WAYS = (
@@ -84,8 +85,13 @@ def faults(
     time.sleep(seconds * random.uniform(0, 1) ** 1.5)
     started = worker.status() is None
     stop(worker, way, random)
-    status, printed = worker.wait()
     name = getattr(way, "name", way)
+    try:
+      status, printed = worker.wait(HANGS)
+    except AssertionError:
+      yield f"{name}: no end after {HANGS} s: {worker.printed()[-500:]}"
+      worker.send(signal.SIGKILL)
+      status, printed = worker.wait()
     if started:
       stops.append(str(name))
     elif status:

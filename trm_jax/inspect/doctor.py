@@ -132,12 +132,17 @@ def versions() -> Iterator[Finding]:
   yield Finding(
     "versions", OK, ", ".join(f"{n} {found[n]}" for n in shown if n in found)
   )
-  if found["jaxlib"] in FAULTY_BUILDS and jax.default_backend() == "cpu":
+  if found["jaxlib"] in FAULTY_BUILDS and _is_x86():
     reason, advice = FAULTY_BUILDS[found["jaxlib"]]
     if not (advice == _TAKE_CARE and _fuses_nothing()):
       yield Finding(
         "versions", NOTE, f"jaxlib {found['jaxlib']}: {reason}", advice
       )
+
+
+def _is_x86() -> bool:
+  is_cpu = jax.default_backend() == "cpu"
+  return is_cpu and platform.machine() in ("x86_64", "AMD64")
 
 
 def _fuses_nothing() -> bool:
@@ -341,7 +346,7 @@ def checkpoint() -> Iterator[Finding]:
 
 def compiler() -> Iterator[Finding]:
   """Programs that faulty builds for x86 compute wrongly, or crash in."""
-  if jax.default_backend() != "cpu":
+  if not _is_x86():
     return
   child = subprocess.Popen(
     [sys.executable, "-c", CRASHES],
