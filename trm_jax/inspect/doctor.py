@@ -46,10 +46,6 @@ _TAKE_CARE = f"set XLA_FLAGS={NO_FUSION} or use another version"
 
 # Reported faults of jaxlib on x86 CPUs: what happens, and what to do.
 FAULTY_BUILDS = {
-  "0.10.0": ("may abort while compiling a gradient (jax issue 39264)",
-             "use another version"),
-  "0.10.1": ("may abort while compiling a gradient (jax issue 39264)",
-             "use another version"),
   "0.10.2": ("sums of small products over 30,000 rows may be wrong, reductions "
              "of 7 axes may crash (jax issues 39103, 39257)", _TAKE_CARE),
   "0.11.0": ("reductions of 7 axes may crash or hang (jax issue 39257)",
