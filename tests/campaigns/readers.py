@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gzip
 import json
+import lzma
 import pathlib
 import shutil
 import sys
@@ -67,8 +68,8 @@ def _text_readers() -> dict[str, Reader]:
     return read
 
   def content(name, text):
-    is_zipped = name.endswith("z")
-    data = gzip.compress(text.encode(), 1) if is_zipped else text.encode()
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}
+    data = pack.get(pathlib.Path(name).suffix, bytes)(text.encode())
 
     def write(at):
       (at / name).parent.mkdir(exist_ok=True)
@@ -100,6 +101,7 @@ def _text_readers() -> dict[str, Reader]:
     ),
     "csv": Reader(content("d.csv", table), rows("d.csv")),
     "csv.gz": Reader(content("d.csv.gz", table), rows("d.csv.gz")),
+    "csv.xz": Reader(content("d.csv.xz", table), rows("d.csv.xz")),
     "arc json": Reader(
       content("tasks/t.json", single),
       lambda at: files.read(str(at / "tasks")),
