@@ -1,5 +1,7 @@
 """The one error a user is meant to read."""
 
+_LONGEST = 2000  # characters of a message
+
 
 def printable(text: str) -> str:
   """A text in which control characters, as of a terminal, are escaped."""
@@ -17,4 +19,8 @@ class UserError(ValueError):
   """
 
   def __init__(self, message: str):
-    super().__init__(printable(message))
+    text = printable(message)
+    if len(text) > _LONGEST:  # by a value from outside
+      half = _LONGEST // 2 - 5
+      text = f"{text[:half]} ... {text[-half:]}"
+    super().__init__(text)

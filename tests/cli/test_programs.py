@@ -198,7 +198,11 @@ CASES = {
     "--workdir={}/edited",
     r"of another model than the config describes",
   ),
-  "no_archive": ("parity", "{}/none.npz", r"none\.npz: no such file"),
+  "no_archive": (
+    "parity",
+    "{}/none.npz",
+    r"none\.npz: cannot be read \(No such file",
+  ),
 }
 
 COUNTED = r"mixed\.csv: 3 bad rows of 12 were left out.*line 11: question: 7"

@@ -369,7 +369,11 @@ def described(tree: Any) -> dict[str, str]:
 
 def first_line(error: BaseException) -> str:
   """The first line of an error's root cause; Orbax wraps errors deeply."""
+  seen = set()  # a chain of errors may end in a circle
   while cause := error.__cause__ or error.__context__:
+    if id(error) in seen:
+      break
+    seen.add(id(error))
     error = cause
   text = str(error).strip() or type(error).__name__
   line = text.splitlines()[0]
