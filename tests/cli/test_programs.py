@@ -201,7 +201,7 @@ CASES = {
   "no_archive": (
     "parity",
     "{}/none.npz",
-    r"none\.npz: cannot be read \(No such file",
+    r"none\.npz: cannot be read",
   ),
 }
 
