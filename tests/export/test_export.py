@@ -137,7 +137,7 @@ def test_a_damaged_orbax_folder_is_refused(folder):
   ("changes", "words"),
   [
     ({"width": 32}, r"array '.*' is float32\[.*\], but its config makes it"),
-    ({"layers": 10**9}, "its config cannot be read: 1000000000 layers"),
+    ({"layers": 1000}, "its config cannot be read: 1000 layers"),
     ({"widht": 3}, "no field 'widht'"),
     ({"positions": "learned"}, "'weights/embed/positions' is missing"),
   ],
