@@ -9,9 +9,6 @@ computation; saves and restores a checkpoint. Takes about half a minute. Exits
 with status 1 if there is a fault.
 """
 
-import json
-import pathlib
-
 from absl import flags
 
 from trm_jax.cli import app
@@ -22,16 +19,17 @@ _OUT = flags.DEFINE_string("out", "", "JSON file for what was found.")
 def main(argv: list[str]) -> int:
   """Makes all checks."""
   from trm_jax.inspect import doctor
+  from trm_jax.run import files
 
   app.no_arguments(argv)
   found = list(doctor.examine())
   if _OUT.value:
-    text = json.dumps([finding._asdict() for finding in found], indent=2)
-    pathlib.Path(_OUT.value).expanduser().write_text(text + "\n")
+    results = [finding._asdict() for finding in found]
+    files.write_json(files.locate(_OUT.value), results)
   for check, state, what, advice in found:
-    print(f"{state:6}{check:26}{what}")
+    app.say(f"{state:6}{check:26}{what}")
     if advice:
-      print(f"{'':32}-> {advice}")
+      app.say(f"{'':32}-> {advice}")
   faults = sum(finding.state == doctor.FAULT for finding in found)
   app.say(f"{faults} faults" if faults else "sound")
   return 1 if faults else 0

@@ -124,9 +124,8 @@ def test_scarcity_is_noted(limit, monkeypatch):
 @pytest.mark.parametrize(
   "name, value, state",
   [
-    ("JAX_ENABLE_X64", "1", doctor.NOTE),
-    ("JAX_ENABLE_X64", "0", doctor.OK),
-    ("JAX_DEFAULT_PRNG_IMPL", "rbg", doctor.NOTE),
+    ("JAX_DISABLE_JIT", "1", doctor.NOTE),
+    ("JAX_DISABLE_JIT", "0", doctor.OK),
     ("XLA_FLAGS", "--x=1", doctor.OK),
   ],
 )

@@ -55,13 +55,11 @@ FAULTY_BUILDS = {
   "0.11.2": ("fused reductions may have wrong gradients", _TAKE_CARE),
 }  # fmt: skip
 
-# Variables that change results, devices or memory; what some of them do when
-# they are not 0.
+# Variables that change results, devices or memory, except those that programs
+# set themselves; what some of them do when they are not 0.
 VARIABLES = {
   "JAX_DEBUG_NANS": "every operation is checked, which is slow",
-  "JAX_DEFAULT_PRNG_IMPL": "random numbers may be others than threefry's",
   "JAX_DISABLE_JIT": "nothing is compiled, which is very slow",
-  "JAX_ENABLE_X64": "random numbers and some results are others",
   **dict.fromkeys(
     (
       "CUDA_VISIBLE_DEVICES", "JAX_COMPILATION_CACHE_DIR",
@@ -176,7 +174,7 @@ def environment() -> Iterator[Finding]:
     if value is None:
       continue
     found = f"{name}={value}"
-    if harm and value.lower() not in ("", "0", "false", "threefry2x32"):
+    if harm and value.lower() not in ("", "0", "false"):
       yield Finding("environment", NOTE, f"{found}: {harm}", f"unset {name}")
     else:
       yield Finding("environment", OK, found)

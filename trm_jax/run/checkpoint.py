@@ -22,7 +22,7 @@ from trm_jax.core.hashing import mix
 from trm_jax.errors import UserError
 from trm_jax.run import processes
 from trm_jax.run.changes import differences
-from trm_jax.run.files import is_remote, read_json, write_json
+from trm_jax.run.files import is_remote, read_json, refuse_irregular, write_json
 
 _PARTIAL = ocp.options.PyTreeOptions(
   loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
@@ -49,6 +49,7 @@ class Checkpoints:
     best_metric: str = "exact_accuracy",
   ):
     self.directory = directory
+    refuse_irregular(directory)
     self._scores = _read_scores(directory, best_metric)
     self._best_metric = best_metric
     self._keep = keep

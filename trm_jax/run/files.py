@@ -44,6 +44,13 @@ def refuse_patterns(path: pathlib.Path):
     )
 
 
+def refuse_irregular(folder: pathlib.Path):
+  """Raises a `UserError` if a folder that Orbax will read would block it."""
+  for path in () if is_remote(folder) else folder.rglob("*"):
+    if path.exists() and not path.is_file() and not path.is_dir():
+      raise UserError(f"{path} is a pipe or a device, not a file; delete it")
+
+
 def is_remote(path: pathlib.Path) -> bool:
   """Whether a path is in a bucket."""
   return os.fspath(path).startswith("gs://")
