@@ -5,7 +5,7 @@ PYTHON ?= python3
 EXTRAS ?= dev
 BIN := .venv/bin
 
-.PHONY: setup demo quick test lint types clean
+.PHONY: setup demo quick test fuzz kill versions lint types clean
 
 setup: .venv/installed
 
@@ -32,6 +32,18 @@ quick: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile \
 	  --no-loadscope-reorder
+
+# campaigns: damaged files, and runs that are killed, for some minutes
+MINUTES ?= 10
+SEED ?= 0
+fuzz kill: setup
+	PYTHONPATH=tests JAX_PLATFORMS=cpu \
+	  $(BIN)/python tests/campaigns/$@.py --minutes=$(MINUTES) --seed=$(SEED)
+
+# the laws on several versions of Python and jax, as in PAIRS=3.12:0.11.2
+PAIRS ?=
+versions: setup
+	$(BIN)/python tests/versions.py .cache/versions $(PAIRS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ import sys
 from absl import flags
 
 from trm_jax.cli import app
-from trm_jax.errors import UserError
+from trm_jax.errors import UserError, printable
 
 _PUZZLES = flags.DEFINE_string("puzzles", "", "The tasks: a folder or a file.")
 _PREDICTIONS = flags.DEFINE_string("predictions", "", "The .npz to score.")
@@ -42,11 +42,11 @@ def main(argv: list[str]):
   from trm_jax.solve import arc_score, vote
 
   scored = arc_score.score(_PUZZLES.value, _PREDICTIONS.value)
-  for note in scored.notes:
-    print(f"note: {note}", file=sys.stderr)
   if _SUBMISSION.value:
     attempts = vote.submission(scored.ballot, scored.pairs, scored.task)
     write_json(pathlib.Path(_SUBMISSION.value), attempts)
+  for note in scored.notes:
+    print(printable(f"note: {note}"), file=sys.stderr)
   passes = vote.pass_at_k(scored.ballot, scored.pairs)
   print(json.dumps({f"ARC/pass@{k}": s for k, s in passes.items()}, indent=1))
 

@@ -26,13 +26,13 @@ _SECONDS = flags.DEFINE_float(
   "seconds", 10.0, "Time of each measurement.", lower_bound=0.1
 )
 _DEPTH = flags.DEFINE_integer(
-  "depth", 16, "Supervision steps of inference.", lower_bound=1
+  "depth", 16, "Supervision steps of inference.", 1, 2**16
 )
 _PEAK = flags.DEFINE_float(
   "peak_tflops", None, "Peak TFLOP/s of all devices together.", lower_bound=0
 )
 _SEEDS = flags.DEFINE_integer(
-  "seeds", 0, "Measure this many seeds trained together.", lower_bound=0
+  "seeds", 0, "Measure this many seeds trained together.", 0, 2**16
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
@@ -40,11 +40,10 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 def main(argv: list[str]) -> int:
   """Benchmarks what `--config` describes."""
   import jax
-  from rich.console import Console
-  from rich.table import Table
 
   from trm_jax import config as config_lib
   from trm_jax.data import synthetic
+  from trm_jax.draw import console
   from trm_jax.inspect import benchmark
 
   app.no_arguments(argv)
@@ -60,13 +59,14 @@ def main(argv: list[str]) -> int:
   if _JSON.value:
     print(json.dumps({"device": device.device_kind, **found}))
     return 0
-  table = Table("", *found, title=f"{count} x {device.device_kind}")
-  for name in dict.fromkeys(name for row in found.values() for name in row):
-    cells = (
+  rows = [
+    (name, *(
       f"{row[name]:,.4g}" if name in row else "" for row in found.values()
-    )
-    table.add_row(name, *cells)
-  Console().print(table)
+    ))
+    for name in dict.fromkeys(name for row in found.values() for name in row)
+  ]  # fmt: skip
+  title = f"{count} x {device.device_kind}"
+  console.print_table(["", *found], rows, title)
   if _SEEDS.value and device.platform == "cpu" and count > 1:
     app.say("These devices share one processor: compare all but the time.")
   return 0

@@ -31,7 +31,7 @@ _WHAT = flags.DEFINE_enum(
 )
 _NUMBERS = {
   "seeds": flags.DEFINE_integer(
-    "seeds", 8, "--what=depth_grid without a study: members.", lower_bound=1
+    "seeds", 8, "--what=depth_grid without a study: members.", 1, 2**16
   ),
   "slots": flags.DEFINE_integer(
     "slots", 256, "--what=solve: rollouts at once on a host.", lower_bound=1

@@ -20,11 +20,9 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the run.")
 
 def main(argv: list[str]) -> int:
   """Generates, trains, evaluates, draws and saves."""
-  from rich.console import Console
-
   from trm_jax import config as config_lib
   from trm_jax.cli import progress, report
-  from trm_jax.draw import curves
+  from trm_jax.draw import console, curves
   from trm_jax.run import result, weights
   from trm_jax.run.folder import RunFolder
   from trm_jax.solve import held_out as held_out_lib
@@ -37,7 +35,9 @@ def main(argv: list[str]) -> int:
   config["data"]["cache_dir"] = str(folder.path / "data")
   experiment = config_lib.read(config)
   folder.claim(config, overrides={})
-  with Console().status("generating puzzles, each with exactly one solution"):
+  with console.make().status(
+    "generating puzzles, each with exactly one solution"
+  ):
     experiment, _ = held_out_lib.prepare(config, experiment)
     training, held_out = held_out_lib.load_splits(experiment)
   assert held_out, "the demo's config names a test split"
@@ -50,19 +50,20 @@ def main(argv: list[str]) -> int:
       return 128 + stopped.signal
   step, params = held_out_lib.restore(folder, experiment, "best")
   records = report.evaluate_depths(experiment, step, params, held_out, DEPTHS)
-  title = report.title(experiment, step)
-  report.print_records(records, title)
+  title = report.title(experiment, step, "held-out puzzles")
   paths = {
     "accuracy against depth": folder.plots / "depth.png",
     "learning curves": folder.plots / "learning.png",
     "weights": folder.path / "weights.safetensors",
     "scores": folder.result,
   }
+  result.write(paths["scores"], step, records)
+  scores = result.read(folder.result, step)
+  facts = {"step": step, "scores": scores}
+  weights.save_weights(paths["weights"], params, config, facts)
   curves.depth_curve(records, paths["accuracy against depth"], title)
   report.plot_learning([folder], paths["learning curves"])
-  facts = {"step": step, "scores": records}
-  weights.save_weights(paths["weights"], params, config, facts)
-  result.write(paths["scores"], step, records)
+  report.print_records(records, f"{folder.path}, step {step}")
   for what, path in paths.items():
     print(f"{what + ':':24s}{path}")
   print(f"took {time.perf_counter() - started:.0f} s")
@@ -70,4 +71,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, prints_log=True)

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
   """Exports the model in `--workdir`."""
   from trm_jax.errors import UserError
   from trm_jax.export import formats
-  from trm_jax.run import files, pretrained
+  from trm_jax.run import files, pretrained, result
 
   app.no_arguments(argv)
   for flag in (_FORMAT, _OUT, _WORKDIR):
@@ -68,7 +68,10 @@ def main(argv: list[str]) -> int:
   )
   chosen.export(model, path, overwrite=_OVERWRITE.value)
   sizes = [f"{made} ({formats.size(made):,} bytes)" for made in paths]
-  print(f"wrote {' and '.join(sizes)}, step {model.step}. To use it:")
+  print(f"wrote {' and '.join(sizes)}, step {model.step}")
+  for scores in result.in_words(model.scores):
+    print(f"its scores: {scores}")
+  print("To use it:")
   print(chosen.use.format(path=path, tokens=model.experiment.task.seq_len))
   return 0
 

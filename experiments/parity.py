@@ -22,21 +22,19 @@ _TOLERANCE = flags.DEFINE_float(
 def main(argv: list[str]) -> int:
   """Replays `argv[1]`."""
   import jax
-  from rich.console import Console
-  from rich.table import Table
 
+  from trm_jax.draw import console
   from trm_jax.inspect import parity
 
   path = app.only_argument(argv, "FILE.npz")
-  table = Table("quantity", "absolute", "relative", box=None)
-  worst = 0.0
   with jax.enable_x64(_DTYPE.value == "float64"):
     found = list(parity.replay(parity.Recording(path), _DTYPE.value))
-  for name, absolute, relative in found:
-    worst = max(worst, relative)
-    style = "red" if relative > _TOLERANCE.value else None
-    table.add_row(name, f"{absolute:.2e}", f"{relative:.2e}", style=style)
-  Console(width=100).print(table)
+  rows = [(name, f"{far:.2e}", f"{part:.2e}") for name, far, part in found]
+  different = [i for i, row in enumerate(found) if row[2] > _TOLERANCE.value]
+  console.print_table(
+    ("quantity", "absolute", "relative"), rows, bold=different
+  )
+  worst = max((relative for *_, relative in found), default=0.0)
   agrees = worst <= _TOLERANCE.value
   print(
     f"{'agrees' if agrees else 'DIFFERS'}: largest relative difference "

@@ -7,9 +7,9 @@
         [--puzzle_id=error|mean|blank] [--copies=K]
 
 Both take [--puzzles=N | --name=TASK,TASK] [--split=train|test] [--seed=N]
-[--skip_bad_rows]. A source is a csv file, an ARC folder or challenges file, or
-a folder in the reference's layout. Without one, Sudokus and mazes are
-generated.
+[--skip_bad_rows]. A source is a file of puzzles (csv, JSON lines, text), an ARC
+folder or challenges file, or a folder in the reference's layout. Without one,
+Sudokus and mazes are generated.
 
 With --workdir, draws the test puzzles of a run and the model's answers. Wrong
 cells are marked, and a bar is the probability of halting. A GIF has a frame for
@@ -39,8 +39,9 @@ flags.DEFINE_integer(
   "copies", 0, "Augmented copies of each puzzle.", lower_bound=0, upper_bound=20
 )
 flags.DEFINE_integer(
-  "seed", 0, "Seed of the choice of puzzles and copies.", lower_bound=0
-)
+  "seed", 0, "Seed of the choice of puzzles and copies.", lower_bound=0,
+  upper_bound=2**31 - 1,
+)  # fmt: skip
 flags.DEFINE_integer(
   "depth", None, "Supervision steps; as in the run's evaluation by default.",
   lower_bound=1, upper_bound=256,

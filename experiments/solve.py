@@ -6,11 +6,12 @@
         [--checkpoint=best|last|STEP] [--puzzle_id=error|mean|blank]
         [--batch_size=256] [--memory=4GB] [--json | --show] [--gif=FILE.gif]
 
-Puzzles are one Sudoku per line (81 characters, `.` or 0 for a blank), mazes as
-text separated by empty lines, csv with a column `question`, or the json of an
-ARC task. Answers are written in the same form and order; --several writes all
-answers of the rollouts, each below its fraction; --json one object per line,
-with confidence, steps, alternatives and history.
+Puzzles are Sudokus (81 characters on a line, or 9 rows), mazes as text
+separated by empty lines, csv with a column `question` or `puzzle`, JSON objects
+with such a field, or the json of an ARC task; a file may be compressed. From a
+pipe, they are answered as they arrive. Answers are written in the same order;
+--several writes all answers of the rollouts, each below its fraction; --json an
+object a line, with confidence, steps, alternatives and history.
 
 A puzzle halts when its confidence (calibrated after `evaluate --calibrate`) is
 above --confidence, or the task's rules say it is solved. Invalid puzzles are

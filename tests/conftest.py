@@ -6,8 +6,8 @@ import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiles in half the time, in the programs that tests start too; what is
-# computed is small. `make demo` compiles as a user does.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+# computed is small. `make demo` and `make versions` compile as a user does.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Compiling is most of what the tests do: workers, the programs that tests start
 # and later runs load what one has compiled.
 os.environ.setdefault(

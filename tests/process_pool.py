@@ -56,18 +56,27 @@ class Worker:
   """
 
   def __init__(self, log: pathlib.Path):
-    self._log = log
+    self.log = log
 
   def printed(self) -> str:
-    return self._log.read_text() if self._log.exists() else ""
+    return self.log.read_text() if self.log.exists() else ""
 
   def status(self) -> int | None:
     """Exit status, minus the signal if one killed it; None while it runs."""
-    path = pathlib.Path(f"{self._log}.status")
+    path = pathlib.Path(f"{self.log}.status")
     return int(path.read_text()) if path.exists() else None
 
+  @property
+  def pid(self) -> int:
+    path = pathlib.Path(f"{self.log}.pid")
+    for _ in range(2400):
+      if path.exists() and (text := path.read_text()):
+        return int(text)
+      time.sleep(0.05)
+    raise AssertionError("no process in two minutes")
+
   def send(self, number: int):
-    os.kill(int(pathlib.Path(f"{self._log}.pid").read_text()), number)
+    os.kill(self.pid, number)
 
   def wait(self, seconds: float = 120) -> tuple[int, str]:
     until = time.monotonic() + seconds

@@ -28,6 +28,12 @@ REFILLS = ("queue", "discard")
 _TABLE_ROWS_MULTIPLE = 512
 _DEFAULT_TASK = "sudoku"
 
+# Far above what is useful, so that a slip of the keyboard is refused before
+# memory or days are spent.
+_MOST_PUZZLES = 2**24  # in a batch
+_MOST_STEPS = 2**16  # compiled into one call, or of a puzzle
+_MOST_SEED = 2**32 - 1  # of JAX's keys
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -68,9 +74,10 @@ class TrainConfig:
   seed: int = 0
 
   def __post_init__(self):
-    checks.require_whole(
-      self, "steps", "batch_size", "steps_per_dispatch", "log_every"
-    )
+    checks.require_whole(self, "steps", "log_every")
+    checks.require_whole(self, "batch_size", most=_MOST_PUZZLES)
+    checks.require_whole(self, "steps_per_dispatch", most=_MOST_STEPS)
+    checks.require_whole(self, "seed", least=0, most=_MOST_SEED)
     checks.require_choice(self, "refill", REFILLS)
     checks.require_choice(self, "loss", TOKEN_LOSSES)
     if not 0 <= self.label_smoothing < 1:
@@ -115,7 +122,10 @@ class EvalConfig:
   seed: int = 0
 
   def __post_init__(self):
-    checks.require_whole(self, "every", "depth", "batch_size")
+    checks.require_whole(self, "every")
+    checks.require_whole(self, "depth", most=_MOST_STEPS)
+    checks.require_whole(self, "batch_size", most=_MOST_PUZZLES)
+    checks.require_whole(self, "seed", least=0, most=_MOST_SEED)
     checks.require_whole(self, "puzzles", "copies", least=0)
 
 

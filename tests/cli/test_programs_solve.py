@@ -13,7 +13,9 @@ from programs import ROOT, TINY, environment, run_in_forks, run_program
 
 from trm_jax.cli import answers, evaluation
 from trm_jax.cli.answers import Form
+from trm_jax.data.questions import Fault
 from trm_jax.data.sudoku import board
+from trm_jax.data.sudoku.task import sudoku_task
 from trm_jax.errors import UserError
 from trm_jax.run import pretrained, weights
 from trm_jax.run.folder import RunFolder
@@ -316,18 +318,47 @@ def test_each_step_is_drawn(folder, outcomes):
     assert len(list(ImageSequence.Iterator(film))) == 3
 
 
-def test_puzzles_come_through_a_pipe(folder):
-  done = subprocess.run(
+def test_puzzles_come_through_a_pipe_one_by_one(folder):
+  with subprocess.Popen(
     [sys.executable, "-m", "experiments.solve", f"--workdir={folder / 'run'}",
      "--depth=2", "--fixed", "-"],
-    input="\n".join(PUZZLES), env=environment(), cwd=ROOT, text=True,
-    capture_output=True, timeout=120,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  assert len(_answers(done.stdout)) == 2
-  # And nothing else, so that another program can read it.
-  assert done.stdout.count("\n") == 2
-  assert "2.00 steps a puzzle" in done.stderr
+    env=environment(), cwd=ROOT, text=True, stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+  ) as solve:  # fmt: skip
+    assert solve.stdin and solve.stdout and solve.stderr
+    for puzzle in PUZZLES:
+      solve.stdin.write(puzzle + "\n")
+      solve.stdin.flush()
+      assert len(_answers(solve.stdout.readline())) == 1
+    solve.stdin.close()
+    assert solve.wait(timeout=60) == 0
+    # And nothing else, so that another program can read it.
+    assert not solve.stdout.read()
+    assert re.match(
+      r"2 answered.* 2\.00 steps a puzzle\n$", solve.stderr.read()
+    )
+
+
+@pytest.mark.parametrize(
+  ("texts", "shown", "told"),
+  [
+    ([f"[[{n}]]" for n in range(30)], 1, "all 30 fail for this reason; .*JSON"),
+    (["1" * n for n in range(10)] + ["q"] * 3, 10, "all 13 fail$"),
+  ],
+)
+def test_faults_are_counted_not_repeated(capsys, texts, shown, told):
+  task = sudoku_task(4)
+  found = [
+    Fault.of(line, text, f"no puzzle: {text!r}" + "!" * (text == "q"))
+    for line, text in enumerate(texts, 1)
+  ]
+  output = answers._Output(task, PLAIN)
+  output.write(found, [], is_whole=True)
+  assert output.finish() == 1
+  printed = capsys.readouterr().err
+  assert len(re.findall(r"^line \d+: ", printed, re.M)) == shown
+  assert re.search(told, printed, re.M), printed
+  assert f"{len(texts)} were invalid" in printed
 
 
 # Evaluating.
@@ -392,5 +423,5 @@ def test_halting_rules_are_replayed_and_measured(folder, outcomes):
   with Image.open(folder / "halted" / "plots" / "halting.png") as picture:
     assert picture.format == "PNG"
   printed = _printed(outcomes, "halting")
-  assert "replayed on 6 puzzles" in printed
-  assert "measured on 6 other puzzles" in printed
+  assert "replayed on 6 held-out puzzles" in printed
+  assert "measured on 6 other held-out puzzles" in printed

@@ -87,7 +87,7 @@ def test_random_depths_are_uniform_and_seeded():
     (dict(schedule="steep"), "'steep': must be one of fixed, curriculum"),
     (dict(stages=STAGES), "stages=.*: must be empty for a 'fixed' schedule"),
     (dict(schedule="random"), r"stages=\(\): must be empty for a 'fixed'"),
-    (dict(seed=-1), "seed=-1: must not be negative"),
+    (dict(seed=-1), "seed=-1: must be from 0 to 4294967295"),
     (dict(until=(0.5,)), r"until=\(0.5,\): a 'fixed' .* needs 0"),
     (
       dict(schedule="random", stages=STAGES, until=(0.5,)),

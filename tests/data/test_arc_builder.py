@@ -224,7 +224,7 @@ def test_notes_are_kept_with_the_dataset(settings, tmp_path):
 
 def prepared(settings):
   """The folders of complete datasets."""
-  found = pathlib.Path(settings.cache_dir).glob("records/*/1.0.0")
+  found = pathlib.Path(settings.cache_dir).glob("records/*/1.*")
   return sorted(path.parent.name for path in found)
 
 

@@ -1,11 +1,16 @@
 import copy
+import dataclasses
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
+from conftest import DATA
 
-from trm_jax.data.arc import files, groups
-from trm_jax.data.arc.task import ArcData
+from trm_jax.data import datasets, questions
+from trm_jax.data.arc import files, groups, predictions
+from trm_jax.data.arc.task import ArcData, arc_task
 from trm_jax.errors import UserError
 
 
@@ -86,6 +91,75 @@ def test_solutions_may_be_missing(tmp_path):
   assert as_lists(same) == as_lists(task)
 
 
+def test_links_are_followed_and_hidden_files_are_not_read(tmp_path):
+  folder, far = tmp_path / "folder", tmp_path / "far"
+  write(folder / "one.json", GOOD)
+  write(folder / ".ipynb_checkpoints" / "one-checkpoint.json", GOOD)
+  write(folder / ".git" / "a" / "config.json", "{")
+  write(far / "deep" / "two.json", GOOD)
+  (folder / "linked").symlink_to(far)
+  (folder / "again").symlink_to(far)
+  (far / "circle").symlink_to(folder)
+  (far / "itself").symlink_to(far)
+  write(tmp_path / "three.json", GOOD)
+  (folder / "three.json").symlink_to(tmp_path / "three.json")
+  assert [t.name for t in files.read(str(folder))] == ["one", "three", "two"]
+  (tmp_path / ".hidden").symlink_to(folder)  # asked for by its name
+  assert len(files.read(str(tmp_path / ".hidden"))) == 3
+  os.mkfifo(folder / "pipe.json")
+  with pytest.raises(UserError, match=r"pipe\.json: not JSON \(not a reg"):
+    files.read(str(folder))
+
+
+CASES = {  # file -> (names of its tasks, known outputs)
+  "arc_task_with_id": (["0a0a0a0a"], 0),
+  "arc_task_list": (["0a0a0a0a", "0b0b0b0b"], 0),
+  "arc_output_null": (["arc_output_null"], 0),
+  "arc_key_twice": (r"key 'test' stands twice", 0),
+}
+
+
+@pytest.mark.parametrize("name", ["-", ""])
+@pytest.mark.parametrize("case", CASES)
+def test_kept_forms_of_tasks(case, name, tmp_path):
+  path = DATA / "cases" / f"{case}.json"
+  names, known = CASES[case]
+
+  def as_questions():
+    with open(path, "rb") as stream:
+      return questions.read(stream, arc_task(), name or str(path))
+
+  shutil.copy(path, tmp_path)
+  readers = (lambda source: as_questions(), files.read)
+  if isinstance(names, str):
+    for read in (*readers, predictions.read_pairs):
+      with pytest.raises(UserError, match=names):
+        read(path)
+    return
+  found = as_questions()
+  asked = ["-"] if name and case == "arc_output_null" else names
+  assert [q.name for q in found] == [f"{task}_0" for task in asked]
+  assert sum(q.label is not None for q in found) == known
+  for source in (path, tmp_path):
+    tasks = files.read(str(source))
+    assert [task.name for task in tasks] == names
+    assert sum(task.test[0][1] is not None for task in tasks) == known
+  assert list(predictions.read_pairs(path)) == names
+  data = datasets.tested_on(ArcData(test="x", size=4), str(path))
+  data = dataclasses.replace(data, cache_dir=str(tmp_path / "c"), num_aug=0)
+  (note,) = [n for n in datasets.prepare(data, print) if "duplicates" not in n]
+  assert "no solution; they are not scored" in note
+  assert list(datasets.load(data, "test").names) == names
+
+
+def test_tasks_of_a_list_may_lack_names(tmp_path):
+  path = write(tmp_path / "some.json", [GOOD, GOOD | {"id": 7}, GOOD])
+  assert [t.name for t in files.read(str(path))] == ["7", "some_1", "some_3"]
+  write(path, [GOOD | {"id": "a"}, GOOD | {"id": "a"}])
+  with pytest.raises(UserError, match="two tasks have the id 'a'"):
+    files.read(str(path))
+
+
 def changed(path, value):
   """The good task with the value at a path of keys replaced."""
   task = copy.deepcopy(GOOD)
@@ -98,7 +172,7 @@ def changed(path, value):
 
 IN, OUT = ("train", 1, "input"), ("test", 0, "output")
 BAD_TASKS = [
-  ([GOOD], r"expected an object with 'train' and 'test'"),
+  ({"a": 1}, r"expected an object with 'train' and 'test'"),
   ({"train": GOOD["train"]}, r"'test' is None"),
   (changed(["train"], []), r"'train' is \[\]; expected .* one or more"),
   (changed(["test"], {"input": 1}), r"'test' is \{'input': 1\}"),
@@ -116,7 +190,7 @@ BAD_TASKS = [
   (changed(OUT, [[1, True]]), r"test pair 1, output: .*True"),
   (changed(OUT, [[1, "2"]]), r"test pair 1, output: .*'2'"),
   (changed(OUT, [[1, None]]), r"test pair 1, output: .*None"),
-  (changed(OUT, None), r"test pair 1, output: .*None"),
+  (changed(("train", 1, "output"), None), r"pair 2, output: .*None"),
   (changed(("train", 0), {"input": [[1]]}), r"training pair 1, output: .*None"),
 ]
 
@@ -124,7 +198,7 @@ BAD_TASKS = [
 @pytest.mark.parametrize(("task", "reason"), BAD_TASKS)
 def test_bad_tasks_are_refused_with_file_and_place(tmp_path, task, reason):
   folder = write_folder(tmp_path, {"good": GOOD, "bad": task})
-  with pytest.raises(UserError, match=rf"bad\.json: task 'bad'.*{reason}"):
+  with pytest.raises(UserError, match=rf"bad\.json: task '(bad|a)'.*{reason}"):
     files.read(folder)
 
 
@@ -197,7 +271,7 @@ def test_sources_that_are_none_are_refused(tmp_path):
 
   refuses(tmp_path / "no", r"no: expected a folder.* is not there")
   refuses("x" * 5000, "is not there")
-  refuses(write(tmp_path / "a" / "tasks.json", {}), "is not named so")
+  refuses(write(tmp_path / "a" / "tasks.json", {}), "holds no task")
   refuses(tmp_path / "empty_challenges.json", "is not there")
   (tmp_path / "b").mkdir()
   refuses(tmp_path / "b", "holds no json file")
@@ -333,6 +407,29 @@ def test_missing_solutions_are_noted(tmp_path, source):
   assert notes == [
     "test: 1 of 1 test pairs have no solution; they are not scored."
   ]
+
+
+def test_tasks_of_equal_content_are_noted(source):
+  a = source("a", one=GOOD, two=GOOD, other=content(4, 5, 6))
+  tasks, (note,) = groups.gather(ArcData(test=a))
+  assert len(tasks) == 3
+  assert note == (
+    "duplicates: 1 of 3 tasks of test repeat another under a name of their "
+    "own: one = two."
+  )
+  _, (note,) = groups.gather(ArcData(train=f"{a},{a}"))
+  assert note.startswith("duplicates: 1 of 3 tasks of train")
+
+
+def test_a_source_of_tasks_may_hold_folders_train_and_test(source, tmp_path):
+  a = source("a", **{"train/one": GOOD, "test/two": content(4, 5, 6)})
+  data = datasets.tested_on(ArcData(train="x", size=5), a)
+  assert (data.path, data.test) == ("", a)
+  tasks, (note,) = groups.gather(data)
+  assert len(tasks) == 2
+  assert note.startswith(f"{a} holds the folders train and test, and the tas")
+  write(tmp_path / "r" / "test" / "dataset.json", {})
+  assert datasets.tested_on(data, str(tmp_path / "r")).path
 
 
 def test_only_takes_tasks_by_name(source):

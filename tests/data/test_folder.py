@@ -1,3 +1,4 @@
+import io
 import json
 import operator
 import os
@@ -242,6 +243,21 @@ def folder_in_place_of(name):
   return damage
 
 
+def pipe_in_place_of(name):
+  def damage(root):
+    (root / name).unlink()
+    os.mkfifo(root / name)
+
+  return damage
+
+
+def header(shape, descr="|u1"):
+  stream = io.BytesIO()
+  fields = {"descr": descr, "fortran_order": False, "shape": shape}
+  np.lib.format.write_array_header_1_0(stream, fields)
+  return stream.getvalue()
+
+
 class Attack:
   """An object whose pickle makes a folder when it is read."""
 
@@ -261,7 +277,7 @@ REFUSED = [
     JSON + r"holds \[.*; expected",
   ),
   (put("train/dataset.json", "[]"), JSON + r"holds \[\]; expected an object"),
-  (folder_in_place_of("train/dataset.json"), JSON + "cannot be read"),
+  (folder_in_place_of("train/dataset.json"), JSON + r".*not a regular file"),
   *[
     (fields(**{name: ...}), JSON + f"{name} is missing")
     for name in (
@@ -345,7 +361,16 @@ REFUSED = [
   (put(INPUTS, "a,b\n1,2\n"), "not a whole"),
   (put(INPUTS, b"PK\x03\x04" + bytes(200)), "not a whole"),
   (put(INPUTS, pickle.dumps(Attack())), "not a whole"),
-  (folder_in_place_of(INPUTS), r"all__inputs\.npy: cannot be read"),
+  (put(INPUTS, header((10**15, 900))), "not a whole"),
+  (put(INPUTS, header((10**30, 10**30))), "not a whole"),
+  (put(INPUTS, header((-31, -900)) + bytes(27900)), "not a whole"),
+  (put(INPUTS, header((10**30,), "<U0")), "not a whole"),
+  (put(INPUTS, b"\x93NUMPY\1\0\x10\x27" + b"(" * 10_000), "not a whole"),
+  *[
+    (pipe_in_place_of(name), "not a regular file")
+    for name in (INPUTS, "train/dataset.json", "identifiers.json")
+  ],
+  (folder_in_place_of(INPUTS), r"all__inputs\.npy: .*not a regular file"),
   *[
     (array(name, lambda _: np.array([Attack()])), rf"{name}\.npy: not a whole")
     for name in ARRAYS

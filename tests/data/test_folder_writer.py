@@ -5,12 +5,14 @@ import shutil
 import hypothesis
 import numpy as np
 import pytest
+from conftest import DATA
 from hypothesis import strategies as st
 from test_folder import ARC, arrays_of
 from test_task import puzzles_of, splits
 
-from trm_jax.data import folder, folder_arrays, folder_writer
-from trm_jax.data.arc.task import arc_task
+from trm_jax.data import datasets, folder, folder_arrays, folder_writer
+from trm_jax.data.arc import predictions
+from trm_jax.data.arc.task import ArcData, arc_task
 from trm_jax.data.task import BLANK, Split, Symmetry, Task
 from trm_jax.errors import UserError
 
@@ -192,3 +194,21 @@ def test_nothing_half_written_is_left(tmp_path):
   with pytest.raises(UserError, match="no dataset in it"):
     write({"valid": rows()})
   assert contents(tmp_path) == []
+
+
+def test_an_unknown_output_is_left_out(tmp_path):
+  data = ArcData(
+    test=str(DATA / "cases" / "arc_output_null.json"), num_aug=2, size=4,
+    cache_dir=str(tmp_path / "c"),
+  )  # fmt: skip
+  splits = {name: datasets.load(data, name) for name in ("train", "test")}
+  made = folder_writer.test_puzzles(splits, data.task)
+  assert made["arc_output_null"]["test"] == [{"input": [[5, 6], [7, 8]]}]
+  assert "output" in made["arc_output_null"]["train"][0]
+  path = tmp_path / "test_puzzles.json"
+  path.write_text(json.dumps(made))
+  (((question, answer),),) = predictions.read_pairs(path).values()
+  assert question.tolist() == [[5, 6], [7, 8]] and answer is None
+  names = datasets.identifiers(data)
+  folder_writer.write(tmp_path / "made", splits, names, data.task)
+  assert not folder.read(tmp_path / "made", "test", data.task).labels.any()

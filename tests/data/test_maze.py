@@ -115,7 +115,7 @@ def test_parse_and_render_are_inverse(size, data):
     ("S  \n \n  G  ", "Spaces are free cells and must all be there"),
     ("S\n        G", "2 lines"),
     ("", "0 characters"),
-    ("S   .   G", r"row 2, column 2 of the maze is '\.'.*'#' \(wall\)"),
+    ("S   x   G", r"row 2, column 2 of the maze is 'x'.*'#' \(wall\)"),
     ("S  \t    G", r"row 2, column 1 of the maze is '\\t'"),
     ("S   é   G", "row 2, column 2 of the maze is 'é'"),
     ("        G", "0 cells 'S'; expected one"),

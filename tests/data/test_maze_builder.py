@@ -111,16 +111,12 @@ def test_bad_rows_can_be_skipped(write):
   path = write(GOOD, *(row for row, _ in BAD_ROWS), GOOD)
   table = read_csv(path, 3, skip_bad_rows=True)
   assert table.lines.tolist() == [2, len(BAD_ROWS) + 3]
-  assert len(table.skipped) == len(BAD_ROWS)
+  assert table.bad == len(BAD_ROWS)
   with pytest.raises(UserError, match="every row is bad"):
     read_csv(write(BAD_ROWS[0][0]), 3, skip_bad_rows=True)
 
 
-def test_files_of_another_kind_are_refused(tmp_path):
-  path = tmp_path / "plain.csv.gz"
-  path.write_text(f"{HEADER}\n{GOOD}\n")
-  with pytest.raises(UserError, match=r"plain\.csv\.gz: not a whole gzip file"):
-    read_csv(path, 3)
+def test_files_of_another_size_are_refused():
   with pytest.raises(UserError, match="question: 900 characters; expected 100"):
     read_csv(SAMPLE, 10)
 

@@ -77,7 +77,7 @@ def test_parse_and_render_are_inverse(size, data):
     ("1" * 15, "16 cells"),
     ("1" * 17, "17 characters"),
     ("1" * 6 + "5" + "1" * 9, "row 2, column 3"),
-    ("1" * 15 + "x", "'x'"),
+    ("1" * 15 + "y", "'y'"),
   ],
 )
 def test_parse_says_what_is_wrong(text, words):

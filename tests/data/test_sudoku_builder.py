@@ -47,7 +47,7 @@ def settings(tmp_path):
 
 def kept(settings):
   """The folders of complete datasets."""
-  found = pathlib.Path(settings.cache_dir).glob("records/*/1.0.0")
+  found = pathlib.Path(settings.cache_dir).glob("records/*/1.*")
   return sorted(path.parent.name for path in found)
 
 
@@ -90,7 +90,7 @@ BAD_ROWS = {
   f"{GOOD},more": "5 columns",
   f"made,{QUESTION[1:]},{ANSWER},0": "question: 15 characters",
   f"made,{QUESTION},{ANSWER}1,0": "answer: 17 characters",
-  f"made,x{QUESTION[1:]},{ANSWER},0": "question: character 1 is 'x'",
+  f"made,y{QUESTION[1:]},{ANSWER},0": "question: character 1 is 'y'",
   f"made,5{QUESTION[1:]},{ANSWER},0": "question: character 1 is '5'",
   f"made,é{QUESTION[1:]},{ANSWER},0": "question: character 1 is 'é'",
   f"made,{QUESTION},{ANSWER[:-1]}?,0": r"answer: character 16 is '\?'",
@@ -115,7 +115,7 @@ def test_bad_rows_can_be_skipped(write):
   path = write(GOOD, *BAD_ROWS, GOOD)
   table = read_csv(path, 4, skip_bad_rows=True)
   assert table.lines.tolist() == [2, len(BAD_ROWS) + 3]
-  assert len(table.skipped) == len(BAD_ROWS)
+  assert table.bad == len(BAD_ROWS) and len(table.skipped) == 10
   assert "line 3" in table.skipped[0]
   with pytest.raises(UserError, match="every row is bad"):
     read_csv(write(*BAD_ROWS), 4, skip_bad_rows=True)
@@ -133,7 +133,7 @@ def test_second_solutions_among_the_chosen_rows(write, tmp_path):
     subsample=0,
     cache_dir=str(tmp_path / "c"),
   )
-  (note,) = prepare(settings)
+  note, _ = prepare(settings)
   assert "3 rows are too many to look for second solutions" in note
   assert prepare(dataclasses.replace(settings, min_rating=8)) == []
   few = dataclasses.replace(settings, min_rating=7)
@@ -151,21 +151,16 @@ def test_unreadable_files_are_refused(write, tmp_path):
       read_csv(path, 4)
 
   refuses(r"file\.csv\.gz: cannot be read")
-  path.write_text(f"{HEADER}\n{GOOD}\n")
-  refuses("not a whole gzip file")
   path.write_bytes(gzip.compress(f"{HEADER}\n{GOOD}\n".encode() * 50)[:-20])
-  refuses("not a whole gzip file")
-  path = tmp_path / "file.csv"
-  path.write_bytes(gzip.compress(b"x"))
-  refuses("not UTF-8")
+  refuses(r"file\.csv\.gz: cannot be unpacked \(.*damaged")
   path.write_text("")
-  refuses("line 1: the header")
+  refuses("no rows")
   path.write_text(f"{HEADER}\n")
   refuses("no rows")
   path.write_text(f"{GOOD}\n")
-  refuses("line 1: the header")
-  path.write_text(f"question,answer\n{QUESTION},{ANSWER}\n")
-  refuses("line 1: the header")
+  refuses("every row is bad.*columns question and answer")
+  path.write_text(f"question,quiz\n{QUESTION},{ANSWER}\n")
+  refuses("several columns of questions")
   path = tmp_path
   refuses("cannot be read")
 

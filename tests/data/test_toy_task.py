@@ -42,7 +42,9 @@ def experiment():
 def test_its_data_is_loaded_by_name(experiment):
   data = experiment.data
   assert data == LatinData(puzzles=32) and experiment.task is latin_task()
-  assert datasets.prepare(data, print) == []
+  (overlap, duplicates) = datasets.prepare(data, print)
+  assert overlap.startswith("overlap: 1 of 32 test puzzles stand in")
+  assert duplicates.startswith("duplicates: ")
   assert datasets.identifiers(data) == ["<blank>"]
   split = datasets.load(data, "train")
   assert len(split) == datasets.num_groups(data, "train") == 32

@@ -178,3 +178,21 @@ def test_runs_are_named_in_the_legend(figures, tmp_path):
   plots.learning_curves(dict.fromkeys(names, rows), tmp_path / "a.png")
   legend = figures[0].axes[0].get_legend()
   assert [text.get_text() for text in legend.get_texts()] == names
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    {"split": "train", "loss": 1.0},
+    {"split": "train", "diverged": True},
+    {"split": "test", "seconds": 1.0},
+    {"split": "test", "exact_accuracy": 0.5},
+    {"split": "test", "pass@1": 0.5, "cell_accuracy": 0.1},
+    {"split": "all", "seconds": 3.0},
+    {"split": "train/seed0", "loss": 1.0},
+  ],
+)
+def test_what_a_run_did_not_measure_is_left_out(tmp_path, row):
+  rows = [{"step": step} | row for step in (2, 4)]
+  plots.learning_curves({"run": rows}, tmp_path / "a.png")
+  assert (tmp_path / "a.png").exists()

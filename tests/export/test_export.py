@@ -137,7 +137,7 @@ def test_a_damaged_orbax_folder_is_refused(folder):
   ("changes", "words"),
   [
     ({"width": 32}, r"array '.*' is float32\[.*\], but its config makes it"),
-    ({"layers": 10**9}, "its config cannot be read: 1000000000 layers"),
+    ({"layers": 1000}, "its config cannot be read: 1000 layers"),
     ({"widht": 3}, "no field 'widht'"),
     ({"positions": "learned"}, "'weights/embed/positions' is missing"),
   ],
@@ -374,7 +374,7 @@ def test_the_program_writes_every_format(run, ran):
   for name in ("ema", "raw", "torch", "stablehlo", "onnx", "orbax", "over"):
     status, printed = ran[name]
     assert status == 0, printed
-    assert "bytes), step 4. To use it:\n  " in printed
+    assert "bytes), step 4\n" in printed and "\nTo use it:\n  " in printed
     assert "{" not in printed
   averaged = pretrained.load(place / "ema.safetensors")
   _assert_same_bits(averaged.params, state.averaged_params)

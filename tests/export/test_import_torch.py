@@ -388,7 +388,7 @@ def test_training_starts_from_the_imported_weights(tmp_path):
 
   program = loop.build(experiment)
   with checkpoint.Checkpoints(folder.checkpoints, 2) as checkpoints:
-    state = loop.restore_or_init(program, checkpoints, Nobody())
+    state, _ = loop.restore_or_init(program, checkpoints, {}, Nobody())
   fresh = train.state_from_params(params, program.recipe)
   jax.tree.map(np.testing.assert_array_equal, state, fresh)
   jax.tree.map(np.testing.assert_array_equal, state.averaged_params, params)

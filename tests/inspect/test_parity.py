@@ -84,6 +84,10 @@ def _drop(name):
   return lambda arrays: arrays.pop(name)
 
 
+def _put(name, value):
+  return lambda arrays: arrays.update({name: np.array(value)})
+
+
 def _cut(name):
   return lambda arrays: arrays.update({name: arrays[name][..., :-1]})
 
@@ -94,6 +98,17 @@ def _cut(name):
     (_set_config(kind="perceiver"), "kind='perceiver'"),
     (_set_config(loss_type="hinge"), "loss_type='hinge'"),
     (_set_config(hidden_size=-3), "width=-3"),
+    (_set_config(kind=["trm"]), "kind is ['trm'], no number"),
+    (_set_config(L_layers=10**7), "L_layers=10000000: must be a whole number"),
+    (_set_config(L_cycles=10**9), "L_cycles=1000000000: must be a whole"),
+    (_set_config(H_layers="2"), "H_layers='2': must be a whole number"),
+    (_put("config", "[" * 50_000), "'config' is not valid JSON"),
+    (
+      _put("config", '{"lr": ' + "9" * 5000 + "}"),
+      "'config' is not valid JSON",
+    ),
+    (_put("config", "3"), "'config' is not an object"),
+    (_put("train/0/loss", "x"), "'train/0/loss' holds text"),
     (_drop("config"), "'config' is missing"),
     (_drop("params/inner.lm_head.weight"), "lm_head.weight' is missing"),
     (_drop("train/1/halted"), "'train/1/halted' is missing"),
@@ -110,11 +125,11 @@ def test_a_bad_recording_is_named(tmp_path, edit, message):
 
 def test_what_is_no_recording_is_refused(tmp_path):
   path = tmp_path / "x.npz"
-  with pytest.raises(UserError, match="no such file"):
+  with pytest.raises(UserError, match="No such file"):
     parity.Recording(str(path))
   path.write_bytes(b"not an archive")
-  with pytest.raises(UserError, match="not a readable"):
+  with pytest.raises(UserError, match="cannot be read"):
     parity.Recording(str(path))
   np.savez(path, config=np.array([{"an": "object"}], dtype=object))
-  with pytest.raises(UserError, match="not a readable"):
+  with pytest.raises(UserError, match="cannot be read"):
     parity.Recording(str(path))

@@ -353,3 +353,12 @@ def test_damaged_facts_are_refused(tmp_path, damage):
   with pytest.raises(UserError, match=r"damaged|holds no complete"):  # noqa: SIM117
     with Checkpoints(tmp_path) as checkpoints:
       assert checkpoints.facts(checkpoints.find("last"))["fact"] == 1
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "state/_METADATA"])
+def test_what_would_block_is_refused(saved, tmp_path, name):
+  shutil.copytree(saved / "3", tmp_path / "3")
+  (tmp_path / "3" / name).unlink()
+  os.mkfifo(tmp_path / "3" / name)
+  with pytest.raises(UserError, match=r"METADATA is a pipe or a device"):
+    Checkpoints(tmp_path)

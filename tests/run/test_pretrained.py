@@ -13,7 +13,8 @@ from trm_jax import config as config_lib
 from trm_jax.core import network
 from trm_jax.data.sudoku import board
 from trm_jax.errors import UserError
-from trm_jax.run import checkpoint, pretrained, weights
+from trm_jax.export import formats
+from trm_jax.run import checkpoint, pretrained, result, weights
 from trm_jax.run.folder import RunFolder, write_json
 from trm_jax.solve import calibration
 from trm_jax.train.program import build
@@ -109,6 +110,38 @@ def test_what_a_folder_lacks_is_empty(damaged):
 def test_a_result_of_rollouts_has_scores_too(damaged):
   write_json(damaged.result, {"checkpoint": 4, "grid": SCORES})
   assert pretrained.load(damaged.path).scores == SCORES
+
+
+@pytest.mark.parametrize(
+  ("split", "data", "words"),
+  [
+    ("test", "", "9 held-out puzzles"),
+    ("train", "", "9 training puzzles"),
+    ("test", "x.csv", "9 puzzles of x.csv"),
+    ("train", "arc", "9 puzzles of arc, training split"),
+  ],
+)
+def test_scores_tell_on_which_puzzles(damaged, tmp_path, split, data, words):
+  records = [
+    {"depth": depth, "puzzles": 9, "exact_accuracy": depth / 4}
+    for depth in (1, 2)
+  ]
+  result.write(damaged.result, 4, records, split=split, data=data)
+  model = pretrained.load(damaged.path)
+  exported = tmp_path / "model.safetensors"
+  formats.get("safetensors").export(model, exported, overwrite=False)
+  scores = pretrained.load(exported).scores
+  told = {(one["split"], one["data"], one["depth"]) for one in scores}
+  assert told == {(split, data, 1), (split, data, 2)}
+  (line,) = result.in_words(scores)
+  assert line == f"exact accuracy 50.0%, depth 2, {words}"
+
+
+@pytest.mark.parametrize("records", [3, [3], [{"split": "test"}], {"depth": 1}])
+def test_scores_that_are_none_are_refused(damaged, records):
+  write_json(damaged.result, {"checkpoint": 4, "records": records})
+  with pytest.raises(UserError, match=r"result\.json is damaged: its scores"):
+    pretrained.load(damaged.path)
 
 
 def test_scores_and_calibration_are_of_their_own_checkpoint(run):

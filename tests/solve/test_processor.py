@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import types
@@ -152,7 +155,7 @@ def test_many_sudokus_in_any_form(form):
 
 BAD = {
   "short": (TEXTS[0][:-1], r"16 cells.* 15 characters"),
-  "character": ("x" + TEXTS[0][1:], r"row 1, column 1 .*'x'"),
+  "character": ("y" + TEXTS[0][1:], r"row 1, column 1 .*'y'"),
   "surrogate": ("\ud800" + TEXTS[0][1:], r"row 1, column 1"),
   "digit": (np.full((4, 4), 5), r"holds '5'; expected a digit from 1 to 4"),
   "contradiction": ("11" + "." * 14, r"row 1 has two 1s"),
@@ -672,3 +675,31 @@ def test_the_processor_is_at_the_top_and_imported_on_demand():
     "assert not hasattr(trm_jax, 'nothing')\n"
   )
   subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+@pytest.mark.parametrize(
+  "call",
+  [
+    lambda made: made.reason(TEXTS[0]),
+    lambda made: made.set_memory_limit("1GB"),
+    lambda made: processor(),
+    lambda made: TRMProcessor.from_pretrained("nowhere"),
+  ],
+)
+def test_a_fork_is_told_what_to_do(call):
+  made = processor()
+  answer = made.reason(TEXTS[0]).answer
+  read_end, write_end = os.pipe()
+  if not (child := os.fork()):
+    signal.alarm(20)  # ends a call that waits forever
+    try:
+      call(made)
+    except UserError as error:
+      os.write(write_end, str(error).encode())
+    os._exit(0)
+  os.close(write_end)
+  with open(read_end) as message:
+    assert re.search(r"os\.fork\(\).*get_context\('spawn'\)", message.read())
+  assert os.waitpid(child, 0)[1] == 0
+  assert made.reason(TEXTS[0]).answer == answer  # the parent goes on

@@ -377,7 +377,7 @@ def test_predictions(tmp_path):
       {"inputs": np.zeros((3, 15), int), "preds": np.zeros((3, 15), int)},
       "15 tokens a row; expected a square",
     ),
-    ({"inputs": np.full((3, 16), None)}, "cannot be read .*allow_pickle"),
+    ({"inputs": np.full((3, 16), None)}, "cannot be read .*holds object"),
   ],
 )
 def test_bad_predictions_are_refused(tmp_path, changed, problem):
@@ -408,6 +408,7 @@ def test_tasks_are_found(tmp_path):
     predictions.find_tasks(tmp_path / "none")
   with pytest.raises(UserError, match=r"expected test_puzzles\.json"):
     predictions.find_tasks(tmp_path)
+  (tmp_path / "._a_challenges.json").touch()  # left by an archiver
   one = tmp_path / "a_challenges.json"
   one.touch()
   assert predictions.find_tasks(tmp_path) == one
@@ -435,7 +436,8 @@ def test_tasks_of_both_layouts_are_the_same():
   [
     ("{", "not JSON"),
     ("[" * 100_000, "not JSON"),
-    ("[]", "an object whose keys are the names"),
+    ("[]", "holds no task"),
+    ("[3]", "of an object of tasks by name"),
     ("{}", "holds no task"),
     ('{"a": []}', "task 'a': .*expected an object with 'train'"),
     ('{"a": {"test": 3}}', "task 'a': 'train' is None"),

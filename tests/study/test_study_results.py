@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 
 import pytest
 
@@ -126,7 +127,14 @@ def test_a_disk_that_refuses_is_a_users_error(tmp_path):
     results.write_csv(tmp_path / "taken.csv", [trial()], [1])
   assert not list(tmp_path.glob("*.tmp"))
   (tmp_path / "trials" / NAME).mkdir(parents=True)
-  assert "cannot read" in refusal(tmp_path / "trials")
+  assert "there is no such file" in refusal(tmp_path / "trials")
+  (tmp_path / "trials" / NAME).rmdir()
+  os.mkfifo(tmp_path / "trials" / NAME)  # reading it would block
+  assert "there is no such file" in refusal(tmp_path / "trials")
+  (tmp_path / "trials" / NAME).unlink()
+  with (tmp_path / "trials" / NAME).open("wb") as file:
+    file.truncate(2**40)
+  assert "1,099,511,627,776 bytes" in refusal(tmp_path / "trials")
 
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(trial())])
@@ -140,7 +148,7 @@ WRONG = {
   "family": ["gpt", None, ["trm"]],
   "fields": [[], None],
   "comparable": ["same", None],
-  "weights": [0, 2.5, False],
+  "weights": [0, 2.5, False, 10**4000],
   "steps": [-1, 1.5],
   "batch_size": [0, "16"],
   "training_flops": [-1.0, math.nan, math.inf, 10**400, True, None],
@@ -222,6 +230,8 @@ def test_other_damage_is_told(tmp_path):
   for content in (whole[:-9], b"", b"\xff\xfe", b"[" * 100_000):
     (tmp_path / NAME).write_bytes(content)
     assert f"{tmp_path / NAME} is damaged" in refusal(tmp_path)
+  (tmp_path / NAME).write_text("9" * 5000)  # more digits than Python reads
+  assert f"{tmp_path / NAME} is damaged" in refusal(tmp_path)
 
 
 def test_a_study_of_an_earlier_version_is_told_what_to_rename(tmp_path):

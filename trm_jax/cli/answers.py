@@ -5,20 +5,22 @@ import json
 import math
 import os
 import pathlib
+import queue
+import stat
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from scipy import special
 
-from trm_jax.cli import report
-from trm_jax.data import questions
+from trm_jax.cli import report, streams
+from trm_jax.data import entries, lines, questions
 from trm_jax.data.questions import Fault, Question
 from trm_jax.data.task import Split, Task
-from trm_jax.draw import pictures, scenes, terminal
-from trm_jax.errors import UserError
+from trm_jax.draw import console, pictures, scenes, terminal
+from trm_jax.errors import UserError, printable
 from trm_jax.solve.processor import TRMProcessor
 from trm_jax.solve.reasoning import Reasoning
 
@@ -53,27 +55,34 @@ def solve(
     processor = TRMProcessor.from_pretrained(
       workdir, {**config, "verbose_reasoning": verbose}, checkpoint
     )
+    if memory:
+      processor.set_memory_limit(memory)
     task = processor.model.experiment.task
-    found = questions.read(stream, task, name)
-  if memory:
-    processor.set_memory_limit(memory)
-  puzzles = [item for item in found if isinstance(item, Question)]
-  if (form.show or form.gif) and len(puzzles) > _MOST_DRAWN:
-    raise UserError(
-      f"{name}: {len(puzzles)} puzzles are too many to draw; at most "
-      f"{_MOST_DRAWN}"
-    )
-  with report.progress_bar("solving") as on_progress:
-    results = processor.solve(puzzles, form.several, on_progress)
-  if form.gif and results:
-    _draw_gif(puzzles, results, task, form.gif)
-  try:
-    status = _write(found, results, task, form)
-    sys.stdout.flush()
-  except BrokenPipeError:  # the reader has ended, such as `head`
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-  return status
+    output = _Output(task, form)
+    is_whole = bool(form.show or form.gif) or not _is_live(stream)
+    if is_whole:
+      batches = iter([questions.read(stream, task, name)])
+    else:
+      items = questions.arriving(stream, task, name)
+      batches = _available(items, task, processor.config.batch_size)
+    for found in batches:
+      puzzles = [item for item in found if isinstance(item, Question)]
+      if (form.show or form.gif) and len(puzzles) > _MOST_DRAWN:
+        raise UserError(
+          f"{name}: {len(puzzles)} puzzles are too many to draw; at most "
+          f"{_MOST_DRAWN}"
+        )
+      if is_whole:
+        with report.progress_bar("solving") as on_progress:
+          results = processor.solve(puzzles, form.several, on_progress)
+      else:
+        results = processor.solve(puzzles, form.several)
+      if form.gif and results:
+        _draw_gif(puzzles, results, task, form.gif)
+      output.write(found, results, is_whole)
+      if streams.lost():  # nobody reads the answers any more
+        return 0
+  return output.finish()
 
 
 def check(argv: list[str], workdir: str, confidence: float, form: Form):
@@ -95,50 +104,125 @@ def check(argv: list[str], workdir: str, confidence: float, form: Form):
 
 def _open(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
   if name == "-":
-    return contextlib.nullcontext(sys.stdin.buffer)
-  try:
-    return open(name, "rb")
-  except OSError as error:
-    raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+    # Not `sys.stdin`, whose lock a waiting thread would hold at exit.
+    try:
+      return open(0, "rb", buffering=0, closefd=False)
+    except OSError as error:
+      raise lines.unreadable("standard input", error) from error
+  return lines.open_file(name, "a file of puzzles, or - for standard input")
 
 
-def _write(
-  found: Sequence[Question | Fault],
-  results: Sequence[Reasoning],
-  task: Task,
-  form: Form,
-) -> int:
-  """Writes answers and faults in input order; returns the exit status."""
-  solved, faults = iter(results), 0
-  for item in found:
-    if isinstance(item, Fault):
-      faults += 1
-      where = f"line {item.line}" if item.line else "json"
-      print(f"{where}: {item.message} [{item.text}]", file=sys.stderr)
-      if form.json:
+def _is_live(stream: BinaryIO) -> bool:
+  """Whether puzzles may arrive one by one, as through a pipe."""
+  return not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+
+
+def _available(
+  items: Iterator[Question | Fault], task: Task, most: int
+) -> Iterator[list[Question | Fault]]:
+  """Yields lists of the items that have arrived: one to `most` of them."""
+  waiting: queue.Queue[Any] = queue.Queue(most)
+
+  def read():
+    end = None
+    try:
+      for item in items:
+        waiting.put(item)
+    except Exception as error:
+      end = error
+    waiting.put(_End(end))
+
+  threading.Thread(target=read, daemon=True).start()
+  while True:
+    batch = [waiting.get()]
+    while len(batch) < most and not waiting.empty():
+      batch.append(waiting.get())
+    end = batch.pop() if isinstance(batch[-1], _End) else None
+    if batch:
+      yield questions.judged(batch, task)
+    if end:
+      if end.error:
+        raise end.error
+      return
+
+
+class _End(NamedTuple):
+  """The end of the items of a thread, and the error that ended them."""
+
+  error: Exception | None
+
+
+class _Output:
+  """Writes answers and faults in input order, and then a summary."""
+
+  def __init__(self, task: Task, form: Form):
+    self._task, self._form = task, form
+    self._faults = self._answered = self._steps = self._checked = 0
+    self._right = 0
+
+  def write(
+    self,
+    found: Sequence[Question | Fault],
+    results: Sequence[Reasoning],
+    is_whole: bool,
+  ):
+    """Writes the results of the questions among `found`, and the faults.
+
+    If `found` is the whole input and fails for one reason, it is given once.
+    """
+    messages = [item.message for item in found if isinstance(item, Fault)]
+    is_alike = is_whole and not results and entries.alike(messages)
+    shown = 1 if is_alike else entries.SHOWN
+    solved = iter(results)
+    for item in found:
+      if isinstance(item, Question):
+        self._write(item, next(solved))
+        continue
+      self._faults += 1
+      if self._faults <= shown:
+        where = f"line {item.line}" if item.line else "json"
+        line = printable(f"{where}: {item.message} [{item.text}]")
+        print(line, file=sys.stderr)
+      if self._form.json:
         print(json.dumps({"line": item.line, "error": item.message}))
-      continue
-    result = next(solved)
+    if is_whole and messages and not results:
+      text = next(item.text for item in found if isinstance(item, Fault))
+      why = " for this reason" * is_alike
+      hint = entries.resemblance(text)
+      print(
+        f"all {len(messages)} fail{why}{hint and '; ' + hint}", file=sys.stderr
+      )
+    checked = [one.checked for one in results if one.checked is not None]
+    self._answered += len(results)
+    self._checked += len(checked)
+    self._right += sum(checked)
+    self._steps += sum(one.steps for one in results)
+
+  def _write(self, item: Question, result: Reasoning):
+    form, task = self._form, self._task
     if form.show:
       _show(item, result, task)
     elif form.json:
       print(json.dumps(_as_json(item, result)))
     elif form.several:
       for one in result.alternatives:
-        print(f"# {item.name}, {one.fraction:.1%}")
+        print(f"# {printable(item.name)}, {one.fraction:.1%}")
         print(_as_text(one.answer, task))
     else:
       if not item.line:
-        print(f"# {item.name}")
+        print(f"# {printable(item.name)}")
       print(_as_text(result.answer, task))
-  checked = [result.checked for result in results if result.checked is not None]
-  summary = f"{len(results)} answered"
-  if checked:
-    summary += f", {sum(checked)} of them right by the rules"
-  steps = np.mean([result.steps for result in results] or [0])
-  summary += f"; {steps:.2f} steps a puzzle"
-  print(summary + f"; {faults} were invalid" * bool(faults), file=sys.stderr)
-  return 1 if faults else 0
+
+  def finish(self) -> int:
+    """Writes the summary; returns the exit status."""
+    summary = f"{self._answered} answered"
+    if self._checked:
+      summary += f", {self._right} of them right by the rules"
+    steps = self._steps / max(self._answered, 1)
+    summary += f"; {steps:.2f} steps a puzzle"
+    summary += f"; {self._faults} were invalid" * bool(self._faults)
+    print(summary, file=sys.stderr)
+    return 1 if self._faults else 0
 
 
 def _as_text(answer: Any, task: Task) -> str:
@@ -168,7 +252,7 @@ def _show(question: Question, result: Reasoning, task: Task):
     terminal.draw(task, question.tokens, answer, old, question.label)
     for answer, old in zip(result.history, before, strict=True)
   ]
-  terminal.play(frames, Console(), question.name, _FRAME_SECONDS)
+  terminal.play(frames, console.make(), question.name, _FRAME_SECONDS)
   checked = {None: "", True: ", a solution", False: ", not a solution"}
   print(f"confidence {result.confidence:.1%}{checked[result.checked]}")
   for one in result.alternatives:

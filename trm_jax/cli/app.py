@@ -22,6 +22,7 @@ A program is a file experiments/NAME.py, run as `trm NAME`, or in a checkout as
 Import what loads jax in `main`, so that `--help` is fast.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -33,8 +34,8 @@ from absl import app as absl_app
 from absl import flags, logging
 from ml_collections import config_flags
 
-from trm_jax.cli import configs, shipped
-from trm_jax.errors import UserError
+from trm_jax.cli import configs, shipped, streams
+from trm_jax.errors import UserError, printable
 
 _PINNED = {
   "jax_enable_x64": False,
@@ -46,8 +47,17 @@ _PINNED = {
 flags.disclaim_key_flags()
 
 
-def run(main: Callable[[list[str]], int | None]):
-  """Runs a program; a `UserError` is printed as one line, with status 2."""
+def run(main: Callable[[list[str]], int | None], prints_log: bool = False):
+  """Runs a program; a `UserError` is printed as one line, with status 2.
+
+  Losing the standard output never ends a program. If it could not be written,
+  as on a full disk, the status is 1 at the end; but 0 if its reader ended, as
+  `head` does, or if the output is only the log of a program that `prints_log`,
+  so that scripts go on behind a training that has finished.
+  """
+  streams.protect()
+  # An inherited backend, as of a notebook, may not exist here.
+  os.environ["MPLBACKEND"] = "agg"
 
   def guarded(argv: list[str]) -> int | None:
     # Errors are raised as well as logged, and Orbax logs a full disk in a
@@ -59,6 +69,11 @@ def run(main: Callable[[list[str]], int | None]):
       status = main(argv)
       if processes := _joined():
         processes.leave()
+      lost = streams.lost()
+      if lost and lost.errno != errno.EPIPE:
+        reason = lost.strerror
+        print(f"error: cannot write the output: {reason}", file=sys.stderr)
+        return status or int(not prints_log)
       return status
     except UserError as error:
       return _fail(str(error))
@@ -72,7 +87,7 @@ def run(main: Callable[[list[str]], int | None]):
 
 def say(message: str):
   """Prints and flushes, so that log files are up to date."""
-  print(message, flush=True)
+  print(printable(message), flush=True)
 
 
 def define_config() -> flags.FlagHolder:
@@ -145,7 +160,7 @@ def agree(config: Mapping[str, Any]):
 def define_skip_bad_rows() -> flags.FlagHolder[bool]:
   """Defines `--skip_bad_rows`."""
   return flags.DEFINE_bool(
-    "skip_bad_rows", False, "Leave out bad rows of csv files and count them."
+    "skip_bad_rows", False, "Leave out bad puzzles of files and count them."
   )
 
 
@@ -231,11 +246,14 @@ def _end_by(error: Exception) -> int:
   import jax
 
   is_device = isinstance(error, jax.errors.JaxRuntimeError)
-  if is_device and "RESOURCE_EXHAUSTED" in str(error):
+  text = str(error).lower()
+  if isinstance(error, MemoryError) or (
+    is_device and ("resource_exhausted" in text or "out of memory" in text)
+  ):
     return _fail(
       "out of memory: try a smaller config.train.batch_size and "
       "config.eval.batch_size, config.model.remat='full' or more devices. "
-      f"Cause: {str(error).splitlines()[0][:200]}"
+      f"Cause: {str(error)[:200].partition(chr(10))[0]}"
     )
   processes = _joined()
   if not processes:
@@ -250,7 +268,7 @@ def _end_by(error: Exception) -> int:
 
 def _end_all(message: str, status: int) -> int:
   """Prints why this process ends, and ends all other processes."""
-  print(message, file=sys.stderr, flush=True)
+  print(printable(message), file=sys.stderr, flush=True)
   if processes := _joined():
     processes.tell_failure(message.removeprefix("error: "))
     # A normal exit would wait for the other processes.
@@ -261,13 +279,27 @@ def _end_all(message: str, status: int) -> int:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    return flags.FLAGS([argv[0], *map(_with_home, argv[1:])])
   except SystemExit:  # --help was printed, which absl counts as a failure
     sys.exit(0)
   except Exception as error:  # overriding a field may raise anything
     status = _fail(_fault(error))
     print(f"       see {_program(argv[0])} --help", file=sys.stderr)
     sys.exit(status)
+
+
+def _with_home(argument: str) -> str:
+  """Expands `~` in paths, which shells leave as it is in `--flag=~/path`.
+
+  Not in `--config.data.FIELD=~/path`: the config keeps it, and readers of data
+  expand it.
+  """
+  flag, equals, value = argument.partition("=")
+  if not argument.startswith("-"):
+    return os.path.expanduser(argument)
+  if "." in flag:
+    return argument
+  return flag + equals + ",".join(map(os.path.expanduser, value.split(",")))
 
 
 def _program(name: str) -> str:

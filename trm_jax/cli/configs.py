@@ -28,6 +28,8 @@ def load(text: str) -> ConfigDict:
   Raises:
     UserError: there is no such config or variant, or the file raises an error.
   """
+  if not text.isprintable():
+    raise UserError(f"--config={text!r}: a config's name is on one line")
   name, colon, variant = text.partition(":")
   path = find(name)
   try:

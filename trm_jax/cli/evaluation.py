@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -37,7 +36,7 @@ class Tested:
   @property
   def kind(self) -> str:
     """Name of the puzzles in titles."""
-    return "held-out" if self.split == "test" else "training"
+    return result.puzzles_in_words(self.split, self.data)
 
   def restore(self, checkpoint: str) -> tuple[int, Params]:
     """The run's model at a checkpoint, see `held_out.restore`."""
@@ -64,7 +63,7 @@ class Tested:
     """Draws a picture into the run's folder, which may be remote."""
     path = self.folder.plots / f"{name}.png"
     with files.written_locally(path) as file:
-      plot(*values, file, report.title(self.experiment, step))
+      plot(*values, file, report.title(self.experiment, step, self.kind))
     return path
 
 
@@ -107,10 +106,9 @@ def by_depth(tested: Tested, checkpoints: Sequence[str], depths: list[int]):
   more: dict[str, Any] = {"voting_checkpoints": steps} if has_copies else {}
   ballot = ballots and ballots[max(depths)]
   paths = tested.write(steps[-1], records, ballot, **more)
-  report.print_records(records, title, tested.kind)
   if "exact_accuracy" in records[0]:
-    plot = functools.partial(curves.depth_curve, kind=tested.kind)
-    paths.append(tested.draw("depth", steps[-1], plot, records))
+    paths.append(tested.draw("depth", steps[-1], curves.depth_curve, records))
+  report.print_records(records, title, tested.kind)
   print(f"wrote {', '.join(map(str, paths))}")
 
 
@@ -170,6 +168,14 @@ def by_rollouts(
   paths = tested.write(
     step, records, ballot, settings=dataclasses.asdict(settings), speed=speed
   )
+  if "exact_accuracy" in records[0]:
+    paths.append(tested.draw("solve", step, curves.solve_grid, records))
+  calibrated = ""
+  if calibrate:
+    made, calibrated = _calibrate(
+      tested, step, labels, found, calibrate, settings.seed
+    )
+    paths += made
   report.print_records(
     records, f"{tested.folder.path}, step {step}", tested.kind
   )
@@ -177,10 +183,8 @@ def by_rollouts(
     f"{speed['puzzles_per_second']:.1f} puzzles/s at breadth "
     f"{settings.breadth}, {speed['flops_per_puzzle']:.2e} FLOPs each"
   )
-  if "exact_accuracy" in records[0]:
-    paths.append(tested.draw("solve", step, curves.solve_grid, records))
-  if calibrate:
-    paths += _calibrate(tested, step, labels, found, calibrate, settings.seed)
+  if calibrated:
+    print(calibrated)
   print(f"wrote {', '.join(map(str, paths))}")
 
 
@@ -191,21 +195,24 @@ def _calibrate(
   found: Rollouts,
   kind: str,
   seed: int,
-) -> list[pathlib.Path]:
-  """Fits the confidence of first rollouts at all depths, as halting uses it."""
+) -> tuple[list[pathlib.Path], str]:
+  """Fits the confidence of first rollouts at all depths, as halting uses it.
+
+  Returns the written files, and what to print.
+  """
   labelled = np.flatnonzero(labels.any(-1))
   right = score.is_right(found.answers[labelled, :1], labels[labelled])[:, 0]
   q = found.q_halt[labelled, 0]  # [N, M]
   before, after = calibration.evaluate_fit(q, right, kind, seed)
   fitted = calibration.fit(q, right, kind).to_json()
-  write_json(tested.folder.calibration, {"checkpoint": step} | fitted)
-  print(
+  fitted |= {"checkpoint": step, "data": tested.data}
+  write_json(tested.folder.calibration, fitted)
+  picture = tested.draw("reliability", step, curves.reliability, before, after)
+  return [tested.folder.calibration, picture], (
     f"calibration error {before.error:.1%}, {after.error:.1%} after "
     f"{kind} calibration on the other half of {len(q)} puzzles, over the "
     f"answers at {q.shape[1]} depths"
   )
-  picture = tested.draw("reliability", step, curves.reliability, before, after)
-  return [tested.folder.calibration, picture]
 
 
 def compare_halting(tested: Tested, checkpoint: str, depth: int, within: float):
@@ -249,9 +256,13 @@ def compare_halting(tested: Tested, checkpoint: str, depth: int, within: float):
     name: [r | {"rule": dataclasses.asdict(r["rule"])} for r in records]
     for name, records in (("replayed", replayed), ("measured", measured))
   }
-  write_json(path, {"checkpoint": step, "depth": depth} | written)
-  bold = {i for i, r in enumerate(replayed) if any(r is one for one in best)}
-  report.print_records(replayed, f"replayed on {len(tuned)} puzzles", bold=bold)
-  report.print_records(measured, f"measured on {len(timed)} other puzzles")
+  facts = {"checkpoint": step, "depth": depth, "data": tested.data}
+  write_json(path, facts | written)
   picture = tested.draw("halting", step, curves.halting_rules, replayed)
+  bold = {i for i, r in enumerate(replayed) if any(r is one for one in best)}
+  title = f"replayed on {len(tuned)} {tested.kind}"
+  report.print_records(replayed, title, bold=bold)
+  report.print_records(
+    measured, f"measured on {len(timed)} other {tested.kind}"
+  )
   print(f"wrote {path}, {picture}")

@@ -3,7 +3,7 @@
 import sys
 
 import trm_jax
-from trm_jax.cli import shipped
+from trm_jax.cli import shipped, streams
 
 _USAGE = """\
 Recursive reasoning models in JAX: train, study and ship them.
@@ -17,6 +17,7 @@ usage: trm PROGRAM [--flag=value ...]
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the program named in `argv`, the command line; the exit status."""
+  streams.protect()
   name, *arguments = (sys.argv if argv is None else argv)[1:] or ["--help"]
   if name == "--version":
     print(f"trm_jax {trm_jax.__version__}")

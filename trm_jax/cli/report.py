@@ -6,22 +6,18 @@ import pathlib
 from collections.abc import (
   Callable,
   Collection,
-  Iterable,
   Iterator,
   Mapping,
   Sequence,
 )
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
+from trm_jax.cli import progress
 from trm_jax.config import Experiment
 from trm_jax.core import flops, network
 from trm_jax.core.model import ModelConfig, Params
 from trm_jax.data.task import Split
-from trm_jax.draw import curves
+from trm_jax.draw import console, curves
 from trm_jax.run import metrics, sharding
 from trm_jax.run.folder import RunFolder
 from trm_jax.solve import evaluate, vote
@@ -47,13 +43,15 @@ def describe(
   )
 
 
-def title(experiment: Experiment, step: int) -> str:
-  """The title of a picture of a run's model."""
+def title(experiment: Experiment, step: int, puzzles: str = "") -> str:
+  """The title of a picture of a run's model, perhaps of scores on `puzzles`."""
   side = math.isqrt(experiment.task.seq_len)
   weights = network.count_weights(network.shapes(experiment.model))
   return (
     f"{_family(experiment.model)}, {weights / 1e3:,.0f}k weights, on "
     f"{side}x{side} {experiment.task.name}, after {step:,} steps"
+    + f"\n{puzzles}"
+    * bool(puzzles)
   )
 
 
@@ -75,9 +73,10 @@ def _count(split: Split | None) -> str:
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
   """Shows a progress bar; yields its update function `(done, total)`."""
-  with Progress(transient=True, console=Console(stderr=True)) as progress:
-    bar = progress.add_task(what, total=None)
-    yield lambda done, total: progress.update(bar, completed=done, total=total)
+  shown = progress.bar(what, console.make(stderr=True), transient=True)
+  with shown:
+    task = shown.add_task("", total=None, numbers=[])
+    yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 def evaluate_depths(
@@ -129,18 +128,19 @@ _COLUMNS = {
   "puzzles_per_second": ("puzzles/s", ".1f"),
   "speedup": ("times as fast", ".1f"),
 }
+_KEYS = ("halt", "depth", "breadth", "select")  # what scores are of
 
 
 def print_records(
   records: Sequence[Mapping[str, Any]],
   title: str,
-  kind: str = "held-out",
+  kind: str = "held-out puzzles",
   bold: Collection[int] = (),
 ):
   """Prints scores as a table with a row per record, and notes below.
 
   Columns of equal halting rules or of breadths that are all 1 are left out.
-  `kind` is "held-out" or "training"; `bold` are indices of rows.
+  `kind` says which puzzles the scores are of; `bold` are indices of rows.
   """
   first = records[0]
   hidden = set()
@@ -149,45 +149,32 @@ def print_records(
   if all(record.get("breadth", 1) == 1 for record in records):
     hidden |= {"breadth", "select", "oracle_accuracy"}
   names = [name for name in _COLUMNS if name in first and name not in hidden]
-  table = Table(title=title)
-  for name in names:
-    justify = "left" if name == "halt" else "right"
-    table.add_column(_COLUMNS[name][0], justify=justify)
+  rows, bold_rows = [], []
   for number, record in enumerate(records):
     is_single = record.get("breadth") == 1  # all selection rules are equal
     if is_single and record["select"] != first["select"]:
       continue
-    cells = (
+    if number in bold:
+      bold_rows.append(len(rows))
+    rows.append([
       "" if name == "select" and is_single else _text(record, name)
       for name in names
-    )
-    table.add_row(*cells, style="bold" if number in bold else None)
-  _print(table)
+    ])  # fmt: skip
+  console.print_table(
+    [_COLUMNS[name][0] for name in names], rows, title,
+    keys=sum(name in _KEYS for name in names),
+    texts=[i for i, name in enumerate(names) if name == "halt"],
+    bold=bold_rows,
+  )  # fmt: skip
   notes = []
   if "puzzles" in first:
     copies = ", copies included" if "pass@1" in first else ""
-    notes.append(f"{first['puzzles']} {kind} puzzles{copies}")
+    notes.append(f"{first['puzzles']} {kind}{copies}")
   if "halt" in first and "halt" in hidden:
     notes.append(f"halting: {first['halt']}")
   if "breadth" in names:
     notes.append("mean steps are of a rollout")
   print("; ".join([*notes, "± is one standard error"]))
-
-
-def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title=""):
-  """Prints a table of text; all columns but the first are right-aligned."""
-  table = Table(*heads, title=title)
-  for column in table.columns[1:]:
-    column.justify = "right"
-  for row in rows:
-    table.add_row(*row)
-  _print(table)
-
-
-def _print(table: Table):
-  # A log has no width; "[" in user text is not markup.
-  width = None if Console().is_terminal else 160
-  Console(width=width, markup=False, emoji=False).print(table)
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:
@@ -198,9 +185,16 @@ def _text(record: Mapping[str, Any], name: str) -> str:
 
 
 def plot_learning(folders: Sequence[RunFolder], picture: pathlib.Path):
-  """Draws the learning curves of some runs into one picture."""
-  runs = {}
+  """Draws the learning curves of some runs into one picture.
+
+  Seeds that were trained together are several runs.
+  """
+  runs: dict[str, list[metrics.Row]] = {}
   for folder in folders:
     folder.read_config()  # raises if this is not a run's folder
-    runs[str(folder.path)] = list(metrics.read(folder.metrics))
+    for row in metrics.read(folder.metrics):
+      kind, *seed = row["split"].split("/", 1)
+      if kind != "all":
+        name = "/".join([str(folder.path), *seed])
+        runs.setdefault(name, []).append(row | {"split": kind})
   curves.learning_curves(runs, picture)

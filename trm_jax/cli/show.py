@@ -156,8 +156,8 @@ def _choose_rows(data: Settings, path: str, request: ShowRequest) -> Split:
     raise UserError("--split=train: a file is no run's training data")
   assert data.task.dataset.read_rows
   rows = data.task.dataset.read_rows(data, path)
-  if rows.skipped:
-    app.say(f"note: {len(rows.skipped):,} bad rows of {path} were left out")
+  if rows.bad:
+    app.say(f"note: {rows.bad:,} bad rows of {path} were left out")
   groups = held_out.choose_groups(len(rows), request.puzzles, request.seed)
   rows = rows.take(groups)
   lines = tuple(f"line {line}" for line in rows.lines)

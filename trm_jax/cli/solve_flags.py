@@ -48,7 +48,7 @@ def define_run() -> RunFlags:
       "checkpoint", "best", "best, last or a step."
     ),
     data=flags.DEFINE_string(
-      "data", "", "Test on this csv file, ARC source or reference folder."
+      "data", "", "Test on this file, ARC source or reference folder."
     ),
     puzzles=flags.DEFINE_integer(
       "puzzles", None, "Test puzzles; 0 for all. As in training by default.",

@@ -13,6 +13,7 @@ import jax
 
 from trm_jax.cli import app, progress, report
 from trm_jax.core import flops, network
+from trm_jax.draw import console
 from trm_jax.draw.pictures import save_png
 from trm_jax.errors import UserError
 from trm_jax.inspect import chips
@@ -147,7 +148,7 @@ def _print_plan(
     f"FLOPs a puzzle, depth {depth}", f"time on one {chip}",
   )  # fmt: skip
   title = f"{len(settings)} settings x {len(study.seeds)} seeds"
-  report.print_table(heads, rows, title)
+  console.print_table(heads, rows, title)
   print(
     f"to train: {sum(part.training_flops for part in work):.2e} FLOPs, with "
     f"all tests {_duration(total)} on one {chip} at {utilisation:.0%} of its "
@@ -186,8 +187,8 @@ def _write_report(
   }
   page.write(report_path, trials, study.depths, study.target, pictures, facts)
   for sentence in page.verdict(trials, study.depths, study.target):
-    print(sentence)
-  print(f"see {report_path}, {table} and {place.plots}")
+    app.say(sentence)
+  app.say(f"see {report_path}, {table} and {place.plots}")
 
 
 def _in_words(section: dict[str, Any]) -> str:

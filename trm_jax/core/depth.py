@@ -61,8 +61,8 @@ class DepthConfig:
         f"until={self.until}: a {self.schedule!r} schedule of "
         f"{len(self.stages)} stages needs {ends} rising fractions in (0, 1)"
       )
-    if self.seed < 0:
-      raise ValueError(f"seed={self.seed}: must not be negative")
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f"seed={self.seed}: must be from 0 to {2**32 - 1}")
 
   def models(self, model: ModelConfig) -> tuple[ModelConfig, ...]:
     """The model at each depth that is trained.

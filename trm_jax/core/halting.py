@@ -32,6 +32,8 @@ class HaltingConfig:
   def __post_init__(self):
     if self.max_steps < 1:
       raise ValueError(f"max_steps={self.max_steps}: must be at least 1")
+    if self.max_steps > 2**16:
+      raise ValueError(f"max_steps={self.max_steps}: must be at most {2**16:,}")
     if not 0 <= self.exploration <= 1:
       raise ValueError(
         f"exploration={self.exploration}: must be a probability in [0, 1]"

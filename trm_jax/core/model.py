@@ -29,6 +29,13 @@ _MAY_BE_ZERO = (
   "path_noise", "query_block", "answer_layers",
 )  # fmt: skip
 DTYPES = ("bfloat16", "float32", "float64")
+# Refuse what would take days to compile, or any memory; others have `_MOST`.
+_MOST = 2**16
+_MOST_OF = {
+  "layers": 1024, "answer_layers": 1024, "cycles": 1024, "latent_steps": 1024,
+  "expansion": 1024, "inner_multiple": 2**20, "num_puzzle_ids": 2**31 - 1,
+  "rope_theta": 1e12,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +124,8 @@ class ModelConfig:
           raise ValueError(f"{name}={value}: must not be negative")
       elif not value > 0:
         raise ValueError(f"{name}={value}: must be positive")
+      if value > (most := _MOST_OF.get(name, _MOST)):
+        raise ValueError(f"{name}={value}: must be at most {most:,}")
     for name, allowed in (
       ("family", family.FAMILIES),
       ("mixer", MIXERS),

@@ -63,9 +63,9 @@ def require_whole(
   for name in names:
     value = getattr(settings, name)
     if not least <= value <= most:
-      bounds = f"at least {least}"
-      if most != 2**31 - 1:
-        bounds = f"from {least} to {most}"
+      bounds = f"from {least} to {most}"
+      if most == 2**31 - 1:
+        bounds = f"at least {least}" if value < least else f"at most {most}"
       raise UserError(f"{name}={value!r}: must be {bounds}")
 
 
@@ -127,13 +127,19 @@ def read_bytes(path: pathlib.Path, most: int) -> bytes:
     ValueError: if it is a pipe or a device, or has more than `most` bytes.
     OSError: if it cannot be read.
   """
-  if isinstance(path, pathlib.Path) and not stat.S_ISREG(path.stat().st_mode):
-    raise ValueError("not a regular file")
+  if isinstance(path, pathlib.Path):
+    require_file(path)
   with path.open("rb") as file:
     content = file.read(most + 1)
   if len(content) > most:
     raise ValueError(f"more than {most:,} bytes")
   return content
+
+
+def require_file(path: str | os.PathLike) -> None:
+  """Raises a `ValueError` for pipes and devices, which may block or not end."""
+  if not stat.S_ISREG(os.stat(path).st_mode):
+    raise ValueError("not a regular file")
 
 
 def _object(items: list[tuple]) -> dict:

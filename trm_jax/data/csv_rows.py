@@ -1,22 +1,24 @@
-"""Reads csv files of puzzles: `source,question,answer,rating`, plain or .gz."""
+"""Arrays of puzzles from a file, for datasets.
 
-import csv
+The file is csv with columns question and answer, JSON lines, or boards as text,
+see `text`. Puzzles without an answer are solved by search.
+"""
+
 import dataclasses
-import gzip
-import itertools
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from trm_jax.data import checks, entries, lines, text
+from trm_jax.data.entries import Entry, Fault, Faults
+from trm_jax.data.text import Layout
 from trm_jax.errors import UserError
 
-COLUMNS = ("source", "question", "answer", "rating")
-
-_LONGEST_HEADER = 1000
-_BLOCK = 65_536  # lines parsed together, to bound the memory
+# Entries checked together, and their characters, to bound the memory.
+_BLOCK, _BLOCK_SIZE = 65_536, 2**26
+_MOST_SEARCHED = 20_000  # puzzles without an answer
 
 _RATING = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?")
 _ARRAYS = ("inputs", "labels", "ratings", "sources", "lines")
@@ -24,7 +26,7 @@ _ARRAYS = ("inputs", "labels", "ratings", "sources", "lines")
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """The rows of a csv file that passed the checks.
+  """The puzzles of a file that passed the checks.
 
   Attributes:
     path: the file.
@@ -33,7 +35,9 @@ class Rows:
     ratings: int32 [N], rounded down.
     sources: str [N].
     lines: int64 [N], line numbers in the file.
-    skipped: one message per row that was left out.
+    bad: puzzles that were left out.
+    skipped: messages on the first of them.
+    searched: puzzles whose answer was not in the file.
   """
 
   path: str
@@ -42,7 +46,9 @@ class Rows:
   ratings: np.ndarray
   sources: np.ndarray
   lines: np.ndarray
+  bad: int = 0
   skipped: tuple[str, ...] = ()
+  searched: int = 0
 
   def __len__(self) -> int:
     return len(self.inputs)
@@ -66,6 +72,9 @@ class CsvFormat:
     faults: `(inputs [N, L], labels [N, L]) -> (mask [N], describe) pairs`: for
       each kind of fault, the rows that have it, and `describe(row) -> message`.
       Only the first fault of a row is reported.
+    answer: `question [L] -> answer [L]`, for questions without one; raises a
+      `UserError` if there is none or several.
+    layout: how text holds boards.
   """
 
   length: int
@@ -75,50 +84,75 @@ class CsvFormat:
   faults: Callable[
     [np.ndarray, np.ndarray], Iterable[tuple[np.ndarray, Callable[[int], str]]]
   ]
+  answer: Callable[[np.ndarray], np.ndarray]
+  layout: Layout
 
 
 def read(path: str | os.PathLike, form: CsvFormat, skip_bad_rows: bool) -> Rows:
-  """Reads and checks a csv file, plain or .gz.
+  """Reads and checks a file of puzzles, which may be compressed.
 
-  Every row must have four columns, grids of the right length and characters,
-  a numeric rating, and no fault of the format. A bad row is skipped if
+  Every puzzle must have grids of the right length and characters, a numeric
+  rating if there is one, and no fault of the format. A bad one is skipped if
   `skip_bad_rows`; otherwise it is an error.
   """
   path = os.fspath(path)
-  blocks, faults = [], []
-  for texts, lines in _blocks(path):
-    block, block_faults = _check(path, form, texts, lines)
-    _refuse(block_faults, skip_bad_rows)
-    blocks.append(block)
-    faults += block_faults
+  blocks: list[Rows] = []
+  faults, good, searched = Faults(path, entries.WANTED), 0, 0
+  with lines.open_file(path, entries.WANTED) as file:
+    numbered = lines.read(file, path, entries.WANTED)
+    found = text.read(numbered, form.layout, form.length, path)
+    for block, bad in _blocks(found):
+      rows, more, count = _check(path, form, block, _MOST_SEARCHED - searched)
+      searched += rows.searched
+      good += len(rows)
+      first = sorted([*bad[: entries.SHOWN], *more], key=lambda one: one.line)
+      faults.add(first, len(bad) + count, good)
+      blocks.append(rows)
+      if not skip_bad_rows and faults.count:
+        break
   if not blocks:
-    raise UserError(
-      f"{path}: the file has no rows; expected lines of {','.join(COLUMNS)} "
-      f"below the header."
-    )
+    raise UserError(f"{path}: the file has no rows; expected {entries.WANTED}.")
   rows = dataclasses.replace(
     blocks[0],
-    skipped=tuple(faults),
+    bad=faults.count,
+    skipped=_messages(path, faults.first),
+    searched=searched,
     **{
       name: np.concatenate([getattr(block, name) for block in blocks])
       for name in _ARRAYS
     },
   )
-  _refuse_empty(rows)
+  hint = entries.resemblance(faults.first[0].text) if faults.count else ""
+  _refuse(rows, rows.skipped, skip_bad_rows, hint)
   return rows
 
 
 def drop(rows: Rows, bad: np.ndarray, fault: str, skip_bad_rows: bool) -> Rows:
   """Drops bad rows, bool [N], for a fault found after reading."""
-  faults = [f"{rows.path}, line {line}: {fault}" for line in rows.lines[bad]]
-  _refuse(faults, skip_bad_rows)
-  kept = rows.take(~bad)
-  kept = dataclasses.replace(kept, skipped=rows.skipped + tuple(faults))
-  _refuse_empty(kept)
+  first = [Fault(int(n), "", fault) for n in rows.lines[bad][: entries.SHOWN]]
+  messages = _messages(rows.path, first)
+  kept = dataclasses.replace(
+    rows.take(~bad),
+    bad=rows.bad + int(bad.sum()),
+    skipped=(rows.skipped + messages)[: entries.SHOWN],
+  )
+  _refuse(kept, messages, skip_bad_rows)
   return kept
 
 
-def _refuse(faults: Sequence[str], skip_bad_rows: bool):
+def _messages(path: str, faults: Iterable[Fault]) -> tuple[str, ...]:
+  return tuple(f"{path}, line {one.line}: {one.message}" for one in faults)
+
+
+def _refuse(
+  rows: Rows, faults: Sequence[str], skip_bad_rows: bool, hint: str = ""
+):
+  if rows.bad and not len(rows):
+    alike = entries.alike(rows.skipped)
+    raise UserError(
+      f"{rows.path}: every row is bad{', for one reason' * alike}; expected "
+      f"{entries.WANTED}{hint and '; ' + hint}. The first: {rows.skipped[0]}"
+    )
   if faults and not skip_bad_rows:
     raise UserError(
       f"{faults[0]}. Mend the row, or leave out all bad rows with "
@@ -126,127 +160,118 @@ def _refuse(faults: Sequence[str], skip_bad_rows: bool):
     )
 
 
-def _refuse_empty(rows: Rows):
-  if not len(rows):
-    raise UserError(
-      f"{rows.path}: every row is bad. The first: {rows.skipped[0]}"
-    )
-
-
-def split(line: str) -> list[str]:
-  """The columns of one line; a quote cannot continue on the next line."""
-  try:
-    return next(csv.reader([line], strict=True), [])
-  except csv.Error as error:
-    raise UserError(f"not a row of a csv file ({error})") from error
-
-
-def header_of(line: str) -> tuple[str, ...]:
-  """The column names if the line is the header of a csv file."""
-  return tuple(name.strip(' "').lower() for name in line.split(","))
-
-
-def _blocks(path: str) -> Iterator[tuple[Sequence[str], Sequence[int]]]:
-  """Yields lines and their numbers, a block at a time."""
-  opener = gzip.open if path.endswith(".gz") else open
-  try:
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-      header = file.readline(_LONGEST_HEADER).rstrip("\r\n")
-      if header_of(header) != COLUMNS:
-        raise UserError(
-          f"{path}, line 1: the header is {header[:80]!r}; expected "
-          f"{','.join(COLUMNS)!r}. Add or rename the columns."
-        )
-      numbered = (
-        (line, number)
-        for number, line in enumerate(file, 2)
-        if line.strip("\r\n")
-      )
-      while block := list(itertools.islice(numbered, _BLOCK)):
-        lines, numbers = zip(*block, strict=True)
-        yield lines, numbers
-  except UnicodeDecodeError as error:
-    raise UserError(
-      f"{path}: not UTF-8 text ({error}); expected a csv file. A gzip file "
-      f"must have a name that ends in .gz."
-    ) from error
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise UserError(
-      f"{path}: not a whole gzip file ({error}); download it again, or drop "
-      f".gz from its name if it is plain text."
-    ) from error
-  except OSError as error:
-    raise UserError(
-      f"{path}: cannot be read ({error.strerror}); expected a csv file with "
-      f"the columns {','.join(COLUMNS)}. Check the path."
-    ) from error
+def _blocks(
+  found: Iterator[Entry | Fault],
+) -> Iterator[tuple[list[Entry], list[Fault]]]:
+  """Yields entries and faults, a block at a time."""
+  block, bad, size = [], [], 0
+  for item in found:
+    if isinstance(item, Fault):
+      bad.append(item)
+    else:
+      block.append(item)
+      size += len(item.question) + len(item.answer or "") + len(item.source)
+    if len(block) + len(bad) == _BLOCK or size > _BLOCK_SIZE:
+      yield block, bad
+      block, bad, size = [], [], 0
+  if block or bad:
+    yield block, bad
 
 
 def _check(
-  path: str, form: CsvFormat, texts: Sequence[str], lines: Sequence[int]
-) -> tuple[Rows, list[str]]:
-  """Converts lines to arrays; returns the good rows and the faults."""
-  records, read = [], []
-  faults = {}  # index of the line -> message
-  for index, text in enumerate(texts):
-    try:
-      records.append(_columns(text, form))
-      read.append(index)
-    except UserError as error:
-      faults[index] = str(error)
-  sources, questions, answers, ratings = (
-    zip(*records, strict=True) if records else ((),) * 4
-  )
+  path: str, form: CsvFormat, block: Sequence[Entry], most_searched: int
+) -> tuple[Rows, list[Fault], int]:
+  """Converts entries to arrays.
+
+  Returns the good rows, the first faults and the number of faults.
+  """
+  faults: dict[int, Callable[[], str]] = {}  # index in the block -> message
+  grids: dict[str, list[str]] = {"question": [], "answer": []}
+  read, unanswered = [], []
+  for index, entry in enumerate(block):
+    question = entry.question.replace("\n", "")
+    answer = (entry.answer or "").replace("\n", "")
+    fault = _fault(entry, question, answer, form)
+    if fault:
+      faults[index] = fault
+      continue
+    if not answer:
+      unanswered.append(len(read))
+      answer = question
+    grids["question"].append(question)
+    grids["answer"].append(answer)
+    read.append(index)
   rows = Rows(
     path=path,
-    inputs=_tokens(questions, form),
-    labels=_tokens(answers, form),
-    ratings=np.array([int(float(rating)) for rating in ratings], np.int32),
-    sources=np.array(sources, object),
-    lines=np.array(lines, np.int64)[read],
+    inputs=_tokens(grids["question"], form),
+    labels=_tokens(grids["answer"], form),
+    ratings=np.array([int(float(block[i].rating)) for i in read], np.int32),
+    sources=np.array([block[i].source for i in read], object),
+    lines=np.array([block[i].line for i in read], np.int64),
   )
-  for column, grids, tokens in (
-    ("question", questions, rows.inputs),
-    ("answer", answers, rows.labels),
-  ):
+  for column, tokens in (("question", rows.inputs), ("answer", rows.labels)):
     for row in np.flatnonzero((tokens == 0).any(-1)):
-      place = int((tokens[row] == 0).argmax())
-      character = grids[row][place]
       faults.setdefault(
         read[row],
-        f"{column}: character {place + 1} is {character!r}; expected "
-        f"{form.cell}",
+        lambda row=row, column=column, tokens=tokens: _bad_cell(
+          column, grids[column][row], tokens[row], form
+        ),
       )
+  searched = 0
+  for row in unanswered:
+    if read[row] in faults:
+      continue
+    searched += 1
+    if searched > most_searched:
+      raise UserError(
+        f"{path}: more than {_MOST_SEARCHED:,} puzzles have no answer, too "
+        f"many to search for; expected {entries.WANTED}."
+      )
+    try:
+      rows.labels[row] = form.answer(rows.inputs[row])
+    except UserError as error:
+      faults[read[row]] = lambda error=error: f"question: {error}"
   legal = np.array([index not in faults for index in read], bool)
   rows, read = rows.take(legal), np.array(read, int)[legal]
   good = np.ones(len(rows), bool)
   for mask, describe in form.faults(rows.inputs, rows.labels):
     for row in np.flatnonzero(mask & good):
-      faults[int(read[row])] = describe(int(row))
+      faults[int(read[row])] = lambda row=row, say=describe: say(int(row))
     good &= ~mask
-  return rows.take(good), [
-    f"{path}, line {lines[index]}: {faults[index]}" for index in sorted(faults)
+  first = [
+    Fault(block[index].line, "", faults[index]())
+    for index in sorted(faults)[: entries.SHOWN]
   ]
+  rows = dataclasses.replace(rows.take(good), searched=searched)
+  return rows, first, len(faults)
 
 
-def _columns(text: str, form: CsvFormat) -> list[str]:
-  """The columns of a line; raises a `UserError` if it is no row of puzzles."""
-  columns = split(text)
-  if len(columns) != len(COLUMNS):
-    raise UserError(
-      f"{len(columns)} columns; expected {len(COLUMNS)}: {','.join(COLUMNS)}"
-    )
-  _, question, answer, rating = columns
+def _fault(
+  entry: Entry, question: str, answer: str, form: CsvFormat
+) -> Callable[[], str] | None:
+  """The message on an entry that is no row of arrays."""
   for column, grid in (("question", question), ("answer", answer)):
-    if len(grid) != form.length:
-      raise UserError(
+    if len(grid) != form.length and (grid or column == "question"):
+      return lambda: (
         f"{column}: {len(grid)} characters; expected {form.length}, as "
         f"{form.board} has"
       )
   # float() would also take "1_000", " 7", "nan" and what int32 cannot store.
-  if not _RATING.fullmatch(rating):
-    raise UserError(f"rating: {rating!r} is not a number; expected 0 or more")
-  return columns
+  if not _RATING.fullmatch(entry.rating):
+    return lambda: (
+      f"rating: {checks.shorten(entry.rating)} is not a number; expected 0 or "
+      "more"
+    )
+  return None
+
+
+def _bad_cell(
+  column: str, grid: str, tokens: np.ndarray, form: CsvFormat
+) -> str:
+  place = int((tokens == 0).argmax())
+  return (
+    f"{column}: character {place + 1} is {grid[place]!r}; expected {form.cell}"
+  )
 
 
 def _tokens(grids: Sequence[str], form: CsvFormat) -> np.ndarray:

@@ -1,12 +1,11 @@
 """All tasks, and functions that load their splits from the settings."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 
 import numpy as np
 
-from trm_jax.data import folder
+from trm_jax.data import duplicates, folder
 from trm_jax.data.arc.task import ArcData
 from trm_jax.data.maze.task import MazeData
 from trm_jax.data.sudoku.task import SudokuData
@@ -36,8 +35,15 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> list[str]:
   """
   if settings.path:
     folder.metadata(settings.path, settings.task)
-    return []
-  return settings.task.dataset.prepare(settings, say)
+  elif settings.task.dataset.prepare:
+    return settings.task.dataset.prepare(settings, say)
+  questions = {}
+  for name in folder.SPLITS:
+    if has_split(settings, name):
+      split = load(settings, name)
+      originals = split.take(np.arange(len(split)), copies=1)
+      questions[name] = split.inputs[originals.rows[0]]
+  return duplicates.notes(questions, settings.task)
 
 
 def has_split(settings: Settings, split: str) -> bool:
@@ -80,7 +86,7 @@ def tested_on(settings, source: str):
   The source is a folder in the reference's layout, or a value of
   `settings.test`.
   """
-  if os.path.isdir(os.path.join(os.path.expanduser(source), "test")):
+  if folder.is_dataset(source):
     return dataclasses.replace(settings, path=source)
   # Generated puzzles avoid those of training, so they need its settings.
   train = settings.train if source == "generate" else ""

@@ -6,11 +6,13 @@ in the other diagonal.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trm_jax.data.hashes import hash_rows
 from trm_jax.data.task import Symmetry
 
 # The number of each inverse.
@@ -56,7 +58,14 @@ def symmetry(size: int) -> Symmetry:
       jnp.asarray(DIHEDRAL_INVERSE)[number], tokens
     ),
     count=8,
+    keys=keys,
   )
+
+
+def keys(grids: np.ndarray) -> np.ndarray:
+  """Hashes, uint64 [N], of square grids [N, S], equal for all images of one."""
+  cells = dihedral_cells(math.isqrt(grids.shape[1]))
+  return np.min([hash_rows(grids[:, image]) for image in cells], axis=0)
 
 
 def canonical(grid: np.ndarray, size: int) -> bytes:

@@ -57,6 +57,13 @@ class Metadata:
   splits: tuple[str, ...]
 
 
+def is_dataset(path: str | os.PathLike) -> bool:
+  """Whether a folder is in this layout, perhaps incomplete."""
+  root = pathlib.Path(path).expanduser()
+  names = ["identifiers.json", *(f"{split}/dataset.json" for split in SPLITS)]
+  return any(os.path.exists(root / name) for name in names)
+
+
 def metadata(path: str | os.PathLike, task: Task | None = None) -> Metadata:
   """Reads a folder's sizes; if a task is given, its sizes must be equal."""
   root = _root(path)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from trm_jax.data import checks
 from trm_jax.data.task import Split
 from trm_jax.errors import UserError
 
@@ -118,6 +119,7 @@ def read(header: Header) -> Split:
 def _open(path: pathlib.Path) -> np.ndarray:
   """Memory-maps an array of whole numbers."""
   try:
+    checks.require_file(path)
     # Checks the file's size against its header, and refuses Python objects.
     array = np.lib.format.open_memmap(path, mode="r")
   except OSError as error:

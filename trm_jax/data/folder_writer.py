@@ -137,13 +137,12 @@ def test_puzzles(splits: Mapping[str, Split], task: Task) -> dict:
   def pairs(split, group):
     puzzle = split.first_puzzle[group]  # the original
     first = split.first_example[puzzle]
-    return [
-      {
-        "input": task.decode(split.inputs[row]),
-        "output": task.decode(split.labels[row]),
-      }
-      for row in range(first, first + split.num_examples[puzzle])
-    ]
+    found = []
+    for row in range(first, first + split.num_examples[puzzle]):
+      found.append({"input": task.decode(split.inputs[row])})
+      if split.labels[row].any():  # otherwise it is unknown
+        found[-1]["output"] = task.decode(split.labels[row])
+    return found
 
   return {
     name: {

@@ -1,7 +1,7 @@
-"""Datasets of rows (a question and its answer): csv files and generators.
+"""Datasets of rows (a question and its answer): files and generators.
 
 They are prepared once (see `records`), then loaded into host memory. A dataset
-is named after a digest of its settings and csv files, so edited files or
+is named after a digest of its settings and files, so edited files or
 changed settings give another dataset.
 """
 
@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from huggingface_hub.errors import HfHubHTTPError
 
-from trm_jax.data import checks, csv_rows, records
+from trm_jax.data import checks, csv_rows, duplicates, records
 from trm_jax.data.csv_rows import CsvFormat, Rows
 from trm_jax.data.records import Say
 from trm_jax.data.task import Dataset, Split
@@ -32,14 +32,14 @@ class PuzzleData:
   Attributes:
     size: cells along one side of the board.
     train: "hub" (a dataset of the Hugging Face hub), "generate", the path of a
-      csv file, or "" for no such split.
+      file of puzzles, or "" for no such split.
     test: the same, for the test split.
     subsample: training rows to keep, chosen by the seed; 0 keeps all.
     min_rating: rows of files with a lower rating are left out of both splits.
     seed: the seed of the subsample and of the generator.
     num_train: training puzzles to generate.
     num_test: test puzzles to generate.
-    skip_bad_rows: whether bad rows of a csv file are left out with a warning;
+    skip_bad_rows: whether bad rows of a file are left out with a warning;
       otherwise they are an error.
     cache_dir: where prepared datasets are kept; "" is the default of TFDS
       (`TFDS_DATA_DIR`, or tensorflow_datasets in the home folder).
@@ -126,7 +126,7 @@ class PuzzleSource:
     repository: the dataset of the Hugging Face hub for "hub", with files
       train.csv and test.csv.
     hub_rows: rows of its train.csv.
-    csv_format: `size -> CsvFormat`, of csv files.
+    csv_format: `size -> CsvFormat`, of files.
     generate: `(settings, split, train, say) -> (inputs, labels, ratings)`.
       `train` are the Rows of the training split or None; puzzles of the split
       "test" must differ from them.
@@ -188,7 +188,7 @@ class PuzzleSource:
     return min(rows, settings.subsample or rows), 1, 1
 
   def read_rows(self, settings: PuzzleData, path: str) -> Rows:
-    """Reads and checks a csv file."""
+    """Reads and checks a file of puzzles."""
     form = self.csv_format(settings.size)
     return csv_rows.read(path, form, settings.skip_bad_rows)
 
@@ -225,7 +225,7 @@ class PuzzleSource:
     return records.prepare(config, settings.cache_dir, say, announcement)
 
   def _make(
-    self, settings: PuzzleData, files: dict[str, str], say: Say
+    self, settings: Any, files: dict[str, str], say: Say
   ) -> tuple[records.Splits, list[str]]:
     """Reads or generates the records of each split, with notes on them."""
     splits: dict[str, Rows] = {}
@@ -242,15 +242,17 @@ class PuzzleSource:
       else:
         splits[split], split_notes = self._selected(settings, split, source)
         notes += split_notes
+    questions = {split: rows.inputs for split, rows in splits.items()}
+    notes += duplicates.notes(questions, settings.task)
     return {split: _records(rows) for split, rows in splits.items()}, notes
 
   def _selected(
     self, settings: PuzzleData, split: str, path: str
   ) -> tuple[Rows, list[str]]:
-    """Reads a csv file and selects the rows of a split, with notes on them."""
+    """Reads a file and selects the rows of a split, with notes on them."""
     skip, slow = settings.skip_bad_rows, self.slow_check
     rows = self.read_rows(settings, path)
-    count = len(rows) + len(rows.skipped)
+    count = len(rows) + rows.bad
     if slow and len(rows) <= slow.most_rows:
       rows = csv_rows.drop(rows, slow.is_bad(rows), slow.fault, skip)
       slow = None
@@ -275,17 +277,20 @@ class PuzzleSource:
       rows = csv_rows.drop(rows, slow.is_bad(rows), slow.fault, skip)
     elif slow:
       notes.append(f"{path}: {len(rows):,} rows {slow.unchecked}.")
-    if rows.skipped:
+    if rows.searched:
       notes.append(
-        f"{path}: {len(rows.skipped):,} bad rows of {count:,} were left out. "
+        f"{path}: {rows.searched:,} puzzles without an answer were solved by "
+        "search."
+      )
+    if rows.bad:
+      notes.append(
+        f"{path}: {rows.bad:,} bad rows of {count:,} were left out. "
         f"The first: {' | '.join(rows.skipped[:3])}"
       )
-    for note in notes:
-      logging.warning("%s", note)
     return rows, notes
 
   def _files(self, settings: PuzzleData) -> dict[str, str]:
-    """The csv file of each split that has a source, or "generate"."""
+    """The file of each split that has a source, or "generate"."""
     files = {}
     for split in _SPLITS:
       source = getattr(settings, split)
@@ -303,7 +308,7 @@ class PuzzleSource:
       ignored += self.generator_fields
     for name in ignored:
       del content[name]
-    wanted = "a csv file of puzzles, 'generate' or 'hub'"
+    wanted = "a file of puzzles, 'generate' or 'hub'"
     for split in _SPLITS:
       source = files.get(split, "")
       if source not in ("", "generate"):

@@ -1,31 +1,24 @@
 """Reads puzzles to solve from a file, in the format of its task.
 
-By default that is text with one puzzle per line, where empty lines and
-comments are skipped; if the task is written in rows (`Task.in_rows`), a puzzle
-takes one line per row. Text may also be csv with a column `question` and
-optionally a column `answer`. Tasks with another format have `Task.read`.
+By default that is csv, JSON lines or boards as text, see `text`. Tasks with
+another format have `Task.read`.
 
 Invalid puzzles are reported as faults, and the rest is read anyway. The input
 is not trusted.
 """
 
 import dataclasses
-import itertools
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
 
-from trm_jax.data import csv_rows
+from trm_jax.data import lines, text
+from trm_jax.data.entries import Entry, Fault, Faults, excerpt
 from trm_jax.data.task import Task, judge
 from trm_jax.errors import UserError
 
-_LONGEST = 1_000_000  # bytes of a line
-_MOST = 1_000_000_000  # bytes in total
-_MOST_FAULTS = 10_000
-_EXCERPT = 60  # characters
-_MESSAGE = 300
+_MOST = 1_000_000_000  # characters of a file
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,29 +39,6 @@ class Question:
   line: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
-  """An invalid puzzle.
-
-  Attributes:
-    line: its first line, from 1; 0 in JSON.
-    text: its beginning, in printable characters.
-    message: why it is invalid.
-  """
-
-  line: int
-  text: str
-  message: str
-
-  @classmethod
-  def of(cls, line: int, text: str, error: UserError | str) -> "Fault":
-    """A fault with text and message cut to a displayable length."""
-    message = str(error)
-    if len(message) > _MESSAGE:
-      message = message[:_MESSAGE] + "..."
-    return cls(line, excerpt(text), message)
-
-
 def read(stream: BinaryIO, task: Task, name: str) -> list[Question | Fault]:
   """Reads all puzzles, in order.
 
@@ -76,7 +46,7 @@ def read(stream: BinaryIO, task: Task, name: str) -> list[Question | Fault]:
   answer that does not solve it.
 
   Args:
-    stream: bytes, of a file or of standard input.
+    stream: bytes, of a file or of standard input; may be compressed.
     task: their task.
     name: the path, or another name for the stream. If the file holds a single
       ARC task, its stem is the task's id.
@@ -84,144 +54,49 @@ def read(stream: BinaryIO, task: Task, name: str) -> list[Question | Fault]:
   Returns:
     The questions and faults, one or more.
   """
-  if task.read:
-    questions = task.read(stream, task, name)
-  else:
-    questions = _text(_lines(stream, name), task)
-  found, faults = [], 0
+  return judged(list(arriving(stream, task, name, _MOST)), task)
+
+
+def arriving(
+  stream: BinaryIO, task: Task, name: str, most: int | None = None
+) -> Iterator[Question | Fault]:
+  """`read`, one by one as they arrive; their answers are not judged yet.
+
+  `most` is the most characters in all; None for any number.
+  """
+  faults, good = Faults(name, task.form), 0
   try:
-    for item in questions:
-      found.append(item)
-      faults += isinstance(item, Fault)
-      if faults > _MOST_FAULTS:
-        first = next(item for item in found if isinstance(item, Fault))
-        raise UserError(
-          f"{name}: more than {_MOST_FAULTS:,} lines are no puzzle; expected "
-          f"{task.form}. Line {first.line}: {first.message}"
-        )
+    for item in _items(stream, task, name, most):
+      if isinstance(item, Fault):
+        faults.add([item], 1, good)
+      else:
+        good += 1
+      yield item
   except OSError as error:
-    raise UserError(
-      f"{name}: cannot be read ({error.strerror or error}); check the path."
-    ) from error
-  if not found:
+    raise lines.unreadable(name, error) from error
+  if not (good or faults.count):
     raise UserError(f"{name}: holds no puzzle; expected {task.form}.")
-  return _judge(found, task)
 
 
-def excerpt(text: str) -> str:
-  """The beginning of a text, in printable characters."""
-  shown = "".join(c if c.isprintable() else "?" for c in text[:_EXCERPT])
-  return shown + "..." * (len(text) > _EXCERPT)
-
-
-_Line = tuple[int, str] | Fault
-
-
-def _lines(stream: BinaryIO, name: str) -> Iterator[_Line]:
-  """Numbers and decodes lines, holding one at a time in memory."""
-  left = _MOST
-  for number in itertools.count(1):
-    begin = rest = stream.readline(_LONGEST + 1)
-    if not begin:
-      return
-    left -= len(begin)
-    while len(begin) > _LONGEST and rest and rest[-1:] != b"\n" and left >= 0:
-      rest = stream.readline(_LONGEST)
-      left -= len(rest)
-    if left < 0:
-      raise UserError(
-        f"{name}: more than {_MOST:,} bytes; split it into smaller files."
-      )
-    if number == 1:
-      begin = begin.removeprefix(b"\xef\xbb\xbf")
-    if len(begin) > _LONGEST:
-      text = begin[:_LONGEST].decode(errors="replace")
-      yield Fault.of(number, text, f"the line has more than {_LONGEST:,} bytes")
-      continue
-    try:
-      yield number, begin.decode().rstrip("\r\n")
-    except UnicodeDecodeError as error:
-      text = begin.decode(errors="replace")
-      yield Fault.of(number, text, f"the line is not UTF-8 text ({error})")
-
-
-def _text(lines: Iterator[_Line], task: Task) -> Iterator[Question | Fault]:
-  if task.comment:
-    lines = (line for line in lines if not _is_comment(line, task.comment))
-  first = next((line for line in lines if not _is_empty(line)), None)
-  if first is None:
+def _items(
+  stream: BinaryIO, task: Task, name: str, most: int | None
+) -> Iterator[Question | Fault]:
+  if task.read:
+    content = lines.unpack(stream, name, task.form)
+    yield from task.read(content, task, name)
     return
-  header = () if isinstance(first, Fault) else csv_rows.header_of(first[1])
-  if "question" in header:
-    columns = {column: index for index, column in enumerate(header)}
-    for line in lines:
-      if isinstance(line, Fault):
-        yield line
-      elif line[1]:
-        yield _of_row(*line, columns, task)
-    return
-  lines = itertools.chain([first], lines)
-  if task.in_rows:
-    lines = _grouped(lines, task.seq_len)
-  for line in lines:
-    if isinstance(line, Fault):
-      yield line
-      continue
-    number, text = line
-    try:
-      tokens = _parse(text, task)
-    except UserError as error:
-      yield Fault.of(number, text, error)
-    else:
-      yield Question(tokens, None, f"line {number}", number)
+  numbered = lines.read(stream, name, task.form, most)
+  for item in text.read(numbered, task.layout, task.seq_len, name):
+    yield item if isinstance(item, Fault) else _of_entry(item, task)
 
 
-def _is_empty(line: _Line) -> bool:
-  return not isinstance(line, Fault) and not line[1]
-
-
-def _is_comment(line: _Line, mark: str) -> bool:
-  if isinstance(line, Fault):
-    return False
-  text = line[1].strip()
-  return not text or text.startswith(mark)
-
-
-def _grouped(lines: Iterator[_Line], length: int) -> Iterator[_Line]:
-  """Joins the rows of each puzzle; a line may also be a whole puzzle."""
-  block: list[str] = []
-  begin = 0
-  for line in lines:
-    if isinstance(line, Fault) or len(line[1]) in (0, length):
-      if block:
-        yield begin, "\n".join(block)
-        block = []
-      if not _is_empty(line):
-        yield line
-      continue
-    begin = begin if block else line[0]
-    block.append(line[1])
-    if len(block) == math.isqrt(length):
-      yield begin, "\n".join(block)
-      block = []
-  if block:
-    yield begin, "\n".join(block)
-
-
-def _of_row(
-  line: int, text: str, columns: dict[str, int], task: Task
-) -> Question | Fault:
+def _of_entry(entry: Entry, task: Task) -> Question | Fault:
+  line = entry.line
   try:
-    row = csv_rows.split(text)
-    if len(row) != len(columns):
-      raise UserError(
-        f"{len(row)} columns; expected {len(columns)}, as in the header"
-      )
-    answer = row[columns["answer"]] if "answer" in columns else ""
-    tokens = _parse(row[columns["question"]], task)
-    label = task.parse(answer) if answer else None
+    tokens = _parse(entry.question, task)
+    label = task.parse(entry.answer) if entry.answer else None
   except UserError as error:
-    return Fault.of(line, text, error)
+    return Fault.of(line, entry.question, error)
   return Question(tokens, label, f"line {line}", line)
 
 
@@ -232,7 +107,9 @@ def _parse(text: str, task: Task) -> np.ndarray:
   return tokens
 
 
-def _judge(found: list[Question | Fault], task: Task) -> list[Question | Fault]:
+def judged(
+  found: Sequence[Question | Fault], task: Task
+) -> list[Question | Fault]:
   """Turns puzzles whose given answers do not solve them into faults."""
   labelled = [
     (place, item, item.label)
@@ -240,7 +117,8 @@ def _judge(found: list[Question | Fault], task: Task) -> list[Question | Fault]:
     if isinstance(item, Question) and item.label is not None
   ]
   if task.is_solution is None or not labelled:
-    return found
+    return list(found)
+  found = list(found)
   inputs = np.stack([question.tokens for _, question, _ in labelled])
   labels = np.stack([label for _, _, label in labelled])
   for row in np.flatnonzero(~judge(inputs, labels, task)):

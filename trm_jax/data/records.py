@@ -1,14 +1,20 @@
 """Datasets on disk: records that TFDS writes once and then reuses.
 
 A dataset's name contains a digest of its settings and files, so equal requests
-reuse it and others get a dataset of another name.
+reuse it and others get a dataset of another name. Its file digests.json holds
+the digest of every other file, and is compared with them whenever the dataset
+is opened.
 """
 
 import contextlib
 import dataclasses
+import fcntl
+import functools
 import hashlib
 import json
 import os
+import pathlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -17,6 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.proto import tf_example_pb2
 
+from trm_jax.data import checks, lines
 from trm_jax.errors import UserError
 
 Say = Callable[[str], None]
@@ -28,6 +35,7 @@ Splits = Mapping[str, Iterable[dict]]
 _EXAMPLE = getattr(tf_example_pb2, "Example")  # noqa: B009
 
 _CHUNK = 8192  # records read at a time
+_DIGESTS = "digests.json"
 
 
 @dataclasses.dataclass(eq=False)
@@ -47,13 +55,64 @@ class _RecordsInfo(tfds.core.DatasetInfo):
   """Information on a dataset that is not on the servers of TFDS."""
 
   def initialize_from_bucket(self):
-    """Does nothing; the original leaves an empty temporary folder."""
+    """Called if there is no dataset_info.json; downloads nothing."""
+    if os.path.exists(self.data_dir):
+      _verify(self.data_dir, self.config_name)
+
+  def read_from_directory(self, dataset_info_dir):
+    """Reads what `write_to_directory` wrote, if it is undamaged."""
+    _verify(dataset_info_dir, self.config_name)
+    super().read_from_directory(dataset_info_dir)
+
+  def write_to_directory(self, dataset_info_dir, all_metadata=True):
+    """Writes the last files of a folder, which is still a temporary one."""
+    super().write_to_directory(dataset_info_dir, all_metadata)
+    content = _digests(pathlib.Path(dataset_info_dir), self.config_name)
+    path = pathlib.Path(dataset_info_dir) / _DIGESTS
+    path.write_text(json.dumps(content, indent=1), "utf-8")
+
+
+def _verify(path: str | os.PathLike, name: str) -> None:
+  """Raises a `UserError` if a dataset is not as it was written."""
+  folder = pathlib.Path(path)
+  try:
+    written = checks.read_json(folder / _DIGESTS, "the digests of files")
+    found = _digests(folder, name)
+    if not isinstance(written, dict):
+      raise UserError(f"{_DIGESTS} holds {checks.shorten(written)}")
+    for file in sorted({"dataset", *written}):
+      if file not in found:
+        raise UserError(f"{file} is missing")
+      if found[file] != written.get(file):
+        raise UserError(f"{file} has changed")
+  except (UserError, OSError) as error:
+    raise UserError(
+      f"{folder} is damaged ({error}); delete {folder}, it is made again"
+    ) from error
+
+
+def _digests(folder: pathlib.Path, name: str) -> dict[str, str]:
+  """The name of a dataset and the digests of its files."""
+  found = {"dataset": name}
+  for path in sorted(folder.iterdir()):
+    if path.name[0] != "." and path.name != _DIGESTS and path.is_file():
+      status = path.stat()
+      found[path.name] = _digest_once(path, status.st_size, status.st_mtime_ns)
+  return found
+
+
+@functools.lru_cache(maxsize=256)
+def _digest_once(path: pathlib.Path, size: int, time: int) -> str:
+  """The digest of a file, read again if its size or time changes."""
+  del size, time
+  return digest(os.fspath(path), "a file of a dataset")
 
 
 class Records(tfds.core.GeneratorBasedBuilder):
   """Records of arrays, in the order of their creation."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  # Increase after any change of the files, so that older ones are made again.
+  VERSION = tfds.core.Version("1.1.0")
 
   # TFDS looks beside this path for the checksums of downloads. There are none,
   # and finding the path needs a package that TFDS does not install.
@@ -76,6 +135,8 @@ class Records(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager):
     del dl_manager  # nothing is downloaded
     splits, notes = self.config.make()
+    for note in notes:
+      logging.warning("%s", note)
     cast(dict, self.info.metadata)["notes"] = notes
     return {
       split: self._generate_examples(records)
@@ -103,7 +164,10 @@ def prepare(
       try:
         # TFDS writes to a temporary folder and renames it when complete, so
         # interrupted or simultaneous preparations are safe.
-        with contextlib.redirect_stdout(None):  # hides "Downloading"
+        with (
+          contextlib.redirect_stdout(None),  # hides "Downloading"
+          _writing(pathlib.Path(builder.data_dir).parent.parent),
+        ):
           builder.download_and_prepare(file_format="array_record")
       except OSError:
         if not builder.data_path.exists():
@@ -116,6 +180,24 @@ def prepare(
       f"to a folder with free space that you may write to."
     ) from error
   return builder
+
+
+@contextlib.contextmanager
+def _writing(root: pathlib.Path) -> Iterator[None]:
+  """Deletes what interrupted preparations left, then allows a preparation.
+
+  Each process that prepares a dataset below `root` shares a lock. One that
+  gets the lock alone knows that all temporary folders are of ended processes.
+  """
+  root.mkdir(parents=True, exist_ok=True)
+  with open(root / ".lock", "ab") as lock:
+    with contextlib.suppress(OSError):  # in use, or a disk without locks
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      for folder in root.glob("*/incomplete.*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+      fcntl.flock(lock, fcntl.LOCK_SH)
+    yield
 
 
 def _builder(config: RecordsConfig, folder: str | None) -> Records:
@@ -181,11 +263,8 @@ def digest(path: str, wanted: str) -> str:
 
   Raises a `UserError` that names what is `wanted` if it cannot be read.
   """
-  try:
-    with open(path, "rb") as file:
+  with lines.open_file(path, wanted) as file:
+    try:
       return hashlib.file_digest(file, "sha256").hexdigest()
-  except OSError as error:
-    raise UserError(
-      f"{path}: cannot be read ({error.strerror}); expected {wanted}. Check "
-      f"the path."
-    ) from error
+    except OSError as error:
+      raise lines.unreadable(path, error) from error

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 import numpy as np
 
+from trm_jax.data.text import A_LINE, Layout
 from trm_jax.errors import UserError
 
 BLANK = "<blank>"  # the name of puzzle id 0
@@ -169,6 +170,9 @@ class Symmetry:
     undo: the inverse of `apply`, for tokens of any values; None for none.
     count: if symmetries are the numbers from 0 to count - 1, their count.
     describe: `symmetry -> str`, a caption that may have several lines.
+    keys: `questions [N, S] -> uint64 [N]`, in numpy. Of these questions, those
+      with equal keys are images of each other; some images may have other keys.
+      None if there is no fast way to tell.
   """
 
   sample: Callable[..., Any]
@@ -176,6 +180,7 @@ class Symmetry:
   undo: Callable[..., jax.Array] | None = None
   count: int | None = None
   describe: Callable[[np.ndarray], str] = str
+  keys: Callable[[np.ndarray], np.ndarray] | None = None
 
   def augment(self, key: Any, *tokens: Any) -> tuple[Any, ...]:
     """A question and its answer, [S] each, under one random symmetry."""
@@ -200,21 +205,19 @@ class Dataset:
     num_groups: `(settings, split) -> int`.
     prepare: `(settings, say) -> notes`; makes the dataset if it does not exist.
       `say` is called with a sentence before work that may take a minute; notes
-      are sentences for users.
+      are sentences for users. None if nothing is kept on disk.
     identifiers: `settings -> names`, one per puzzle id.
     expected_size: `settings -> (rows, copies, puzzle ids)`, estimated without
       reading anything, to plan memory.
-    read_rows: `(settings, path) -> csv_rows.Rows`, of a csv file; None if
-      sources are not csv files.
+    read_rows: `(settings, path) -> csv_rows.Rows`, of a file of puzzles; None
+      if sources are not such files.
     selects: settings that select puzzles of a source, and are reset when
       another source is tested.
   """
 
   load: Callable[[Any, str, np.ndarray | None], Split] = _no_data
   num_groups: Callable[[Any, str], int] = _no_data
-  prepare: Callable[[Any, Callable[[str], None]], list[str]] = (
-    lambda settings, say: []
-  )
+  prepare: Callable[[Any, Callable[[str], None]], list[str]] | None = None
   identifiers: Callable[[Any], list[str]] = lambda settings: [BLANK]
   expected_size: Callable[[Any], tuple[int, int, int]] = lambda settings: (
     1024,
@@ -253,8 +256,8 @@ class Task:
       a file; None for lines of text or csv. See `questions`.
     check: `tokens [S] -> None`; raises a `UserError` for a question that the
       rules do not allow.
-    comment: the prefix of lines to skip.
-    in_rows: whether text has one row per line instead of one puzzle.
+    layout: how text holds puzzles.
+    in_rows: whether answers are written with a row per line.
     from_numbers: `integers of any shape -> str`, a puzzle given in Python as
       numbers, in the format of `read`. None if cells are not numbers.
     decode: `tokens [S] -> value`, an answer for Python and JSON.
@@ -280,7 +283,7 @@ class Task:
   form: str = "a puzzle a line"
   read: Callable[..., Any] | None = None
   check: Callable[[np.ndarray], None] | None = None
-  comment: str | None = None
+  layout: Layout = A_LINE
   in_rows: bool = False
   from_numbers: Callable[[np.ndarray], str] | None = None
   decode: Callable[[np.ndarray], Any] = lambda tokens: tokens.tolist()

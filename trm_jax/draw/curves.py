@@ -26,15 +26,11 @@ _EXACT, _CELLS, _HALTED = "#0072B2", "#999999", "#D55E00"
 
 
 def depth_curve(
-  records: Sequence[Mapping[str, Any]],
-  path: pathlib.Path,
-  title: str,
-  kind: str = "held-out",
+  records: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str
 ):
   """Draws accuracy against depth and against FLOPs, side by side, as a PNG.
 
-  The records are evaluations at several depths, from `evaluate.evaluate`, on
-  puzzles of a kind, "held-out" or "training".
+  The records are evaluations at several depths, from `evaluate.evaluate`.
   """
   figure = _figure(10, 4.2, title)
   left, right = figure.subplots(1, 2, sharey=True)
@@ -54,7 +50,7 @@ def depth_curve(
     )  # fmt: skip
     axes.grid(alpha=0.3)
   _depth_axis(left, depths, "depth (supervision steps at inference)")
-  _accuracy_axis(left, f"accuracy on {kind} puzzles")
+  _accuracy_axis(left, "accuracy")
   left.legend(loc="best")
   right.set_xscale("log")
   right.set_xlabel("inference FLOPs per puzzle (mean, where it halts)")
@@ -81,8 +77,11 @@ def learning_curves(runs: Mapping[str, Sequence[Row]], path: pathlib.Path):
     _line(train, trained, "exact_accuracy", **style)
     _line(test, tested, "cell_accuracy", ls=":", marker="s", **style)
     _line(test, tested, "exact_accuracy", marker="o", **style)
+    banded = [
+      row for row in tested if {"exact_accuracy", "exact_accuracy_se"} <= {*row}
+    ]
     _band(
-      test, [row["step"] for row in tested], tested, "exact_accuracy",
+      test, [row["step"] for row in banded], banded, "exact_accuracy",
       style["color"], 1.0,
     )  # fmt: skip
   loss.set_ylabel("training loss per puzzle (nats)")
@@ -232,7 +231,7 @@ def halting_rules(
   axes.set_xscale("log", base=2)
   axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
   axes.set_xlabel("supervision steps of a puzzle, mean")
-  axes.set_ylabel("puzzles right, held out")
+  axes.set_ylabel("puzzles right")
   axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
   axes.grid(alpha=0.3)
   axes.legend(title="halting by", fontsize="small")
@@ -242,7 +241,8 @@ def halting_rules(
 def _figure(width: float, height: float, title: str = "") -> Figure:
   figure = Figure((width, height), dpi=150, layout="constrained")
   if title:
-    figure.suptitle(title, parse_math=False)
+    lines = [textwrap.fill(line, 90) for line in title.splitlines()]
+    figure.suptitle("\n".join(lines), size="medium", parse_math=False)
   return figure
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trm_jax.data.task import Task
+from trm_jax.errors import printable
 
 _CHANGED, _WRONG = "bold #ffffff on #cc00cc", "bold #ffffff on #d00000"
 
@@ -113,7 +114,7 @@ def play(
   are printed.
   """
   titled = [
-    Group(Text(f"{title}, step {number} of {len(frames)}"), frame)
+    Group(Text(f"{printable(title)}, step {number} of {len(frames)}"), frame)
     for number, frame in enumerate(frames, 1)
   ]
   if not console.is_terminal or console.is_dumb_terminal:

@@ -118,6 +118,7 @@ def _read_card(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
   """The card of an exported folder, and its arrays: path -> dtype and shape."""
   if not path.is_dir():
     raise UserError(f"{path}: there is no such folder")
+  files.refuse_irregular(path)
   try:
     metadata = ocp.metadata(str(path.absolute()))
     card = cast(Mapping, metadata.custom_metadata or {}).get("card")

@@ -4,7 +4,6 @@ The reference saves only the state dict of its compiled model with averaged
 weights: no config, optimizer or names of puzzles.
 """
 
-import json
 import os
 import pathlib
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 from trm_jax import config as config_lib
 from trm_jax.config import Experiment
 from trm_jax.core.model import Params
-from trm_jax.data import datasets
+from trm_jax.data import checks, datasets
 from trm_jax.errors import UserError
 from trm_jax.export import recognition, torch_archive
 from trm_jax.export.reference import TABLE
@@ -66,9 +65,7 @@ def read_arrays(path: pathlib.Path) -> Arrays:
 def read_names(path: pathlib.Path) -> list[str]:
   """Reads the distinct names of puzzle ids, `identifiers.json` of a dataset."""
   try:
-    if path.stat().st_size > _MAX_NAME_BYTES:
-      raise ValueError(f"it is larger than {_MAX_NAME_BYTES:,} bytes")
-    names = json.loads(path.read_text())
+    names = checks.parse_json(checks.read_bytes(path, _MAX_NAME_BYTES))
     if not isinstance(names, list) or not names:
       raise ValueError("not a list")
     if not all(isinstance(name, str) for name in names):

@@ -5,10 +5,7 @@ before training, a fixed-depth evaluation, several training steps, the gradients
 of the first step and the weights after the last.
 """
 
-import json
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -23,6 +20,7 @@ from trm_jax.core.family import FAMILIES
 from trm_jax.core.halting import HaltingConfig, Puzzles
 from trm_jax.core.model import Latents, ModelConfig, Params
 from trm_jax.core.optim import OptimConfig
+from trm_jax.data import checks, npz
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
 from trm_jax.export import reference
@@ -33,6 +31,10 @@ _LOSSES = {
   "stablemax_cross_entropy": "stablemax",
   "softmax_cross_entropy": "softmax",
 }
+
+# Settings that are the lengths of loops and lists, and their largest value.
+_STEPS = ("H_layers", "L_layers", "H_cycles", "L_cycles")
+_MOST_STEPS = 1000
 
 
 class Difference(NamedTuple):
@@ -48,24 +50,27 @@ class Recording:
 
   def __init__(self, path: str):
     self.path = path
+    self.arrays = npz.read(path)
+    for name, array in self.arrays.items():
+      if name != "config" and array.dtype.kind == "U":
+        raise UserError(f"{path}: {name!r} holds text; expected numbers")
+    text = str(self["config"])
     try:
-      with np.load(path, allow_pickle=False) as archive:
-        self.arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-      raise UserError(f"{path}: no such file") from None
-    except (
-      OSError, ValueError, EOFError, AttributeError,
-      zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-      raise UserError(
-        f"{path}: not a readable .npz recording ({error})"
-      ) from error
-    try:
-      self.config = json.loads(str(self["config"]))
-    except json.JSONDecodeError as error:
+      self.config = checks.parse_json(text)
+    except (ValueError, RecursionError) as error:
       raise UserError(
         f"{path}: 'config' is not valid JSON ({error})"
       ) from error
+    if not isinstance(self.config, dict):
+      raise UserError(f"{path}: 'config' is not an object of settings")
+    for name, value in self.config.items():
+      if isinstance(value, (list, dict)):
+        raise UserError(f"{path}: {name} is {checks.shorten(value)}, no number")
+      if name in _STEPS and not (type(value) is int and value <= _MOST_STEPS):
+        raise UserError(
+          f"{path}: {name}={checks.shorten(value)}: must be a whole number up "
+          f"to {_MOST_STEPS}"
+        )
 
   def __getitem__(self, name: str) -> np.ndarray:
     if name not in self.arrays:
@@ -90,7 +95,9 @@ class Recording:
 
   def count(self, prefix: str) -> int:
     """The number of groups `prefix/0/...`, `prefix/1/...`."""
-    matches = (re.match(rf"{prefix}/(\d+)/", name) for name in self.arrays)
+    matches = (
+      re.match(rf"{prefix}/([0-9]{{1,6}})/", name) for name in self.arrays
+    )
     numbers = {int(match.group(1)) for match in matches if match}
     if numbers != set(range(len(numbers))):
       raise UserError(

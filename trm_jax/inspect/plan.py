@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from trm_jax import config as config_lib
+from trm_jax.draw import console as consoles
 from trm_jax.inspect import program
 from trm_jax.inspect.estimate import Estimate, TooLarge, estimate
 from trm_jax.inspect.program import DataSize, Workload
@@ -113,18 +113,18 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 
 def show(outcomes: list[Outcome], size: DataSize, request: CompileRequest):
   """Prints a table of figures for each program, its collectives and loops."""
-  console = Console(highlight=False, markup=False)
-  if not console.is_terminal:
-    console = Console(width=140, highlight=False, markup=False)
+  console = consoles.make()
   for name in dict.fromkeys(one.work.name for one in outcomes):
     own = [one for one in outcomes if one.work.name == name]
     columns = [_figures(one, request) for one in own]
-    table = Table("a step, a device", title=name)
-    for one in own:
-      table.add_column(one.topology.name, justify="right")
-    for label in dict.fromkeys(key for column in columns for key in column):
-      table.add_row(label, *(column.get(label, "") for column in columns))
-    console.print(table)
+    consoles.print_table(
+      ["a step, a device", *(one.topology.name for one in own)],
+      [
+        (label, *(column.get(label, "") for column in columns))
+        for label in dict.fromkeys(key for column in columns for key in column)
+      ],
+      name,
+    )
     for one in own:
       if isinstance(one.found, TooLarge):
         console.print(f"{one.topology.name}: {one.found.message}")
@@ -184,15 +184,8 @@ def _figures(outcome: Outcome, request: CompileRequest) -> dict[str, str]:
 
 
 def _show_collectives(console: Console, outcome: Outcome, found: Estimate):
-  table = Table(
-    "collective", title=f"{outcome.work.name}, {outcome.topology.name}"
-  )
-  for column in ("bytes", "groups", "a step"):
-    table.add_column(column, justify="right")
-  table.add_column("in the recursion")
-  table.add_column("from")
-  for one in sorted(found.collectives, key=lambda c: -c.bytes * c.times):
-    table.add_row(
+  rows = [
+    (
       f"{one.kind} {', '.join(one.dtypes)}",
       f"{one.bytes:,}",
       f"{one.groups} x {one.group_size}",
@@ -200,8 +193,14 @@ def _show_collectives(console: Console, outcome: Outcome, found: Estimate):
       "yes" if one.recursive else "",
       one.where,
     )
-  if found.collectives:
-    console.print(table)
+    for one in sorted(found.collectives, key=lambda c: -c.bytes * c.times)
+  ]
+  heads = (
+    "collective", "bytes", "groups", "a step", "in the recursion", "from"
+  )  # fmt: skip
+  if rows:
+    title = f"{outcome.work.name}, {outcome.topology.name}"
+    consoles.print_table(heads, rows, title, texts=(0, 4, 5))
   loops = dict.fromkeys(
     f"{loop.where} ({loop.trips or 'as data decide, counted once'}"
     f"{', recursion' if loop.recursive else ''})"

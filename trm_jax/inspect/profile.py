@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.table import Table
 
+from trm_jax.draw import console
 from trm_jax.errors import UserError
 from trm_jax.inspect import trace
 
@@ -139,30 +138,33 @@ def report(file: pathlib.Path, steps: int) -> dict[str, Any]:
 
 def show(report: dict[str, Any], title: str, out: pathlib.Path):
   """Prints a `report`: operations, parts, and the paths of the trace."""
-  operations = Table(
+  heads = (
     "operation, and where it comes from", "time, %", "ms", "calls", "GFLOP/s",
-    "GB/s", show_lines=True,
-    title=f"{title}, a step on {report['devices']} x {report['device']}",
+    "GB/s",
   )  # fmt: skip
+  operations = []
   for row in report["operations"]:
     direction = ", backward" if row["backward"] else ""
     rates = (row["gflops_a_second"], row["gbytes_a_second"])
-    operations.add_row(
+    operations.append((
       f"{row['name']}\n{row['part']}{direction}: {row['path']}\n"
       f"{', '.join(row['lines'])}",
       f"{100 * row['fraction']:.1f}",
       f"{row['ms_a_step']:.4g}",
       f"{row['calls_a_step']:.4g}",
       *(f"{rate:,.4g}" if rate else "" for rate in rates),
-    )
-  parts = Table("part", "time, %", "of that backward, %")
+    ))  # fmt: skip
+  parts = []
   for name, row in report["parts"].items():
     backward = row["backward"] / max(row["fraction"], 1e-12)
-    parts.add_row(name, f"{100 * row['fraction']:.1f}", f"{100 * backward:.0f}")
-  console = Console(markup=False, highlight=False)
-  console.print(operations, parts)
+    parts.append(
+      (name, f"{100 * row['fraction']:.1f}", f"{100 * backward:.0f}")
+    )
+  title += f", a step on {report['devices']} x {report['device']}"
+  console.print_table(heads, operations, title, lines=True)
+  console.print_table(("part", "time, %", "of that backward, %"), parts)
   seconds, steps = report["seconds"], report["steps"]
-  console.print(
+  console.make().print(
     f"{steps} steps: {seconds:.4g} s, {1e3 * seconds / steps:.4g} ms a step. "
     f"Busy for {100 * report['busy']:.1f}%; the rest of the time a device "
     f"waits for the host.\n\n"

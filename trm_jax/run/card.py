@@ -33,7 +33,7 @@ def read(
   """
   card_path = files.card_path(path)
   try:
-    card = json.loads(_read_bytes(card_path, limit))
+    card = json.loads(read_bytes(card_path, limit))
     if not isinstance(card, dict):
       raise ValueError("not an object")
   except (ValueError, RecursionError) as error:
@@ -41,12 +41,13 @@ def read(
       raise
     raise UserError(f"{card_path} is damaged: {error}") from error
   check_format(card_path, card.get("format"), format)
-  content = _read_bytes(path, limit)
+  content = read_bytes(path, limit)
   check_fingerprint(path, fingerprint(content), card.get("sha256"))
   return card, content
 
 
-def _read_bytes(path: pathlib.Path, limit: int) -> bytes:
+def read_bytes(path: pathlib.Path, limit: int) -> bytes:
+  """The contents of a regular file; a UserError if it exceeds the limit."""
   try:
     if not path.is_file():  # reading a pipe would block
       raise UserError(f"{path}: there is no such file")

@@ -22,7 +22,7 @@ from trm_jax.core.hashing import mix
 from trm_jax.errors import UserError
 from trm_jax.run import processes
 from trm_jax.run.changes import differences
-from trm_jax.run.files import is_remote, read_json, write_json
+from trm_jax.run.files import is_remote, read_json, refuse_irregular, write_json
 
 _PARTIAL = ocp.options.PyTreeOptions(
   loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
@@ -49,6 +49,7 @@ class Checkpoints:
     best_metric: str = "exact_accuracy",
   ):
     self.directory = directory
+    refuse_irregular(directory)
     self._scores = _read_scores(directory, best_metric)
     self._best_metric = best_metric
     self._keep = keep
@@ -369,7 +370,11 @@ def described(tree: Any) -> dict[str, str]:
 
 def first_line(error: BaseException) -> str:
   """The first line of an error's root cause; Orbax wraps errors deeply."""
+  seen = set()  # a chain of errors may end in a circle
   while cause := error.__cause__ or error.__context__:
+    if id(error) in seen:
+      break
+    seen.add(id(error))
     error = cause
   text = str(error).strip() or type(error).__name__
   line = text.splitlines()[0]

@@ -17,7 +17,7 @@ from trm_jax.errors import UserError
 
 
 def locate(path: str | os.PathLike) -> pathlib.Path:
-  """The path object of a folder on a disk or of gs://BUCKET/FOLDER.
+  """The path object of a folder on a disk (~ is home) or gs://BUCKET/FOLDER.
 
   Raises:
     UserError: for other buckets, or if gcsfs is not installed.
@@ -25,7 +25,7 @@ def locate(path: str | os.PathLike) -> pathlib.Path:
   text = os.fspath(path)
   scheme, found, _ = text.partition("://")
   if not found:
-    return pathlib.Path(path)
+    return pathlib.Path(path).expanduser()
   if scheme != "gs":
     raise UserError(f"{text}: only gs://BUCKET/FOLDER, or a folder on a disk")
   if importlib.util.find_spec("gcsfs") is None:
@@ -42,6 +42,13 @@ def refuse_patterns(path: pathlib.Path):
       f"{text}: Orbax cannot read back a folder with {' '.join(found)} in its "
       "path; name another"
     )
+
+
+def refuse_irregular(folder: pathlib.Path):
+  """Raises a `UserError` if a folder that Orbax will read would block it."""
+  for path in () if is_remote(folder) else folder.rglob("*"):
+    if path.exists() and not path.is_file() and not path.is_dir():
+      raise UserError(f"{path} is a pipe or a device, not a file; delete it")
 
 
 def is_remote(path: pathlib.Path) -> bool:

@@ -98,7 +98,8 @@ class RunFolder:
     has_config = (self.path / "config.json").exists()
     if has_config:
       config = self.read_config()
-      if not config.keys() <= config_lib.sections(config).keys():
+      studied = ("study", "grid")
+      if not config.keys() <= {*config_lib.sections(config), *studied}:
         raise UserError(
           f"{self.path} holds a config.json of something else; use another "
           "--workdir"

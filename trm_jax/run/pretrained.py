@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from trm_jax.errors import UserError
 from trm_jax.run import result, sharding
 from trm_jax.run import weights as weights_file
 from trm_jax.run.checkpoint import Checkpoints, abstract_state
-from trm_jax.run.files import read_optional
+from trm_jax.run.files import locate, read_optional
 from trm_jax.run.folder import RunFolder
 
 
@@ -86,7 +85,7 @@ def load(
   Raises:
     UserError: if there is no model, or it cannot be read.
   """
-  path = pathlib.Path(path)
+  path = locate(path)
   if path.is_dir():
     return _from_folder(RunFolder(path), checkpoint, averaged)
   if not path.is_file():
@@ -105,7 +104,7 @@ def load(
     config=config,
     names=names,
     step=step,
-    scores=facts.get("scores", []),
+    scores=result.checked(path, facts.get("scores", [])),
     calibration=facts.get("calibration"),
     averaged=facts.get("averaged", True) is True,
   )

@@ -253,7 +253,8 @@ def _exit_on_failure():
   number, message = json.loads(text)
   if not _has_failed.is_set():  # otherwise it prints its own error
     text = f"error: stopped, because process {number} failed: {message}\n"
-    os.write(sys.stderr.fileno(), text.encode())
+    with contextlib.suppress(OSError):  # nobody reads it
+      os.write(sys.stderr.fileno(), text.encode())
     _await_failure_known()
     os._exit(2)
 

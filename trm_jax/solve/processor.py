@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import xla_bridge
 from scipy import special
 
 from trm_jax.data.questions import Question
@@ -53,6 +54,7 @@ class TRMProcessor:
     devices: Sequence[Any] | None = None,
   ):
     self.config = reasoning.read_config(config)
+    _refuse_fork()
     self.model = model
     self._ids = {name: number for number, name in enumerate(model.names)}
     params = model.params
@@ -90,6 +92,7 @@ class TRMProcessor:
       UserError: if it cannot be read, or a field of the config is wrong.
     """
     reasoning.read_config(config)  # report a typo before the weights load
+    _refuse_fork()
     return cls(pretrained.load(path, checkpoint), config)
 
   def reason(self, puzzle: Any, allow_multiple_solutions: bool = False) -> Any:
@@ -134,6 +137,7 @@ class TRMProcessor:
     `on_progress` is called with (rollouts done, rollouts in all); answers from
     the cache are not counted.
     """
+    _refuse_fork()
     ids = [self._puzzle_id(question) for question in asked]
     keys = [
       (question.tokens.tobytes(), number, allow_multiple_solutions)
@@ -176,6 +180,7 @@ class TRMProcessor:
     if it is neither, or one puzzle needs more.
     """
     allowed = _bytes(limit)
+    _refuse_fork()
     # Noise takes memory, so measure with noise if possible.
     settings = self._settings(self._rollouts_differ)
     slots = self.config.batch_size
@@ -321,6 +326,28 @@ class TRMProcessor:
     ]
     return tuple(
       sorted(alternatives, key=lambda one: (-one.fraction, -one.confidence))
+    )
+
+
+# Set in a child process, as JAX's threads do not survive a fork of the parent.
+_is_forked = False
+
+
+def _on_fork():
+  global _is_forked
+  _is_forked = xla_bridge.backends_are_initialized()
+
+
+os.register_at_fork(after_in_child=_on_fork)
+
+
+def _refuse_fork():
+  """Raises a `UserError` in a fork of a process that has used JAX's devices."""
+  if _is_forked:
+    raise UserError(
+      "this process was made by os.fork() after its parent had used JAX, whose "
+      "threads it lacks: any call would wait forever. Make processes with "
+      "multiprocessing.get_context('spawn'), and the processor in each of them"
     )
 
 

@@ -9,9 +9,7 @@ import numpy as np
 from trm_jax import config as config_lib
 from trm_jax.data import datasets
 from trm_jax.errors import UserError
-from trm_jax.solve.rules import SolveConfig
-
-_MOST = 2**16  # steps, and rollouts
+from trm_jax.solve.rules import MOST, SolveConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +39,9 @@ class ReasonConfig:
   def __post_init__(self):
     for name in ("max_recursion_depth", "breadth", "alternatives_breadth",
                  "batch_size"):  # fmt: skip
-      if not 1 <= getattr(self, name) <= _MOST:
+      if not 1 <= getattr(self, name) <= MOST:
         raise ValueError(
-          f"{name}={getattr(self, name)}: must be from 1 to {_MOST:,}"
+          f"{name}={getattr(self, name)}: must be from 1 to {MOST:,}"
         )
     if not 0 < self.confidence_threshold < 1:
       raise ValueError(

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+MOST = 2**16  # steps, and rollouts of a puzzle
+
 
 class Values(NamedTuple):
   """Inputs of halting rules: numpy or jax arrays of one shape."""
@@ -111,8 +113,10 @@ class SolveConfig:
 
   def __post_init__(self):
     for name in ("depth", "breadth", "patience"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+      if not 1 <= getattr(self, name) <= MOST:
+        raise ValueError(
+          f"{name}={getattr(self, name)}: must be from 1 to {MOST:,}"
+        )
     for name in (
       "tolerance", "initial_noise", "cycle_noise", "flops", "seconds", "seed"
     ):  # fmt: skip

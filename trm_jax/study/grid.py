@@ -46,11 +46,13 @@ class StudyConfig:
   target: float = 0.8
 
   def __post_init__(self):
-    for name, least in (("seeds", 0), ("depths", 1)):
+    for name, least, most in (("seeds", 0, 2**32 - 1), ("depths", 1, 2**16)):
       values = getattr(self, name)
-      if not values or min(values) < least or len(set(values)) < len(values):
+      inside = values and least <= min(values) and max(values) <= most
+      if not inside or len(set(values)) < len(values):
         raise ValueError(
-          f"{name}={values}: must be different whole numbers from {least}"
+          f"{name}={values}: must be different whole numbers from {least} to "
+          f"{most}"
         )
     if self.training_flops < 0:
       raise ValueError(

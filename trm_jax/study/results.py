@@ -19,10 +19,13 @@ from typing import Any
 
 from trm_jax.core.family import FAMILIES
 from trm_jax.errors import UserError
-from trm_jax.run import files
+from trm_jax.run import card, files
 from trm_jax.run.changes import differences
 from trm_jax.run.files import write_json
 from trm_jax.study.grid import Setting
+
+_MOST_BYTES = 2**26  # of a file
+_MOST_COUNT = 2**53  # exact as a float
 
 # The scores at one depth, as returned by `evaluate.evaluate`.
 Scores = dict[str, Any]
@@ -102,13 +105,10 @@ def load_trials(folder: pathlib.Path) -> list[Trial]:
 
 def _load(path: pathlib.Path) -> Trial:
   try:
-    trial = _parse(json.loads(path.read_text()))
-  except OSError as error:
-    raise UserError(
-      f"cannot read {path}: {error.strerror}; a folder of trials holds one "
-      "JSON file a trial"
-    ) from error
+    trial = _parse(json.loads(card.read_bytes(path, _MOST_BYTES)))
   except (ValueError, RecursionError) as error:
+    if isinstance(error, UserError):
+      raise
     raise UserError(
       f"{path} is damaged: {error}. Put back a copy of it; or delete it, and "
       "the command that made it trains this model again"
@@ -287,7 +287,7 @@ def _is_number(value: Any, least: float, most: float = sys.float_info.max):
 
 
 def _is_whole(value: Any, least: int) -> bool:
-  return type(value) is int and value >= least
+  return type(value) is int and least <= value <= _MOST_COUNT
 
 
 _COUNT = "a whole number of at least 0"

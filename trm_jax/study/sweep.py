@@ -177,9 +177,15 @@ def carry_out(
   setting, experiment = work.setting, work.setting.experiment
   scratch = folder.unfinished(setting.key, work.seeds)
   run = RunFolder(scratch)
-  members, seconds = fit.fit(
-    experiment, run, training, held_out, progress, seeds=work.seeds
-  )
+  if processes.is_leader():
+    run.claim(setting.config, {})
+  processes.barrier("claimed")
+  try:
+    members, seconds = fit.fit(
+      experiment, run, training, held_out, progress, seeds=work.seeds
+    )
+  finally:
+    run.release()
   recipe = train.Recipe.of(experiment)
   for member in members:
     steps = experiment.train.steps

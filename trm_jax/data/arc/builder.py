@@ -152,8 +152,6 @@ def _make(settings: Any) -> tuple[records.Splits, list[str]]:
       f"{short} of {len(tasks)} tasks look the same under so many symmetries "
       f"that they have fewer than {settings.num_aug} copies."
     )
-  for note in notes:
-    logging.warning("%s", note)
   return splits, notes
 
 

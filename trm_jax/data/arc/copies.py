@@ -16,6 +16,7 @@ import numpy as np
 from trm_jax.data import dihedral
 from trm_jax.data.arc.files import ArcTask, Pair
 from trm_jax.data.arc.grids import IDENTITY, MAX_SIZE, NUM_COLOURS
+from trm_jax.data.hashes import mix
 
 # Candidates drawn per requested copy, as in the reference.
 _TRIALS = 5
@@ -66,14 +67,7 @@ def _hashes(sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
   pairs = np.einsum("npc,nc->np", sums[square], _COLOURS[colours])
   # Mixed before the sum, or swapping the outputs of two pairs would not change
   # the hash; summed rather than xor-ed, which would cancel equal pairs.
-  return _mix(pairs).sum(1, dtype=np.uint64)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-  """The finalizer of splitmix64: a bijection that mixes all bits."""
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
+  return mix(pairs).sum(1, dtype=np.uint64)
 
 
 def _colour_sums(pairs: Sequence[Pair]) -> np.ndarray:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,9 @@ WANTED = (
   "A source is a folder with one json file a task (data/training and "
   "data/evaluation of github.com/fchollet/ARC-AGI or "
   "github.com/arcprize/ARC-AGI-2, corpus of "
-  "github.com/victorvikram/ConceptARC), or a file ..._challenges.json of the "
-  "Kaggle competitions, beside its ..._solutions.json."
+  "github.com/victorvikram/ConceptARC), a json file of one or more tasks, or a "
+  "file ..._challenges.json of the Kaggle competitions, beside its "
+  "..._solutions.json."
 )
 
 # The ends of the names of a file of challenges and of its solutions.
@@ -53,19 +55,42 @@ def source_files(source: str) -> list[str]:
   path = os.path.expanduser(source)
   if os.path.isdir(path):
     return _task_files(path)
-  if not os.path.isfile(path) or not path.endswith(CHALLENGES):
-    found = "is not named so" if os.path.isfile(path) else "is not there"
+  if not os.path.isfile(path):
     raise UserError(
-      f"{path}: expected a folder with one json file a task, or a file whose "
-      f"name ends in {CHALLENGES}; it {found}. {WANTED}"
+      f"{path}: expected a folder with one json file a task, or a json file of "
+      f"tasks; it is not there. {WANTED}"
     )
   solutions = path.removesuffix(CHALLENGES) + SOLUTIONS
-  return [path, solutions] if os.path.isfile(solutions) else [path]
+  has_solutions = path.endswith(CHALLENGES) and os.path.isfile(solutions)
+  return [path, solutions] if has_solutions else [path]
 
 
 def _task_files(folder: str) -> list[str]:
-  found = pathlib.Path(folder).rglob("*.json")
-  files = sorted(str(file) for file in found if file.name[0] != ".")
+  """The json files below a folder and its links, without hidden ones."""
+
+  def refuse(error: OSError):
+    raise UserError(
+      f"{error.filename}: cannot be read ({error.strerror}); give yourself "
+      "access, or another source"
+    ) from error
+
+  files, seen = [], set()
+  for place, folders, names in os.walk(
+    folder, onerror=refuse, followlinks=True
+  ):
+    status = os.stat(place)
+    identity = status.st_dev, status.st_ino
+    if identity in seen:  # reached by two links, or by one to a parent
+      folders.clear()
+      continue
+    seen.add(identity)
+    folders[:] = sorted(name for name in folders if name[0] != ".")
+    files += [
+      os.path.join(place, name)
+      for name in names
+      if name.endswith(".json") and name[0] != "."
+    ]
+  files.sort()
   if not files:
     raise UserError(
       f"{folder}: the folder holds no json file; expected one a task. Check "
@@ -82,41 +107,55 @@ def _task_files(folder: str) -> list[str]:
 
 def read(source: str) -> list[ArcTask]:
   """Reads and checks the tasks of a source, sorted by name."""
-  files = source_files(source)
-  if files[0].endswith(CHALLENGES):
-    tasks = read_tasks(*files)
+  path, *others = files = source_files(source)
+  if others and others[0].endswith(SOLUTIONS):
+    solutions = read_json(others[0], "the solutions of ARC tasks")
+    tasks = [_solved(task, solutions, others[0]) for task in read_file(path)]
   else:
-    tasks = [
-      _task(pathlib.Path(file).stem, read_json(file, "an ARC task"), file)
-      for file in files
-    ]
+    tasks = [task for file in files for task in read_file(file)]
   return sorted(tasks, key=lambda task: task.name)
 
 
-def read_tasks(path: str, solutions_path: str = "") -> list[ArcTask]:
-  """Reads a file of tasks by name, and optionally one of their solutions."""
-  tasks = _read_object(path)
+def read_file(path: str) -> list[ArcTask]:
+  """Reads and checks the tasks of a file, without solutions, in its order."""
+  content = read_json(path, "ARC tasks")
+  tasks = by_name(content, pathlib.Path(path).stem, path)
   if not tasks:
     raise UserError(f"{path}: holds no task; expected one or more.")
-  found = [_task(name, tasks[name], path) for name in tasks]
-  if not solutions_path:
-    return found
-  solutions = _read_object(solutions_path)
-  return [_solved(task, solutions, solutions_path) for task in found]
+  return [_task(name, task, path) for name, task in tasks.items()]
 
 
-def _read_object(path: str) -> dict:
-  content = read_json(path, "ARC tasks")
-  if not isinstance(content, dict):
+def by_name(content: Any, stem: str, path: str) -> dict[str, Any]:
+  """The unchecked tasks of a file by name.
+
+  A file holds a task, a list of tasks, or an object of tasks by name. The first
+  two are named by their "id", or else by the file's stem and their number.
+  """
+  if isinstance(content, dict) and not {"train", "test"} & content.keys():
+    return content
+  tasks = content if isinstance(content, list) else [content]
+  found: dict[str, Any] = {}
+  for number, task in enumerate(tasks, 1):
+    if not isinstance(task, dict):
+      raise UserError(
+        f"{path}: holds {shorten(content)}; expected the json of an ARC task, "
+        "of a list of tasks, or of an object of tasks by name."
+      )
+    unnamed = stem if task is content else f"{stem}_{number}"
+    name = unnamed if task.get("id") is None else str(task["id"])
+    if name in found:
+      raise UserError(f"{path}: two tasks have the id {shorten(name)}.")
+    found[name] = task
+  return found
+
+
+def _solved(task: ArcTask, solutions: Any, path: str) -> ArcTask:
+  """Adds the outputs of the test pairs from a file of solutions."""
+  if not isinstance(solutions, dict):
     raise UserError(
-      f"{path}: holds {shorten(content)}; expected an object whose keys are "
+      f"{path}: holds {shorten(solutions)}; expected an object whose keys are "
       f"the names of tasks."
     )
-  return content
-
-
-def _solved(task: ArcTask, solutions: dict, path: str) -> ArcTask:
-  """Adds the outputs of the test pairs from a file of solutions."""
   where = f"{path}: task {task.name!r}"
   outputs = solutions.get(task.name)
   if not isinstance(outputs, list) or len(outputs) != len(task.test):
@@ -170,7 +209,7 @@ def _pair(entry, where: str, may_lack_output: bool) -> Pair:
       f"'output'."
     )
   question = _grid(entry.get("input"), f"{where}, input")
-  if may_lack_output and "output" not in entry:
+  if may_lack_output and entry.get("output") is None:
     return question, None
   return question, _grid(entry.get("output"), f"{where}, output")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,7 +31,10 @@ def gather(settings: Any) -> tuple[list[ArcTask], list[str]]:
       )
   _check_size(trained + tested, settings.size)
   tasks, differing = _unite([*map(_all_trained_on, trained), *tested])
-  notes = _notes_on_solutions(trained, tested)
+  notes = _notes_on_sources(settings)
+  notes += _notes_on_solutions(trained, tested)
+  for option, part in (("train", trained), ("test", tested)):
+    notes += _notes_on_names(option, part)
   if differing:
     notes.append(
       f"Pairs are put together where sources differ in a task: "
@@ -97,6 +101,36 @@ def _notes_on_solutions(
         f"{meaning}."
       )
   return notes
+
+
+def _notes_on_sources(settings: Any) -> list[str]:
+  return [
+    f"{source} holds the folders train and test, and the tasks of both are "
+    "used; to use one, give its path."
+    for source in settings.train_sources + settings.test_sources
+    if all(
+      os.path.isdir(os.path.join(os.path.expanduser(source), part))
+      for part in ("train", "test")
+    )
+  ]
+
+
+def _notes_on_names(option: str, tasks: Sequence[ArcTask]) -> list[str]:
+  """Notes tasks that differ in their names only."""
+  names: dict[Any, dict[str, None]] = {}
+  for task in tasks:
+    content = (
+      frozenset(map(_key, task.train)),
+      frozenset(_key(pair)[0] for pair in task.test),
+    )
+    names.setdefault(content, {})[task.name] = None
+  equal = [" = ".join(found) for found in names.values() if len(found) > 1]
+  total = sum(map(len, names.values()))
+  count = total - len(names)
+  return [
+    f"duplicates: {count} of {total} tasks of {option} repeat another "
+    f"under a name of their own: {_some(equal)}."
+  ] * bool(count)
 
 
 def _all_trained_on(task: ArcTask) -> ArcTask:

@@ -4,12 +4,11 @@ import dataclasses
 import math
 import os
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 
 from trm_jax.data import folder as folder_lib
+from trm_jax.data import npz
 from trm_jax.data.arc import files, grids
 from trm_jax.data.arc import names as names_lib
 from trm_jax.errors import UserError
@@ -49,7 +48,7 @@ def read(path: str | os.PathLike, num_ids: int) -> Predictions:
       Rows with identifier 0 are left out.
     num_ids: number of puzzle ids, including the blank one.
   """
-  arrays = _read_arrays(path)
+  arrays = npz.read(path, _ARRAYS)
   shape = arrays["inputs"].shape
   for name, (kind, rank) in _ARRAYS.items():
     array = arrays[name]
@@ -96,26 +95,6 @@ def _as_tokens(numbers):
   return np.where(is_token, numbers, grids.PAD).astype(np.uint8)
 
 
-def _read_arrays(path) -> dict[str, np.ndarray]:
-  try:
-    with np.load(path, allow_pickle=False) as archive:
-      missing = [name for name in _ARRAYS if name not in archive.files]
-      if not missing:
-        return {name: archive[name] for name in _ARRAYS}
-  # NumPy and zipfile raise any of these for damaged files.
-  except (
-    OSError, ValueError, EOFError, TypeError, AttributeError, RuntimeError,
-    MemoryError, zipfile.BadZipFile, zlib.error,
-  ) as error:  # fmt: skip
-    cause = getattr(error, "strerror", None) or error
-    raise UserError(
-      f"{path}: cannot be read ({cause}); expected an .npz file of arrays."
-    ) from error
-  raise UserError(
-    f"{path}: lacks {', '.join(missing)}; expected {', '.join(_ARRAYS)}."
-  )
-
-
 def find_tasks(path: str | os.PathLike) -> pathlib.Path:
   """Finds the file with the tasks: `path` itself, or a file in that folder.
 
@@ -129,7 +108,7 @@ def find_tasks(path: str | os.PathLike) -> pathlib.Path:
     raise UserError(f"{path}: no such file or folder; check the path.")
   if (path / "test_puzzles.json").exists():
     return path / "test_puzzles.json"
-  found = sorted(path.glob(f"*{files.CHALLENGES}"))
+  found = sorted(path.glob(f"[!.]*{files.CHALLENGES}"))
   if len(found) == 1:
     return found[0]
   if not found:
@@ -146,7 +125,7 @@ def find_tasks(path: str | os.PathLike) -> pathlib.Path:
 def read_pairs(path: pathlib.Path) -> dict[str, tuple[files.Pair, ...]]:
   """Reads each task's test pairs from a file found by `find_tasks`."""
   is_source = path.name.endswith(files.CHALLENGES)
-  read_file = files.read if is_source else files.read_tasks
+  read_file = files.read if is_source else files.read_file
   return {task.name: task.test for task in read_file(str(path))}
 
 

@@ -1,6 +1,5 @@
 """Reads ARC questions: the JSON of a task, or a competition's challenges."""
 
-import json
 import math
 import pathlib
 from collections.abc import Iterator
@@ -8,12 +7,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from trm_jax.data.arc import grids
+from trm_jax.data import checks
+from trm_jax.data.arc import files, grids
 from trm_jax.data.questions import Fault, Question, excerpt
 from trm_jax.data.task import Task
 from trm_jax.errors import UserError
 
-FORM = "the json of an ARC task, or of a competition's challenges"
+FORM = "the json of ARC tasks, or of a competition's challenges"
 
 _MOST_BYTES = 100_000_000  # parsed JSON takes many times the memory
 _LONGEST_NAME = 200
@@ -59,22 +59,18 @@ def _tasks(stream: BinaryIO, name: str) -> dict[str, Any]:
   if not text.strip():
     return {}
   try:
-    content = json.loads(text)
+    content = checks.parse_json(text)
   except (ValueError, RecursionError) as error:
     raise UserError(
       f"{name}: not valid json ({error}); expected {FORM}."
     ) from error
-  if not isinstance(content, dict):
-    raise UserError(f"{name}: holds no object; expected {FORM}.")
-  if isinstance(content.get("test"), list):
-    return {pathlib.PurePath(name).stem: content}
-  return content
+  return files.by_name(content, pathlib.PurePath(name).stem, name)
 
 
 def _pair(pair: Any, size: int) -> tuple[np.ndarray, np.ndarray | None]:
   if not isinstance(pair, dict):
     raise UserError("expected an object with 'input', and 'output' if known.")
   question = grids.encode(grids.as_grid(pair.get("input")), size)
-  if "output" not in pair:
+  if pair.get("output") is None:
     return question, None
   return question, grids.encode(grids.as_grid(pair["output"]), size)

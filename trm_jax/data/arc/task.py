@@ -18,9 +18,10 @@ _ARC_1, _ARC_2 = 876_407, 1_191_730
 class ArcData:
   """Settings of an ARC dataset.
 
-  A *source* is a folder with one JSON file per task, searched recursively, or a
-  file whose name ends in challenges.json, with its solutions in the file beside
-  it whose name ends in solutions.json.
+  A *source* is a folder with one JSON file per task, searched recursively and
+  through links, but not in hidden folders; or a JSON file of a task, of a list
+  of tasks, or of tasks by name. The solutions of a file whose name ends in
+  challenges.json are in the file beside it whose name ends in solutions.json.
 
   Attributes:
     train: sources, separated by commas, whose training and test pairs are all

@@ -16,12 +16,15 @@ FREE = 2
 START = 3
 GOAL = 4
 PATH = 5
-TOKENS = {"#": WALL, " ": FREE, "S": START, "G": GOAL, "o": PATH}
+_CHARACTERS = {WALL: "#", FREE: " ", START: "S", GOAL: "G", PATH: "o"}
+# Other programs write '.' for a free cell and 'E' for the goal.
+TOKENS = {c: token for token, c in _CHARACTERS.items()} | {".": FREE, "E": GOAL}
 
 # What a character may be, for messages.
-CELL = "'#' (wall), ' ' (free cell), 'S' (start), 'G' (goal) or 'o' (path)"
-
-_CHARACTERS = {token: character for character, token in TOKENS.items()}
+CELL = (
+  "'#' (wall), ' ' or '.' (free cell), 'S' (start), 'G' or 'E' (goal) or 'o' "
+  "(path)"
+)
 
 # These colours also differ in grey.
 _COLORS = {
@@ -58,12 +61,14 @@ def parse(text: str, *, size: int) -> np.ndarray:
         f"row {cell // size + 1}, column {cell % size + 1} of the maze is "
         f"{character!r}; expected {CELL}."
       )
-  for name in "SG":
-    if cells.count(name) != 1:
+  tokens = np.array([TOKENS[character] for character in cells], np.uint8)
+  for end in (START, GOAL):
+    count = int((tokens == end).sum())
+    if count != 1:
       raise UserError(
-        f"the maze has {cells.count(name)} cells {name!r}; expected one."
+        f"the maze has {count} cells {_CHARACTERS[end]!r}; expected one."
       )
-  return np.array([TOKENS[character] for character in cells], np.uint8)
+  return tokens
 
 
 def render(tokens: np.ndarray) -> str:

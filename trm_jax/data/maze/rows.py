@@ -1,9 +1,10 @@
-"""Mazes in csv files: which rows are bad."""
+"""Mazes in files: which are bad, and answers by search."""
 
 import numpy as np
 
 from trm_jax.data.csv_rows import CsvFormat
 from trm_jax.data.maze import grid, paths
+from trm_jax.data.text import Layout
 
 
 def csv_format(size: int) -> CsvFormat:
@@ -14,7 +15,16 @@ def csv_format(size: int) -> CsvFormat:
     alphabet=grid.TOKENS,
     cell=grid.CELL,
     faults=_faults,
+    answer=_answer,
+    layout=Layout(side=size),
   )
+
+
+def _answer(question: np.ndarray) -> np.ndarray:
+  ends = np.bincount(question, minlength=grid.PATH + 1)
+  if ends[grid.START] == ends[grid.GOAL] == 1:
+    return paths.shortest_path(question)
+  return question  # `_faults` names the fault
 
 
 def _faults(inputs, labels):

@@ -11,6 +11,7 @@ from trm_jax.data.maze.generate import generate
 from trm_jax.data.maze.rows import csv_format
 from trm_jax.data.prepared import PuzzleData, PuzzleSource
 from trm_jax.data.task import Task
+from trm_jax.data.text import Layout
 from trm_jax.errors import UserError
 
 
@@ -74,7 +75,7 @@ def _generate(settings: MazeData, split: str, train: Rows | None, say):
 
 PUZZLES = PuzzleSource(
   name="maze",
-  version=1,
+  version=2,
   repository="sapientinc/maze-30x30-hard-1k",
   hub_rows=1000,
   csv_format=csv_format,
@@ -96,7 +97,7 @@ def maze_task(size: int) -> Task:
   return Task(
     name="maze",
     seq_len=size * size,
-    vocab_size=len(grid.TOKENS) + 1,
+    vocab_size=grid.PATH + 1,
     dataset=PUZZLES.dataset,
     parse=functools.partial(grid.parse, size=size),
     render=grid.render,
@@ -105,6 +106,7 @@ def maze_task(size: int) -> Task:
     augmentation=dihedral.symmetry(size),
     form="a maze of '# SG', a line or as many lines as it has rows",
     check=_check,
+    layout=Layout(side=size),
     in_rows=True,
     decode=grid.render,
     style=grid.style,

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trm_jax.data import checks
+from trm_jax.data.sudoku.text import BLANKS
 from trm_jax.errors import UserError
 
 # size -> rows and columns of a box.
@@ -18,7 +20,10 @@ BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 
 PAD = 0
 BLANK = 1
-TOKENS = {".": BLANK} | {str(digit): digit + 1 for digit in range(10)}
+TOKENS = dict.fromkeys(BLANKS, BLANK) | {
+  str(digit): digit + 1 for digit in range(1, 10)
+}
+CELL = f"one of {' '.join(BLANKS)} for a blank"
 
 _CHARACTERS = {BLANK: "."} | {digit + 1: str(digit) for digit in range(1, 10)}
 
@@ -44,7 +49,7 @@ def units(size: int) -> np.ndarray:
 
 
 def parse(text: str, *, size: int) -> np.ndarray:
-  """Reads a grid from text, row by row: digits, and `.` or `0` for blanks.
+  """Reads a grid from text, row by row: digits, and `BLANKS`.
 
   White space is ignored.
   """
@@ -52,15 +57,14 @@ def parse(text: str, *, size: int) -> np.ndarray:
   if len(cells) != size * size:
     raise UserError(
       f"a {size}x{size} Sudoku has {size * size} cells, but the grid has "
-      f"{len(cells)} characters: {cells!r}."
+      f"{len(cells)} characters: {checks.shorten(cells)}."
     )
   tokens = [TOKENS.get(character, PAD) for character in cells]
   for cell, token in enumerate(tokens):
     if not BLANK <= token <= size + 1:
       raise UserError(
         f"row {cell // size + 1}, column {cell % size + 1} of the grid holds "
-        f"{cells[cell]!r}; expected a digit from 1 to {size}, or '.' or '0' "
-        f"for a blank."
+        f"{cells[cell]!r}; expected a digit from 1 to {size}, or {CELL}."
       )
   return np.array(tokens, np.uint8)
 

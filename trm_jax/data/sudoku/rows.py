@@ -1,10 +1,11 @@
-"""Sudoku in csv files: which rows are bad."""
+"""Sudoku in files: which puzzles are bad, and answers by search."""
 
 import numpy as np
 
 from trm_jax.data.csv_rows import CsvFormat, Rows
-from trm_jax.data.sudoku import board
+from trm_jax.data.sudoku import board, text
 from trm_jax.data.sudoku.solver import solve
+from trm_jax.errors import UserError
 
 
 def csv_format(size: int) -> CsvFormat:
@@ -31,9 +32,19 @@ def csv_format(size: int) -> CsvFormat:
     length=size * size,
     board=f"a {size}x{size} board",
     alphabet={c: t for c, t in board.TOKENS.items() if t <= size + 1},
-    cell=f"a digit from 1 to {size}, or '.' or '0' for a blank",
+    cell=f"a digit from 1 to {size}, or {board.CELL}",
     faults=faults,
+    answer=_answer,
+    layout=text.layout(size),
   )
+
+
+def _answer(question: np.ndarray) -> np.ndarray:
+  found = solve(question, limit=2)
+  if found.answer is None or found.solutions > 1:
+    number = "no" if found.answer is None else "more than one"
+    raise UserError(f"the puzzle has {number} solution; expected exactly one")
+  return found.answer
 
 
 def is_ambiguous(rows: Rows) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from trm_jax.data import checks
 from trm_jax.data.csv_rows import Rows
 from trm_jax.data.prepared import PuzzleData, PuzzleSource, SlowCheck
-from trm_jax.data.sudoku import board, symmetry
+from trm_jax.data.sudoku import board, symmetry, text
 from trm_jax.data.sudoku.generate import generate
 from trm_jax.data.sudoku.rows import csv_format, is_ambiguous
 from trm_jax.data.task import Symmetry, Task
@@ -74,7 +74,7 @@ def _generate(settings: SudokuData, split: str, train: Rows | None, say):
 
 PUZZLES = PuzzleSource(
   name="sudoku",
-  version=1,
+  version=2,
   repository="sapientinc/sudoku-extreme",
   hub_rows=3_831_994,
   csv_format=csv_format,
@@ -110,10 +110,11 @@ def sudoku_task(size: int) -> Task:
       sample=functools.partial(symmetry.sample, size=size),
       apply=symmetry.apply,
       undo=symmetry.undo,
+      keys=functools.partial(symmetry.keys, size=size),
     ),
-    form="a Sudoku a line: digits, with . or 0 for a blank",
+    form="a Sudoku a line or a row a line: digits, with . or 0 for a blank",
     check=board.check_givens,
-    comment="#",
+    layout=text.layout(size),
     from_numbers=functools.partial(board.from_numbers, size=size),
     decode=board.render,
     style=board.style,
