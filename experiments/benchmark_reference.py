@@ -40,11 +40,11 @@ def main(argv: list[str]):
 
   import jax
 
-  from trm_jax.cli import report
+  from trm_jax.draw import console
   from trm_jax.inspect import against_reference as compare
   from trm_jax.run import files
 
-  checkout = pathlib.Path(app.only_argument(argv, "checkout of the reference"))
+  checkout = pathlib.Path(app.only_argument(argv, "checkout"))
   timings = list(
     compare.measure(
       app.config_values(_CONFIG), checkout, python=_PYTHON.value,
@@ -69,7 +69,7 @@ def main(argv: list[str]):
         f"{middle:.2f} ({low:.2f} to {high:.2f})",
       ]
     )
-  report.print_table(
+  console.print_table(
     ["step", *names, "ours to the faster"], rows,
     f"puzzles/s at batch {_BATCH.value}, {_ROUNDS.value} rounds",
   )  # fmt: skip

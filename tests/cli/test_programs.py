@@ -198,6 +198,11 @@ CASES = {
     "--workdir={}/edited",
     r"of another model than the config describes",
   ),
+  "no_reference": (
+    "benchmark_reference",
+    "{}/none --config=configs/demo.py",
+    r"none: not a checkout of the reference",
+  ),
   "no_archive": (
     "parity",
     "{}/none.npz",

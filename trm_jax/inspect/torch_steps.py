@@ -6,6 +6,7 @@ each further line asks for one step, whose seconds are printed. It imports
 nothing of this package, so PyTorch may live in an environment of its own.
 """
 
+import importlib
 import json
 import sys
 import time
@@ -15,8 +16,7 @@ def main():
   """Answers each line with the seconds of a step."""
   # In place of this folder, whose `profile.py` would hide Python's.
   sys.path[0] = sys.argv[1]
-  import torch
-
+  torch = importlib.import_module("torch")
   settings = json.loads(sys.stdin.readline())
   torch.set_num_threads(settings["threads"])
   torch.manual_seed(0)
@@ -30,18 +30,20 @@ def main():
 
 def make_step(torch, settings):
   """One training step (loss, gradients, optimizer), or one of inference."""
-  from models.losses import ACTLossHead
-  from utils.functions import load_model_class
+  load_model_class = importlib.import_module("utils.functions").load_model_class
+  losses = importlib.import_module("models.losses")
 
   arch = settings["arch"]
   batch_size = settings["batch_size"]
   model = load_model_class(arch["name"])(
     {**arch, "batch_size": batch_size, "causal": False}
   )
-  head = ACTLossHead(model, "stablemax_cross_entropy")
+  head = losses.ACTLossHead(model, "stablemax_cross_entropy")
   trains = settings["trains"]
   head.train(trains)
-  network = torch.compile(head) if settings["compiles"] else head
+  network = head if trains else model
+  if settings["compiles"]:
+    network = torch.compile(network)
   shape = (batch_size, arch["seq_len"])
   batch = {
     "inputs": torch.randint(1, arch["vocab_size"], shape, dtype=torch.int32),
@@ -54,16 +56,19 @@ def make_step(torch, settings):
   optimizer = torch.optim.AdamW(head.parameters(), lr=1e-4, foreach=True)
   carry = head.initial_carry(batch)
 
-  def step():
+  def learn():
     nonlocal carry
-    with torch.set_grad_enabled(trains):
-      carry, loss, *_ = network(return_keys=[], carry=carry, batch=batch)
-      if trains:
-        (loss / batch_size).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    carry, loss, *_ = network(return_keys=[], carry=carry, batch=batch)
+    (loss / batch_size).backward()
+    optimizer.step()
+    optimizer.zero_grad()
 
-  return step
+  @torch.no_grad()
+  def infer():
+    outputs = network(carry=carry, batch=batch)[1]
+    return outputs["logits"].argmax(-1)
+
+  return learn if trains else infer
 
 
 if __name__ == "__main__":
