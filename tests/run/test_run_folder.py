@@ -223,3 +223,9 @@ def test_the_config_of_another_program_is_kept(tmp_path):
 def test_names_that_orbax_reads_as_patterns_are_refused(tmp_path, name):
   with pytest.raises(UserError, match="Orbax cannot read back a folder with"):
     RunFolder(tmp_path / name / "run")
+
+
+def test_without_digests_the_sources_of_data_may_not_change(trained):
+  message = r"data\.train: 'hub' there, 'x\.csv' here"
+  with pytest.raises(UserError, match=message):
+    _claim(trained, _changed("data", train="x.csv"))

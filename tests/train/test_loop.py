@@ -156,7 +156,7 @@ def test_a_longer_run_goes_on_as_if_it_had_been_long(fit, whole, tmp_path):
 def test_a_schedule_over_all_steps_keeps_their_number(schedule):
   ours = changed(train={"steps": 36}) | schedule
   with pytest.raises(UserError, match=r"schedule='\w+' depends on it"):
-    changes.refuse(ours, CONFIG | schedule, "run")
+    changes.refuse(ours, CONFIG | schedule, "run", dict)
 
 
 def test_how_a_run_is_watched_may_change(fit, whole, tmp_path):

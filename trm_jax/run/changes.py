@@ -1,6 +1,6 @@
 """Compares configs: what differs, and what may differ when a run resumes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from trm_jax.config import complete
@@ -13,15 +13,16 @@ _WITHOUT_EFFECT = (
   ("model", "attention", "query_block", "remat"),
   ("train", "microbatch"),
 )
-# Fields that may change when a run resumes: also how it is watched, and what
-# is compared otherwise.
+# Fields that may change when a run resumes: also how it is watched, and its
+# length, which is compared otherwise.
 _MAY_CHANGE = (
   *_WITHOUT_EFFECT,
   ("checkpoint",),
   ("eval", "every", "batch_size"),
   ("train", "log_every", "steps"),
-  ("data", "train", "test", "path"),
 )
+# What is compared by content, if the run has saved a digest of it.
+_SOURCES = ("data.train", "data.test", "data.path")
 
 
 def differences(
@@ -61,16 +62,23 @@ def changes_results(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
   return bool(differences(computed(complete(ours)), computed(complete(theirs))))
 
 
-def refuse(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str):
+def refuse(
+  ours: Mapping[str, Any],
+  theirs: Mapping[str, Any],
+  where: str,
+  saved_facts: Callable[[], Mapping[str, Any]],
+):
   """Refuses to go on with a run under a config that trains otherwise.
 
   Training may become longer, and may be watched in another way. The sources of
-  the data may change, because their content is compared as well.
+  the data may change if the run has saved digests of their content, which the
+  caller compares.
 
   Args:
     ours: the config of this command.
     theirs: the config that the run was made with.
     where: the run, for the message.
+    saved_facts: returns what its latest checkpoint tells of itself.
 
   Raises:
     UserError: naming the fields that differ.
@@ -79,6 +87,9 @@ def refuse(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str):
   found = differences(
     _without(ours, _MAY_CHANGE), _without(theirs, _MAY_CHANGE)
   )
+  moved = [field for field in found if field.split(":")[0] in _SOURCES]
+  if moved and "data" in saved_facts():
+    found = [field for field in found if field not in moved]
   lengths = [each["train"]["steps"] for each in (ours, theirs)]
   spread = [
     f"config.{section}.schedule={ours[section]['schedule']!r}"

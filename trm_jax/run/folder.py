@@ -81,7 +81,7 @@ class RunFolder:
     try:
       known = self._known_config()
       if known is not None:
-        changes.refuse(config, known, os.fspath(self.path))
+        changes.refuse(config, known, os.fspath(self.path), self._saved_facts)
       if (
         known is None
         or not (self.path / "config.json").exists()
@@ -105,13 +105,17 @@ class RunFolder:
           "--workdir"
         )
       return config if self._has_trained() else None
+    return self._saved_facts().get("config")
+
+  def _saved_facts(self) -> dict[str, Any]:
+    """What the latest checkpoint tells of itself; empty if there is none."""
     if not any(self._checkpoint_folders()):
-      return None
+      return {}
     from trm_jax.run.checkpoint import Checkpoints  # Orbax imports slowly
 
     with Checkpoints(self.checkpoints) as checkpoints:
-      latest = checkpoints.latest
-      return checkpoints.facts(latest).get("config") if latest else None
+      step = checkpoints.latest
+      return {} if step is None else checkpoints.facts(step)
 
   def check_claim(self):
     """Raises a `UserError` if the folder no longer belongs to this process.

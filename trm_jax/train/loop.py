@@ -246,7 +246,7 @@ def restore_or_init(
   saved = checkpoints.facts(step)
   where = f"checkpoint {checkpoints.directory / str(step)}"
   if "config" in saved:
-    changes.refuse(facts["config"], saved["config"], where)
+    changes.refuse(facts["config"], saved["config"], where, lambda: saved)
   known = {name: saved[name] for name in ("data", "jax") if name in saved}
   ours = {name: facts[name] for name in known}
   if found := changes.differences(ours, known):
