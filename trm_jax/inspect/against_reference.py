@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import jax
@@ -210,3 +210,5 @@ def _theirs(
       yield lambda: float(answer(""))
     finally:
       process.kill()
+      with suppress(OSError):  # what an ended process has not read
+        to_process.close()
