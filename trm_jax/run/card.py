@@ -5,13 +5,13 @@ SHA-256 of the contents, which is checked before they are used.
 """
 
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from trm_jax.data import checks
 from trm_jax.errors import UserError
 from trm_jax.run import files
 
@@ -33,7 +33,7 @@ def read(
   """
   card_path = files.card_path(path)
   try:
-    card = json.loads(read_bytes(card_path, limit))
+    card = checks.parse_json(read_bytes(card_path, limit))
     if not isinstance(card, dict):
       raise ValueError("not an object")
   except (ValueError, RecursionError) as error:

@@ -47,7 +47,7 @@ def refuse_patterns(path: pathlib.Path):
 def refuse_irregular(folder: pathlib.Path):
   """Raises a `UserError` if a folder that Orbax will read would block it."""
   for path in () if is_remote(folder) else folder.rglob("*"):
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if not path.is_file() and not path.is_dir() and path.exists():
       raise UserError(f"{path} is a pipe or a device, not a file; delete it")
 
 

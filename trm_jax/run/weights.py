@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from trm_jax import config as config_lib
 from trm_jax.core import network
 from trm_jax.core.model import ModelConfig, Params
+from trm_jax.data import checks
 from trm_jax.errors import UserError
 from trm_jax.run import card, files
 from trm_jax.run.checkpoint import described, named_leaves
@@ -157,7 +158,7 @@ def _parse(
 ) -> dict[str, Any]:
   """A JSON object in the metadata."""
   try:
-    value = json.loads(metadata.get(name, "null"))
+    value = checks.parse_json(metadata.get(name, "null"))
     if not isinstance(value, dict):
       raise ValueError("not an object")
     return value

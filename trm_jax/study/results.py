@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trm_jax.core.family import FAMILIES
+from trm_jax.data import checks
 from trm_jax.errors import UserError
 from trm_jax.run import card, files
 from trm_jax.run.changes import differences
@@ -105,7 +106,7 @@ def load_trials(folder: pathlib.Path) -> list[Trial]:
 
 def _load(path: pathlib.Path) -> Trial:
   try:
-    trial = _parse(json.loads(card.read_bytes(path, _MOST_BYTES)))
+    trial = _parse(checks.parse_json(card.read_bytes(path, _MOST_BYTES)))
   except (ValueError, RecursionError) as error:
     if isinstance(error, UserError):
       raise
